@@ -1,0 +1,194 @@
+"""What flows through the house: Episode -> Sample -> Batch -> Loss, and Observation -> Chunk.
+
+Legend of shape letters, used in names everywhere:
+B batch · V view (one camera role) · F history frame (newest last) · H W image · L text · S sequence · D width ·
+T action time · A action width · P proprioceptive state width · N latent codes · K noise samples per context · E embodiments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:  # numpy-only users (collection, conversion) never pay for torch
+    from torch import Tensor
+
+Supervision = Literal["actions", "tracks", "hands", "none"]
+SUPERVISION: tuple[Supervision, ...] = ("actions", "tracks", "hands", "none")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at one decision.
+
+    `images`: role -> uint8 (F, H, W, 3), RGB, newest frame last. `state`: float64 (F, P), packed by the embodiment's state
+    space in physical units; width 0 where the source has none (video). `offsets_s`: the frames' times relative to now, <= 0.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+    embodiment: str
+    offsets_s: tuple[float, ...] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Actions to execute: float64 (T, A) in the embodiment's command space (physical units), one row per 1/rate_hz."""
+
+    action_TA: np.ndarray
+    embodiment: str
+    rate_hz: Fraction
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Encoded images of one camera: `jpeg[i]` was seen at step `step[i]` (rising; a camera may be slower than control)."""
+
+    step: np.ndarray
+    jpeg: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One instruction, valid for steps start <= i < stop."""
+
+    text: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode, as collectors and converters produce it and the shard writer stores it.
+
+    `state`: float64 (steps, P) or None; `action`: float64 (steps, A) or None, physical units, in the frames as recorded.
+    `action[i]` is the command issued at step i, after the observation of step i. `time_s`: float64 (steps,), rising.
+    `info`: JSON-able facts for people (task, seed, success, expert); training never reads it.
+    """
+
+    id: str
+    embodiment: str
+    rate_hz: Fraction
+    supervision: Supervision
+    instructions: tuple[Span, ...]
+    time_s: np.ndarray
+    frames: Mapping[str, Frames]
+    state: np.ndarray | None = None
+    action: np.ndarray | None = None
+    licence: str = "unknown"
+    source: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        return len(self.time_s)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example, in physical units; which order position it is, and where it came from.
+
+    `action_TA`: float64 (T, A) in the embodiment's learned frames (`Embodiment.encode`), or None without action labels;
+    `valid_T`: bool, False past the end of the episode. `latent_N`: int64 codes (`vla label`), or None.
+    `future`: images a fixed time ahead, role -> uint8 (H, W, 3); only where the pipeline was asked for frame pairs.
+    """
+
+    position: int
+    source: str
+    episode: str
+    step: int
+    observation: Observation
+    action_TA: np.ndarray | None
+    valid_T: np.ndarray
+    latent_N: np.ndarray | None = None
+    future: Mapping[str, np.ndarray] | None = None
+    gap_s: float = 0.0
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, _Tensors):
+        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value
+
+
+class _Tensors:
+    """Mixin: a dataclass of tensors that moves as one."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        return _map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The chosen batch rows of every tensor."""
+        return _map_tensors(self, lambda tensor: tensor[rows])
+
+
+@dataclass(frozen=True)
+class ActionSpec(_Tensors):
+    """Which actions are asked for: `embodiment_B` int64 rows of the model's roster, `mask_BTA` bool, True where real."""
+
+    embodiment_B: Tensor
+    mask_BTA: Tensor
+
+
+@dataclass(frozen=True)
+class Target(_Tensors):
+    """What a decoder learns from. Zero wherever the mask is False, so that padding can never leak.
+
+    `action_BTA`: float32, normalised; `spec.mask_BTA` says which entries exist at all; `label_BTA` bool, which are labelled
+    (a sample without action labels has none). `latent_BN`: int64 codes; `has_latent_B`: bool.
+    """
+
+    action_BTA: Tensor
+    label_BTA: Tensor
+    spec: ActionSpec
+    latent_BN: Tensor
+    has_latent_B: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """Tensors of B samples of any mixture of embodiments.
+
+    `inputs`: the backbone's own (uint8 images, token ids, masks); `state_BFP` float32 normalised with `state_mask_BP` bool.
+    """
+
+    inputs: Mapping[str, Tensor]
+    state_BFP: Tensor
+    state_mask_BP: Tensor
+    spec: ActionSpec
+    target: Target | None
+    source_B: Tensor
+    position_B: Tensor
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """A loss as (weighted sum, weight), both scalar tensors. Never a local mean: a mean would weigh ranks, not samples."""
+
+    sum: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Named parts, and each sample's share for the books.
+
+    The total is sum over parts of `scale[name] * part.sum / part.weight`, with weights summed over ranks and accumulation
+    steps first. `sample_sum_B` and `sample_weight_B` (detached) split the first part by sample.
+    """
+
+    parts: Mapping[str, WeightedSum]
+    scale: Mapping[str, float]
+    sample_sum_B: Tensor
+    sample_weight_B: Tensor
