@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vla.errors import SchemaError, StatsMissing, UserError
+from vla.normalize import SKETCH_SIZE, Normalizer, Stats
+
+FINITE = st.floats(-1e6, 1e6, allow_nan=False, width=64)
+
+
+def rank_distance(values, quantile, q):
+    """How far, as a share of the rows, the found value lies from rank q."""
+    below, upto = np.mean(values < quantile), np.mean(values <= quantile)
+    return max(below - q, q - upto, 0.0)
+
+
+def test_quantiles_and_moments_against_numpy():
+    rng = np.random.default_rng(0)
+    rows_NA = np.stack([rng.normal(size=200_000), rng.exponential(size=200_000) ** 3, np.round(rng.normal(size=200_000), 1)], -1)
+    stats = Stats(3)
+    for part in np.array_split(rows_NA, 37):
+        stats.update(part)
+    np.testing.assert_allclose(stats.mean_A, rows_NA.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(stats.std_A, rows_NA.std(0), rtol=1e-10)
+    assert stats.rank_error() < 0.005
+    for q in (0.01, 0.1, 0.5, 0.9, 0.99):
+        for a in range(3):
+            assert rank_distance(rows_NA[:, a], stats.quantile(q)[a], q) <= stats.rank_error() + 1e-9
+
+
+def test_small_sets_are_exact():
+    rows_NA = np.random.default_rng(1).normal(size=(1001, 2))
+    stats = Stats(2)
+    stats.update(rows_NA)
+    np.testing.assert_array_equal(stats.quantile(0.5), np.quantile(rows_NA, 0.5, axis=0, method="inverted_cdf"))
+
+
+def test_merge_keeps_every_row_and_the_bound():
+    rng = np.random.default_rng(2)
+    parts = [rng.normal(loc=i, size=(n, 1)) for i, n in enumerate((10, SKETCH_SIZE * 3 + 1, 70_000, 1))]
+    merged = Stats(1)
+    for part in parts:
+        one = Stats(1)
+        one.update(part)
+        merged.merge(one)
+    rows = np.concatenate(parts)[:, 0]
+    assert merged.count == len(rows) == sum(len(v) * 2**h for h, v in enumerate(merged._levels))
+    for q in (0.01, 0.5, 0.99):
+        assert rank_distance(rows, merged.quantile(q)[0], q) <= merged.rank_error() + 1e-9
+
+
+def test_json_round_trip_continues_identically():
+    rng = np.random.default_rng(3)
+    stats = Stats(2)
+    stats.update(rng.normal(size=(9000, 2)))
+    again = Stats.from_json(stats.to_json())
+    more = rng.normal(size=(9000, 2))
+    stats.update(more), again.update(more)
+    assert stats.to_json() == again.to_json()
+
+
+def test_bad_rows_are_refused():
+    stats = Stats(2)
+    with pytest.raises(SchemaError, match="NaN"):
+        stats.update(np.array([[0.0, np.nan]]))
+    with pytest.raises(SchemaError, match="width 2"):
+        stats.update(np.zeros((3, 4)))
+    with pytest.raises(StatsMissing):
+        Normalizer.fit(stats)
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=FINITE), st.sampled_from(["quantile", "zscore"]))
+@settings(max_examples=150, deadline=None)
+def test_normalise_is_exactly_invertible_and_finite(rows_NA, method):
+    stats = Stats(rows_NA.shape[1])
+    stats.update(rows_NA)
+    normalizer = Normalizer.fit(stats, method)
+    unit = normalizer.normalize(rows_NA)
+    assert np.isfinite(unit).all()
+    # No value inside the data is blown up: a thin spread falls back to the full range.
+    assert np.abs(unit).max(initial=0) <= 2 / 1e-3 + 1
+    back = normalizer.denormalize(unit)
+    tolerance = 4 * np.finfo(np.float64).eps * (np.abs(rows_NA) + np.abs(normalizer.offset))
+    assert (np.abs(back - rows_NA) <= tolerance).all()
+
+
+def test_degenerate_dimensions_follow_the_rule():
+    rows_NA = np.zeros((1000, 3))
+    rows_NA[:, 0] = 0.1 + 0.2  # constant, with rounding
+    rows_NA[3, 1] = 1.0  # one rare event: q01 = q99 = 0
+    rows_NA[:, 2] = np.linspace(-2, 2, 1000)
+    stats = Stats(3)
+    stats.update(rows_NA)
+    normalizer = Normalizer.fit(stats)
+    assert normalizer.degenerate == (0, 1)
+    assert normalizer.scale[0] == 1.0 and normalizer.scale[1] == 0.5
+    np.testing.assert_allclose(normalizer.normalize(rows_NA)[3, 1], 1.0)
+    assert Normalizer.from_json(normalizer.to_json()) == normalizer
+
+
+def test_identity_needs_a_reason():
+    with pytest.raises(UserError, match="reason"):
+        Normalizer.identity(3, "")
+    assert Normalizer.identity(3, "tokens already in -1..1").width == 3

@@ -1,0 +1,1 @@
+"""Observation -> prefix tokens -> hidden states. `base` holds the interface; one file per family."""

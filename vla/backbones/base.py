@@ -1,0 +1,148 @@
+"""Tokens, the one rule of attention, and the interface of every backbone.
+
+Query i sees key j iff j is valid, and (group[j] = 0 or group[j] = group[i]), and block[j] <= block[i].
+
+Group 0 is the prefix, in blocks below every suffix. Each noise sample, decoder or packed sequence is a group of its own, so
+K noise samples per context and jointly trained decoders cannot see each other. A causal suffix has blocks n+1, n+2, ...; a
+bidirectional one has a single block n+1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from vla.types import Observation
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sequence with what each token may see. `valid_BS` bool; `block_BS`, `group_BS`, `position_BS` int64.
+
+    `extras` carries what a family needs beside the embeddings (multi-axis positions, deep visual features).
+    """
+
+    x_BSD: Tensor
+    valid_BS: Tensor
+    block_BS: Tensor
+    group_BS: Tensor
+    position_BS: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.x_BSD.shape[1]
+
+    def next_block(self) -> Tensor:
+        """(B, 1): the first block above every token here."""
+        return self.block_BS.amax(1, keepdim=True) + 1
+
+    def next_position(self) -> Tensor:
+        """(B, 1): the first position after the last valid token (right-padded rows continue where their text ends)."""
+        return self.position_BS.masked_fill(~self.valid_BS, -1).amax(1, keepdim=True) + 1
+
+    def cat(self, other: Tokens) -> Tokens:
+        """These tokens, then the other's."""
+        pairs = zip(self._core(), other._core(), strict=True)
+        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras={**self.extras, **other.extras})
+
+    def slice(self, start: int, stop: int) -> Tokens:
+        """Tokens start <= i < stop."""
+        return Tokens(*(t[:, start:stop] for t in self._core()), extras=self.extras)
+
+    def with_x(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> Tokens:
+        """The same places with other embeddings (and validity)."""
+        return replace(self, x_BSD=x_BSD, valid_BS=self.valid_BS if valid_BS is None else valid_BS)
+
+    def _core(self) -> tuple[Tensor, ...]:
+        return (self.x_BSD, self.valid_BS, self.block_BS, self.group_BS, self.position_BS)
+
+
+def prefix_tokens(x_BSD: Tensor, valid_BS: Tensor, causal: bool = False) -> Tokens:
+    """Group-0 tokens at positions 0, 1, ... (padding takes no position), all in block 0, or causal."""
+    index_BS = (valid_BS.long().cumsum(1) - 1).clamp(min=0)
+    zero_BS = torch.zeros_like(index_BS)
+    return Tokens(x_BSD, valid_BS, index_BS if causal else zero_BS, zero_BS, index_BS)
+
+
+def suffix_tokens(
+    prefix: Tokens, x_BSD: Tensor, *, causal: bool, samples: int = 1, valid_BS: Tensor | None = None
+) -> Tokens:
+    """Tokens that follow a prefix: `samples` equal groups of S / samples tokens, each starting right after the prefix.
+
+    Every group sees the prefix and itself alone, and has the same positions as the others. All valid unless said otherwise.
+    """
+    B, S, _ = x_BSD.shape
+    assert S % samples == 0
+    step_S = torch.arange(S // samples, device=x_BSD.device).repeat(samples)
+    group_S = torch.arange(samples, device=x_BSD.device).repeat_interleave(S // samples)
+    first_group = prefix.group_BS.amax() + 1
+    block_BS = prefix.next_block() + (step_S if causal else torch.zeros_like(step_S))
+    return Tokens(
+        x_BSD,
+        torch.ones(B, S, dtype=torch.bool, device=x_BSD.device) if valid_BS is None else valid_BS,
+        block_BS.expand(B, S),
+        (first_group + group_S).expand(B, S),
+        (prefix.next_position() + step_S).expand(B, S),
+    )
+
+
+def visible(query: Tokens, key: Tokens) -> Tensor:
+    """The rule, as bool (B, 1, Sq, Sk)."""
+    return _rule(query.block_BS, query.group_BS, key.valid_BS, key.block_BS, key.group_BS)
+
+
+def _rule(block_Bq: Tensor, group_Bq: Tensor, valid_Bk: Tensor, block_Bk: Tensor, group_Bk: Tensor) -> Tensor:
+    key_group = group_Bk[:, None, :]
+    same = (key_group == 0) | (key_group == group_Bq[:, :, None])
+    return (valid_Bk[:, None, :] & same & (block_Bk[:, None, :] <= block_Bq[:, :, None]))[:, None]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a forward pass leaves: the tokens it ran on, the states after each layer, and each layer's keys and values.
+
+    `x_BSD`: final states, after the last norm. `layers`: (B, S, D) after each layer. `keys`, `values`: (B, heads, S, head width)
+    per layer, as attended to; of the tokens before (cache) and these. Given back as `cache`, everything here is before the new tokens.
+    """
+
+    tokens: Tokens
+    x_BSD: Tensor
+    layers: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def detach(self) -> Hidden:
+        """Stops gradients into the prefix (knowledge insulation)."""
+        return replace(
+            self,
+            x_BSD=self.x_BSD.detach(),
+            layers=tuple(t.detach() for t in self.layers),
+            keys=tuple(t.detach() for t in self.keys),
+            values=tuple(t.detach() for t in self.values),
+        )
+
+    def last(self, count: int) -> Tensor:
+        """Final states of the last `count` tokens, (B, count, D)."""
+        return self.x_BSD[:, -count:]
+
+
+class Backbone(nn.Module, ABC):
+    """A vision-language transformer under the one rule of attention. `width`: D of its hidden states."""
+
+    width: int
+
+    @abstractmethod
+    def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """Observations -> CPU tensors with B rows each (uint8 images, token ids, masks). Runs in loader workers."""
+
+    @abstractmethod
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
+        """Collated inputs -> prefix tokens of group 0."""
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
+        """Runs the transformer over `tokens`, which may also see what `cache` holds. Equal to one pass over both."""

@@ -1,0 +1,151 @@
+"""A vision-language backbone from scratch, for a CPU: light convolutions, one keypoint token per camera, hashed words.
+
+Spatial softmax (Finn et al. 2016, "Deep spatial autoencoders"; Levine et al. 2016) turns each feature map into one image coordinate:
+what a manipulation policy needs most, at one token per camera. No normalisation layers in the stem: they cost as much as the
+convolutions on a CPU, and steps per second decide what is learned (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.backbones.base import Backbone, Hidden, Tokens, prefix_tokens
+from vla.backbones.transformer import Transformer
+from vla.errors import SchemaError
+from vla.types import Observation
+
+ROLE_BUCKETS = 64
+"""Camera roles are hashed, so that a role no one has named yet has an embedding."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not."""
+
+    kind: ClassVar[str] = "backbone.tiny"
+    width: int = 192
+    depth: int = 4
+    heads: int = 4
+    image_size: int = 64
+    channels: int = 32
+    keypoints: int = 64
+    words: int = 4096
+    max_words: int = 24
+
+    def build(self) -> TinyBackbone:
+        return TinyBackbone(self)
+
+
+class TinyBackbone(Backbone):
+    """Prefix: one token per word, then one per view and history frame; all see each other (block 0)."""
+
+    def __init__(self, config: Tiny) -> None:
+        super().__init__()
+        self.config, self.width = config, config.width
+        self.stem = _Stem(config.channels, config.keypoints)
+        self.image_in = nn.Linear(self.stem.width, config.width)
+        self.word_in = nn.Embedding(config.words, config.width)
+        self.role_in = nn.Embedding(ROLE_BUCKETS, config.width)
+        self.age_in = nn.Linear(1, config.width, bias=False)
+        self.transformer = Transformer(config.width, config.depth, config.heads)
+        for embedding in (self.word_in, self.role_in):
+            nn.init.normal_(embedding.weight, std=0.5)
+
+    def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """`image_BVFHW3` uint8, `image_valid_BV`, `role_BV`, `age_BF` (seconds, <= 0), `word_BL`, `word_valid_BL`."""
+        views = max(len(obs.images) for obs in observations)
+        frames = max(len(obs.offsets_s) for obs in observations)
+        side = self.config.image_size
+        image = np.zeros((len(observations), views, frames, side, side, 3), dtype=np.uint8)
+        valid = np.zeros((len(observations), views), dtype=bool)
+        role = np.zeros((len(observations), views), dtype=np.int64)
+        age = np.zeros((len(observations), frames), dtype=np.float32)
+        word = np.zeros((len(observations), self.config.max_words), dtype=np.int64)
+        for row, obs in enumerate(observations):
+            if len(obs.offsets_s) != frames:
+                raise SchemaError("observations of one batch must have the same number of history frames")
+            age[row] = obs.offsets_s
+            for view, (name, pixels) in enumerate(obs.images.items()):
+                image[row, view] = _fit(pixels, side, name)
+                valid[row, view], role[row, view] = True, zlib.crc32(name.encode()) % ROLE_BUCKETS
+            ids = self.words(obs.instruction)
+            word[row, : len(ids)] = ids
+        longest = max(1, int((word > 0).sum(1).max(initial=1)))
+        word = word[:, :longest]
+        return {
+            "image_BVFHW3": torch.from_numpy(image),
+            "image_valid_BV": torch.from_numpy(valid),
+            "role_BV": torch.from_numpy(role),
+            "age_BF": torch.from_numpy(age),
+            "word_BL": torch.from_numpy(word),
+            "word_valid_BL": torch.from_numpy(word > 0),
+        }
+
+    def words(self, text: str) -> list[int]:
+        """Ids 1..words-1 of the lower-cased words: hashed, so that there is no vocabulary to ship."""
+        found = re.findall(r"[a-z0-9]+", text.lower())[: self.config.max_words]
+        return [zlib.crc32(word.encode()) % (self.config.words - 1) + 1 for word in found]
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
+        image = inputs["image_BVFHW3"]
+        B, V, Fr = image.shape[:3]
+        pixels = image.flatten(0, 2).permute(0, 3, 1, 2).to(self.image_in.weight.dtype) / 127.5 - 1
+        seen = self.image_in(self.stem(pixels)).view(B, V, Fr, -1)
+        seen = seen + self.role_in(inputs["role_BV"])[:, :, None] + self.age_in(inputs["age_BF"].to(seen.dtype)[:, None, :, None])
+        seen_valid = inputs["image_valid_BV"][:, :, None].expand(B, V, Fr).reshape(B, V * Fr)
+        text = self.word_in(inputs["word_BL"])
+        x_BSD = torch.cat([text, seen.reshape(B, V * Fr, -1)], dim=1)
+        return prefix_tokens(x_BSD, torch.cat([inputs["word_valid_BL"], seen_valid], dim=1))
+
+    def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
+        return self.transformer(tokens, cache)
+
+
+class _Stem(nn.Module):
+    """uint8-scaled images (N, 3, H, W) in -1..1 -> (N, width): per keypoint its x, its y and its peak value."""
+
+    def __init__(self, channels: int, keypoints: int) -> None:
+        super().__init__()
+        c = channels
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, c, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, keypoints, 1),
+        )
+        self.width = 3 * keypoints
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.convs(pixels.contiguous(memory_format=torch.channels_last))
+        H, W = maps.shape[-2:]
+        flat = maps.flatten(2)
+        weight = F.softmax(flat * self.log_sharpness.exp(), dim=-1)
+        ys = torch.linspace(-1, 1, H, device=maps.device, dtype=maps.dtype)[:, None].expand(H, W).reshape(-1)
+        xs = torch.linspace(-1, 1, W, device=maps.device, dtype=maps.dtype).repeat(H)
+        grid = torch.stack([xs, ys], dim=-1)  # (HW, 2)
+        where = weight @ grid
+        peak = (weight * flat).sum(-1, keepdim=True)
+        return torch.cat([where, torch.tanh(peak / 4)], dim=-1).flatten(1)
+
+
+def _fit(pixels: np.ndarray, side: int, role: str) -> np.ndarray:
+    """uint8 (F, H, W, 3) -> (F, side, side, 3). The same code in training and serving, so both see the same tensors."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise SchemaError(f"camera '{role}': images must be uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}")
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    resized = F.interpolate(torch.from_numpy(pixels).permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy()

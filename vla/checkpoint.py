@@ -1,0 +1,195 @@
+"""A checkpoint: a folder that acts alone. Complete or invisible, and checked before a weight is used.
+
+    model.safetensors   weights, fp32 or bf16
+    config.json         format_version, model (kinds), embodiments and normalisers by value, the run that made it
+    manifest.json       sha256 and bytes of every other file; its presence means that the folder is complete
+
+Written to a temporary sibling, flushed to disk, then renamed. The manifest detects damage, not malice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vla.collate import Collate
+from vla.config import from_json, to_json
+from vla.embodiment import Embodiment
+from vla.errors import Damaged, UserError
+from vla.model import VLA, Model
+from vla.normalize import RobotNormalizer
+from vla.roster import Roster
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything a checkpoint says beside its weights. `run`: JSON facts of the run that made it, for people."""
+
+    model: Model
+    embodiments: tuple[Embodiment, ...]
+    normalizers: Mapping[str, RobotNormalizer]
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def roster(self) -> Roster:
+        return Roster.of(self.embodiments)
+
+    def build(self) -> VLA:
+        """The model, with fresh weights."""
+        return self.model.build(self.roster)
+
+    def collate(self, model: VLA) -> Collate:
+        return Collate(self.embodiments, self.normalizers, model.backbone.collate, model.decoder.latent_codes)
+
+    def to_json(self) -> dict:
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": to_json(self.model),
+            "embodiments": [robot.to_json() for robot in self.embodiments],
+            "normalizers": {name: n.to_json() for name, n in self.normalizers.items()},
+            "run": dict(self.run),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping) -> Contents:
+        if data.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"checkpoint format {data.get('format_version')}; this version reads {FORMAT_VERSION}")
+        return Contents(
+            from_json(data["model"]),
+            tuple(Embodiment.from_json(row) for row in data["embodiments"]),
+            {name: RobotNormalizer.from_json(row) for name, row in data["normalizers"].items()},
+            data["run"],
+        )
+
+
+def save_checkpoint(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
+    """Writes the folder; an existing one is replaced only once the new one is complete on disk."""
+
+    def write(temporary: Path) -> None:
+        save_tensors(temporary / "model.safetensors", weights)
+        (temporary / "config.json").write_text(json.dumps(contents.to_json(), indent=1))
+
+    return write_folder(folder, write)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[Contents, dict[str, Tensor]]:
+    """Checks the manifest, then reads. Raises UserError (no checkpoint there) or Damaged (naming the file)."""
+    folder = verify_folder(Path(folder))
+    contents = Contents.from_json(json.loads((folder / "config.json").read_text()))
+    return contents, load_file(folder / "model.safetensors")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """safetensors, with the umask's file mode (the library's own is 0600, unreadable for a colleague)."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def write_folder(folder: Path, write: Any) -> Path:
+    """`write(temporary folder)`, then manifest, flush, rename. A failure (no space, say) leaves what was there before untouched."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        rows = {str(path.relative_to(temporary)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        (temporary / "manifest.json").write_text(json.dumps({"files": rows}, indent=1))
+        for path in (*files, temporary / "manifest.json", temporary):
+            _flush(path)
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+            temporary.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free
+        raise UserError(f"could not save {folder}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact.") from error
+    return folder
+
+
+def verify_folder(folder: Path) -> Path:
+    """Raises unless every file of the manifest is there, byte for byte."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint at {folder}. A checkpoint is a folder with manifest.json and model.safetensors.")
+    problems = folder_problems(folder)
+    if problems:
+        raise Damaged(f"checkpoint {folder} is damaged: {'; '.join(problems)}. Use an earlier one, or copy it again.")
+    return folder
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """What is wrong with a manifest folder, one line a file; empty when all is well."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return ["no manifest.json (incomplete, or not a checkpoint)"]
+    try:
+        rows = json.loads(manifest.read_text())["files"]
+        expected = {str(name): (str(row["sha256"]), int(row["bytes"])) for name, row in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ["manifest.json is not readable"]
+    problems = []
+    for name, (digest, size) in expected.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            problems.append(f"{name}: a name outside the folder")
+        elif not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != size:
+            problems.append(f"{name}: {path.stat().st_size} bytes, not {size}")
+        elif sha256(path) != digest:
+            problems.append(f"{name}: contents altered")
+    return problems
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_310(file)
+
+
+def _digest_310(file: Any) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Contents, VLA]:
+    """Contents and the model in evaluation mode with its weights."""
+    contents, weights = load_checkpoint(folder)
+    model = contents.build()
+    problems = model.load_state_dict(weights, strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        raise Damaged(f"{folder}: weights do not fit: missing {problems.missing_keys[:3]}, unexpected {problems.unexpected_keys[:3]}")
+    return contents, model.to(device).eval()

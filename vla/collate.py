@@ -1,0 +1,112 @@
+"""Samples or observations -> batch. One path for training and for serving, so both give a model identical tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla.embodiment import Embodiment
+from vla.errors import SchemaError, StatsMissing
+from vla.normalize import RobotNormalizer
+from vla.roster import Roster
+from vla.types import ActionSpec, Batch, Observation, Sample, Target
+
+
+@dataclass(frozen=True)
+class Collate:
+    """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
+    sample that the decoder wants (0: none)."""
+
+    embodiments: tuple[Embodiment, ...]
+    normalizers: Mapping[str, RobotNormalizer]
+    inputs: Callable[[Sequence[Observation]], dict[str, Tensor]]
+    codes: int = 0
+
+    def __post_init__(self) -> None:
+        for robot in self.embodiments:
+            if robot.name not in self.normalizers:
+                raise StatsMissing(
+                    f"no statistics for '{robot.name}'; there are some for {sorted(self.normalizers)}. Run `vla stats` on its data."
+                )
+            self.normalizers[robot.name].check(robot)
+
+    @property
+    def roster(self) -> Roster:
+        return Roster.of(self.embodiments)
+
+    def observations(self, observations: Sequence[Observation]) -> Batch:
+        """What a policy acts on; no target."""
+        roster = self.roster
+        robots = [self.embodiments[roster.index(obs.embodiment)] for obs in observations]
+        observations = [_ordered(obs, robot) for obs, robot in zip(observations, robots, strict=True)]
+        B, F = len(observations), len(observations[0].offsets_s)
+        state_BFP = np.zeros((B, F, roster.state_width), dtype=np.float32)
+        state_mask_BP = np.zeros((B, roster.state_width), dtype=bool)
+        mask_BTA = np.zeros((B, roster.horizon, roster.action_width), dtype=bool)
+        for row, (obs, robot) in enumerate(zip(observations, robots, strict=True)):
+            mask_BTA[row, : robot.horizon, : robot.action.size] = True
+            if obs.state.shape[-1] == 0:  # video: no proprioception was recorded
+                continue
+            robot.state.check(obs.state, f"{robot.name} state")
+            state_BFP[row, :, : robot.state.size] = self.normalizers[robot.name].state.normalize(obs.state)
+            state_mask_BP[row, : robot.state.size] = True
+        index_B = np.array([roster.index(robot.name) for robot in robots], dtype=np.int64)
+        return Batch(
+            inputs=self.inputs(observations),
+            state_BFP=torch.from_numpy(state_BFP),
+            state_mask_BP=torch.from_numpy(state_mask_BP),
+            spec=ActionSpec(torch.from_numpy(index_B), torch.from_numpy(mask_BTA)),
+            target=None,
+            source_B=torch.zeros(B, dtype=torch.int64),
+            position_B=torch.zeros(B, dtype=torch.int64),
+        )
+
+    def samples(self, samples: Sequence[Sample], sources: Mapping[str, int]) -> Batch:
+        """A training batch. `sources`: index of each source's name, for the books."""
+        batch = self.observations([sample.observation for sample in samples])
+        mask_BTA = batch.spec.mask_BTA.numpy()
+        action_BTA = np.zeros(mask_BTA.shape, dtype=np.float32)
+        label_BTA = np.zeros(mask_BTA.shape, dtype=bool)
+        latent_BN = np.zeros((len(samples), self.codes), dtype=np.int64)
+        has_latent_B = np.zeros(len(samples), dtype=bool)
+        robots = {robot.name: robot for robot in self.embodiments}
+        for row, sample in enumerate(samples):
+            robot = robots[sample.observation.embodiment]
+            if sample.action_TA is not None:
+                want = (robot.horizon, robot.action.size)
+                if sample.action_TA.shape != want:
+                    raise SchemaError(f"{sample.episode}: actions of shape {sample.action_TA.shape}; '{robot.name}' has {want}")
+                normal_TA = self.normalizers[robot.name].action.normalize(sample.action_TA)
+                action_BTA[row, : want[0], : want[1]] = normal_TA
+                label_BTA[row, : want[0], : want[1]] = sample.valid_T[:, None]
+            if sample.latent_N is not None and self.codes:
+                if sample.latent_N.shape != (self.codes,):
+                    raise SchemaError(f"{sample.episode}: {len(sample.latent_N)} latent codes; the decoder predicts {self.codes}")
+                latent_BN[row], has_latent_B[row] = sample.latent_N, True
+        target = Target(
+            torch.from_numpy(action_BTA),
+            torch.from_numpy(label_BTA),
+            batch.spec,
+            torch.from_numpy(latent_BN),
+            torch.from_numpy(has_latent_B),
+        )
+        return Batch(
+            batch.inputs,
+            batch.state_BFP,
+            batch.state_mask_BP,
+            batch.spec,
+            target,
+            source_B=torch.tensor([sources[sample.source] for sample in samples]),
+            position_B=torch.tensor([sample.position for sample in samples]),
+        )
+
+
+def _ordered(obs: Observation, robot: Embodiment) -> Observation:
+    """Cameras in the robot's order, whatever the order they came in; another set of roles is an error."""
+    if set(obs.images) != set(robot.cameras):
+        raise SchemaError(f"cameras {sorted(obs.images)} given; '{robot.name}' has the roles {sorted(robot.cameras)}")
+    return replace(obs, images={role: obs.images[role] for role in robot.cameras})

@@ -1,0 +1,129 @@
+"""Configurations as frozen dataclasses that know their kind, and their way to JSON and back.
+
+A part that a checkpoint can hold is a frozen dataclass with a class variable `kind` and a method `build(...)`. The JSON records the
+kind and never causes an import by itself: known kinds are the table below and what `--plugin` brought in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.errors import SchemaError, UnknownName, UserError
+
+KINDS = {
+    "model.vla": "vla.model:Model",
+    "backbone.tiny": "vla.backbones.tiny:Tiny",
+    "codec.bins": "vla.codecs.bins:Bins",
+    "decoder.tokens": "vla.decoders.tokens:AutoregressiveTokens",
+    "decoder.parallel": "vla.decoders.parallel:Parallel",
+    "decoder.masked": "vla.decoders.masked:MaskedDiffusion",
+    "decoder.dit": "vla.decoders.dit:DiT",
+    "decoder.latent": "vla.decoders.latent:LatentActions",
+    "path.ddpm": "vla.diffusion.ddpm:DDPM",
+    "path.flow": "vla.diffusion.flow:Flow",
+    "conditioning.cross": "vla.decoders.conditioning:CrossAttention",
+    "conditioning.pooled": "vla.decoders.conditioning:Pooled",
+    "conditioning.in_context": "vla.decoders.conditioning:InContext",
+    "latent_action.model": "vla.latent_action.model:LatentActionConfig",
+}
+"""kind -> where it lives. One line per part; third parties add theirs by `load_plugin`, not here."""
+
+_PLUGINS: dict[str, type] = {}
+
+
+def to_json(config: Any) -> Any:
+    """A (nested) configuration -> plain JSON values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        rows = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"kind": config.kind, **rows} if hasattr(config, "kind") else rows
+    if isinstance(config, (list, tuple)):
+        return [to_json(item) for item in config]
+    if isinstance(config, Mapping):
+        return {str(key): to_json(item) for key, item in config.items()}
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise SchemaError(f"a configuration cannot hold a {type(config).__name__}")
+
+
+def from_json(data: Any) -> Any:
+    """The inverse of `to_json` for dataclasses with a kind; unknown kinds and keys are errors that list the choices."""
+    if isinstance(data, list):
+        return tuple(from_json(item) for item in data)
+    if not isinstance(data, Mapping) or "kind" not in data:
+        return data
+    cls = find_kind(str(data["kind"]))
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    extra = set(data) - known - {"kind"}
+    if extra:
+        raise UnknownName(f"setting of {data['kind']}", sorted(extra)[0], known)
+    return cls(**{key: from_json(value) for key, value in data.items() if key != "kind"})
+
+
+def find_kind(kind: str) -> type:
+    """The configuration class of a kind; built in, or from a plug-in that the user named."""
+    if kind in _PLUGINS:
+        return _PLUGINS[kind]
+    if kind not in KINDS:
+        raise UnknownName("kind", kind, [*KINDS, *_PLUGINS], "If it comes from a plug-in, name it with --plugin module_or_file.")
+    module, name = KINDS[kind].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_plugin(module_or_file: str) -> list[str]:
+    """Imports a module or .py file that the user named, and makes its kinds known. Returns them.
+
+    Every dataclass in it with its own `kind` counts. A kind that exists already is refused: a checkpoint must mean one thing.
+    """
+    if module_or_file.endswith(".py"):
+        path = Path(module_or_file)
+        if not path.is_file():
+            raise UserError(f"no plug-in file {path}")
+        spec = importlib.util.spec_from_file_location(f"vla_plugin_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name.
+        import sys
+
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(module_or_file)
+        except ModuleNotFoundError as error:
+            raise UserError(f"no plug-in module '{module_or_file}' ({error})") from error
+    return register(module)
+
+
+def register(module: types.ModuleType) -> list[str]:
+    """Makes the kinds that a loaded module defines known. Returns them."""
+    found = []
+    for value in vars(module).values():
+        kind = getattr(value, "kind", None)
+        own = isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+        if not own or not isinstance(kind, str):
+            continue
+        if kind in KINDS:
+            raise UserError(f"plug-in kind '{kind}' is already taken by {KINDS[kind]}; give it another name")
+        _PLUGINS[kind] = value
+        found.append(kind)
+    if not found:
+        raise UserError(f"{module.__name__} defines no dataclass with a `kind`")
+    return found
+
+
+def check_types(config: Any) -> None:
+    """Raises SchemaError where a setting has another plain type than its annotation (a mistyped recipe)."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        want, value = hints[f.name], getattr(config, f.name)
+        if want is float and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        if want in (int, float, str, bool) and not (isinstance(value, want) and not (want is int and isinstance(value, bool))):
+            raise SchemaError(f"{type(config).__name__}.{f.name} must be {want.__name__}, not {value!r}")

@@ -1,0 +1,63 @@
+"""The interface of every action decoder.
+
+A decoder drives the backbone it is given: it may run it on the prefix alone, on prefix and suffix together, or on a suffix after a
+cached prefix. So nothing elsewhere knows which decoder it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vla.backbones.base import Backbone, Tokens
+from vla.noise import Noise
+from vla.types import ActionSpec, Loss, Target, WeightedSum
+
+
+class ActionDecoder(nn.Module, ABC):
+    """Learns and samples normalised action chunks, float32 (B, T, A), T and A as in the roster.
+
+    `latent_codes`: how many latent-action codes per sample it learns from, beside actions.
+    """
+
+    latent_codes: int = 0
+
+    @abstractmethod
+    def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
+        """The weight of each part of the loss: scalar tensors, the same that `loss` will return for this noise.
+
+        Known before any forward pass, so that the loop can sum them over ranks and accumulation steps first.
+        """
+
+    @abstractmethod
+    def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """Runs every trainable module, also when no sample has a label (weights 0): a skipped module hangs ZeRO."""
+
+    @abstractmethod
+    def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        """float32 (B, T, A) normalised actions, 0 where `like.mask_BTA` is False."""
+
+
+def make_loss(parts: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, float]) -> Loss:
+    """{name: (error, weight)} of equal shapes (B, ...) -> Loss. Entries of weight 0 add nothing, whatever their error."""
+    sums, first = {}, None
+    for name, (error, weight) in parts.items():
+        weight = weight.to(error.dtype)
+        weighted = error * weight
+        first = first or (weighted.detach(), weight.detach())
+        sums[name] = WeightedSum(weighted.sum(), weight.sum())
+    assert first is not None
+    error_BN, weight_BN = (t.flatten(1) if t.dim() > 1 else t[:, None] for t in first)
+    return Loss(sums, scale, error_BN.sum(1), weight_BN.sum(1))
+
+
+def total_loss(loss: Loss, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The scalar to differentiate: sum of `scale * sum / weight`, with `weights` (summed over ranks) if given."""
+    total = torch.zeros((), device=loss.sample_sum_B.device)
+    for name, part in loss.parts.items():
+        weight = part.weight if weights is None else weights[name]
+        total = total + loss.scale[name] * part.sum / weight.clamp(min=1e-12)
+    return total

@@ -1,0 +1,101 @@
+"""Latent actions as the policy's language, and a light readout per robot (UniVLA, Bu et al. 2025; LAPA, Ye et al. 2024).
+
+N queries after the prefix predict the codes that a latent-action model gave to the change of view (cross-entropy; any video has such
+labels). The readout pools prefix and latent states by attention, one query per action step, into a robot's actions (L1); only
+samples with action labels train it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.bank import Bank
+from vla.decoders.base import ActionDecoder, make_loss
+from vla.noise import Noise
+from vla.roster import Roster
+from vla.types import ActionSpec, Loss, Target
+
+
+@dataclass(frozen=True)
+class LatentActions:
+    """`codes`: latent actions per chunk, `vocabulary`: entries of the codebook; as in the model that labelled the data."""
+
+    kind: ClassVar[str] = "decoder.latent"
+    codes: int = 4
+    vocabulary: int = 16
+    heads: int = 4
+    readout_depth: int = 2
+    latent_scale: float = 0.1
+
+    def build(self, width: int, roster: Roster) -> LatentDecoder:
+        return LatentDecoder(self, width, roster)
+
+
+class LatentDecoder(ActionDecoder):
+    """Queries for codes inside the backbone; attention pooling to actions after it."""
+
+    def __init__(self, config: LatentActions, width: int, roster: Roster) -> None:
+        super().__init__()
+        self.config, self.latent_codes = config, config.codes
+        self.latent_ND = nn.Parameter(torch.randn(config.codes, width) * 0.5)
+        self.head = nn.Linear(width, config.vocabulary)
+        self.roster_axes = {"step_TD": ("T", None)}
+        self.step_TD = nn.Parameter(torch.randn(roster.horizon, width) * 0.5)
+        self.readout = nn.ModuleList(_Pool(width, config.heads) for _ in range(config.readout_depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.out = Bank(len(roster), width, roster.action_width, axes=(None, "A"))
+
+    def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
+        return {
+            "l1": target.label_BTA.sum().float(),
+            "latent": target.has_latent_B.sum().float() * self.config.codes,
+        }
+
+    def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        pred_BTA, logits_BNC = self._predict(backbone, prefix, target.spec)
+        error_BTA = (pred_BTA - target.action_BTA).abs()
+        surprise_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), target.latent_BN, reduction="none")
+        parts = {"l1": (error_BTA, target.label_BTA), "latent": (surprise_BN, target.has_latent_B[:, None].expand_as(surprise_BN))}
+        return make_loss(parts, {"l1": 1.0, "latent": self.config.latent_scale})
+
+    def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        return (self._predict(backbone, prefix, like)[0] * like.mask_BTA).float()
+
+    def _predict(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> tuple[Tensor, Tensor]:
+        B = len(prefix.x_BSD)
+        x_BND = self.latent_ND.expand(B, -1, -1).to(prefix.x_BSD.dtype)
+        suffix = suffix_tokens(prefix, x_BND, causal=False)
+        both = prefix.cat(suffix)
+        hidden = backbone(both)
+        x_BTD = self.step_TD.expand(B, -1, -1).to(hidden.x_BSD.dtype)
+        for pool in self.readout:
+            x_BTD = pool(x_BTD, hidden.x_BSD, both.valid_BS)
+        return self.out(self.norm(x_BTD), like.embodiment_B), self.head(hidden.last(len(suffix)))
+
+
+class _Pool(nn.Module):
+    """Steps attend to the hidden states, then an MLP; pre-norm, residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.q, self.kv, self.o = (nn.Linear(width, width * n, bias=False) for n in (1, 2, 1))
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x_BTD: Tensor, context_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        k, v = self.kv(context_BSD).chunk(2, dim=-1)
+        mask = valid_BS[:, None, None, :]
+        pooled = F.scaled_dot_product_attention(split(self.q(self.norm1(x_BTD))), split(k), split(v), attn_mask=mask)
+        x_BTD = x_BTD + self.o(pooled.transpose(1, 2).flatten(2))
+        return x_BTD + self.mlp(self.norm2(x_BTD))

@@ -1,0 +1,116 @@
+"""Discrete diffusion over action tokens (MaskGIT, Chang et al. 2022; Discrete Diffusion VLA, Liang et al. 2025).
+
+Training hides a share cos(pi r / 2), r uniform, of a chunk's codes and predicts them in one bidirectional pass; the mean share is 2/pi.
+Decoding starts with all hidden and, over T evaluations, keeps the most confident: easy numbers first. The *lowest* confidence stays hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.codecs.bins import Bins
+from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.tokens import CodeTokens
+from vla.noise import Noise
+from vla.roster import Roster
+from vla.types import ActionSpec, Loss, Target
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """`evaluations`: forward passes per chunk (the paper: 12). `temperature`: of the Gumbel noise on confidences; 0 is greedy."""
+
+    kind: ClassVar[str] = "decoder.masked"
+    codec: Any = field(default_factory=Bins)
+    evaluations: int = 12
+    temperature: float = 0.0
+
+    def build(self, width: int, roster: Roster) -> MaskedDecoder:
+        return MaskedDecoder(self, width, roster)
+
+
+class MaskedDecoder(ActionDecoder):
+    """One bidirectional suffix of N codes, some of them the mask id; the prefix runs once per chunk."""
+
+    def __init__(self, config: MaskedDiffusion, width: int, roster: Roster) -> None:
+        super().__init__()
+        self.config = config
+        self.codes = CodeTokens(config.codec.build(), width, roster, extra=1)
+        self.mask_id = self.codes.codec.vocabulary
+
+    def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
+        return {"cross_entropy": draw_hidden(self.codes.codec.mask(target.label_BTA), noise).sum().float()}
+
+    def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        code_BN, exists_BN, label_BN = self.codes.encode(target)
+        hidden_BN = draw_hidden(label_BN, noise)
+        # Codes without a label (past the end of an episode) are never shown: at decoding time nobody could know them.
+        id_BN = code_BN.masked_fill(hidden_BN | ~label_BN, self.mask_id)
+        logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, joint=True)
+        error_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), code_BN, reduction="none")
+        return make_loss({"cross_entropy": (error_BN, hidden_BN)}, {"cross_entropy": 1.0})
+
+    def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        exists_BN = self.codes.codec.mask(like.mask_BTA)
+        cache = backbone(prefix)
+        id_BN = torch.full(exists_BN.shape, self.mask_id, device=exists_BN.device)
+        for step in range(self.config.evaluations):
+            hidden_BN = id_BN == self.mask_id
+            logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, cache=cache).float()
+            found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, self.config.evaluations)
+            id_BN = torch.where(hidden_BN, found_BN, id_BN)
+            stay_B = still_hidden(exists_BN.sum(1), step, self.config.evaluations).minimum((hidden_BN & exists_BN).sum(1))
+            confidence_BN = confidence_BN.masked_fill(~hidden_BN | ~exists_BN, math.inf)
+            id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)
+        return self.codes.decode(id_BN, like)
+
+    def _logits(self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache=None) -> Tensor:
+        suffix = suffix_tokens(prefix, self.codes.embed(id_BN).to(prefix.x_BSD.dtype), causal=False, valid_BS=exists_BN)
+        hidden = backbone(prefix.cat(suffix)) if joint else backbone(suffix, cache=cache)
+        return self.codes.head(hidden.last(len(suffix)))
+
+
+def draw_hidden(label_BN: Tensor, noise: Noise) -> Tensor:
+    """Which labelled codes a training step hides, bool (B, N): max(1, round(share * n)) of each row's n, uniformly chosen."""
+    share_B = torch.cos(noise.uniform("ratio", 1)[:, 0] * (math.pi / 2)).clamp(1e-6, 1)
+    count_B = torch.maximum((share_B * label_BN.sum(1)).round().long(), torch.ones_like(share_B).long())
+    score_BN = noise.uniform("which", label_BN.shape[1]).masked_fill(~label_BN, math.inf)
+    return lowest(score_BN, count_B) & label_BN
+
+
+def still_hidden(unknown_B: Tensor, step: int, evaluations: int) -> Tensor:
+    """How many codes stay hidden after evaluation `step` (from 0): floor(unknown cos(pi r / 2)), r = (step + 1) / evaluations.
+
+    Kept in 1..unknown-1 until the last evaluation, so that each one reveals something; the last leaves none.
+    """
+    if step == evaluations - 1:
+        return torch.zeros_like(unknown_B)
+    share = math.cos((step + 1) / evaluations * math.pi / 2)
+    return (unknown_B * share).floor().long().clamp(min=1).minimum((unknown_B - 1).clamp(min=0))
+
+
+def lowest(score_BN: Tensor, count_B: Tensor) -> Tensor:
+    """bool (B, N): the `count_B` lowest scores of each row; ties go to the earlier place."""
+    rank_BN = score_BN.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank_BN < count_B[:, None]
+
+
+def _choose(logits_BNC: Tensor, noise: Noise, temperature: float, step: int, evaluations: int) -> tuple[Tensor, Tensor]:
+    """Codes and their confidence log p + temperature (1 - r) Gumbel, each (B, N)."""
+    log_p_BNC = F.log_softmax(logits_BNC, dim=-1)
+    if temperature == 0:
+        confidence_BN, found_BN = log_p_BNC.max(dim=-1)
+        return found_BN, confidence_BN
+    gumbel_BNC = -torch.log(-torch.log(noise.uniform("code", *log_p_BNC.shape[1:])))
+    found_BN = (log_p_BNC + gumbel_BNC).argmax(dim=-1)
+    confidence_BN = log_p_BNC.gather(-1, found_BN[..., None])[..., 0]
+    gumbel_BN = -torch.log(-torch.log(noise.uniform("confidence", found_BN.shape[1])))
+    return found_BN, confidence_BN + temperature * (1 - (step + 1) / evaluations) * gumbel_BN

@@ -1,0 +1,66 @@
+"""The model: a backbone, proprioception, and an action decoder. The only module that an engine wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vla.backbones.base import Tokens
+from vla.bank import Bank
+from vla.noise import Noise
+from vla.roster import Roster
+from vla.types import Batch, Loss
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a checkpoint says to build: the parts. Sizes that depend on the robots come with the roster."""
+
+    kind: ClassVar[str] = "model.vla"
+    backbone: Any
+    decoder: Any
+
+    def build(self, roster: Roster) -> VLA:
+        return VLA(self, roster)
+
+
+class VLA(nn.Module):
+    """Batch -> loss (`forward`), or batch -> normalised action chunk (`sample`).
+
+    Proprioception enters as one token per history frame behind the observation, through a map per robot; it sees the observation,
+    which does not see it (the blocks of pi0). A source without a state has no such token.
+    """
+
+    def __init__(self, config: Model, roster: Roster) -> None:
+        super().__init__()
+        self.config, self.roster = config, roster
+        self.backbone = config.backbone.build()
+        self.state_in = Bank(len(roster), roster.state_width, self.backbone.width, axes=("P", None))
+        self.decoder = config.decoder.build(self.backbone.width, roster)
+
+    def forward(self, batch: Batch, noise: Noise) -> Loss:
+        """`noise` keyed by `batch.position_B`: the same loss whatever the rank or the neighbours."""
+        assert batch.target is not None
+        return self.decoder.loss(self.backbone, self.prefix(batch), batch.target, noise)
+
+    def weights(self, batch: Batch, noise: Noise) -> Mapping[str, Tensor]:
+        """The weight of each part that `forward` will return; no forward pass."""
+        assert batch.target is not None
+        return self.decoder.weights(batch.target, noise)
+
+    def sample(self, batch: Batch, noise: Noise) -> Tensor:
+        """float32 (B, T, A) normalised actions."""
+        return self.decoder.sample(self.backbone, self.prefix(batch), batch.spec, noise)
+
+    def prefix(self, batch: Batch) -> Tokens:
+        """Observation and proprioception as group-0 tokens."""
+        seen = self.backbone.embed(batch.inputs)
+        x_BFD = self.state_in(batch.state_BFP.to(seen.x_BSD.dtype), batch.spec.embodiment_B)
+        valid_BF = batch.state_mask_BP.any(-1, keepdim=True).expand(x_BFD.shape[:2])
+        age_F = valid_BF.long().cumsum(1) - 1
+        zero_BF = seen.next_block().expand(x_BFD.shape[:2]) * 0
+        state = Tokens(x_BFD, valid_BF, zero_BF + seen.next_block(), zero_BF, seen.next_position() + age_F.clamp(min=0))
+        return seen.cat(state)
