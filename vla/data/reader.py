@@ -1,0 +1,339 @@
+"""A dataset folder, read at random: any frame is one positioned read, and memory does not grow with the data.
+
+Only a table of segments (about 40 bytes each) stays in memory. What belongs to one episode (rows, anchors, where its frames
+lie) is read together when it is first needed and kept in a `Pool`, bounded in bytes and in open files, that all sources share.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.data import format as fmt
+from vla.errors import Damaged, UnknownName
+from vla.types import Episode, Frames, Span
+
+_TABLES = ("id_end", "parent_end", "text_end", "key", "steps", "first_step", "rate", "anchor_end", "span_end", "frame_end")
+
+
+class Pool:
+    """What readers keep in memory: the open files of at most `shards` shards, and at most `episode_bytes` of episodes."""
+
+    def __init__(self, shards: int = 128, episode_bytes: int = 128 << 20) -> None:
+        self.shards, self.episode_bytes = shards, episode_bytes
+        self._open: OrderedDict[tuple[str, int], ShardFiles] = OrderedDict()
+        self._episodes: OrderedDict[tuple[str, int], StoredEpisode] = OrderedDict()
+        self._held = 0
+        self._lock = threading.RLock()
+
+    def episode(self, dataset: Dataset, index: int) -> StoredEpisode:
+        key = (dataset.digest, index)
+        found = self._episodes.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if (found := self._episodes.get(key)) is None:
+                found = dataset._load(index)
+                self._episodes[key] = found
+                self._held += found.nbytes
+                while self._held > self.episode_bytes and len(self._episodes) > 1:
+                    self._held -= self._episodes.popitem(last=False)[
+                        1
+                    ].nbytes  # first in, first out: a hit costs no bookkeeping
+        return found
+
+    def shard(self, dataset: Dataset, number: int) -> ShardFiles:
+        key = (dataset.digest, number)
+        found = self._open.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if (found := self._open.get(key)) is None:
+                found = ShardFiles(dataset.folder / dataset.shard_names[number])
+                self._open[key] = found
+                while len(self._open) > self.shards:
+                    self._open.popitem(last=False)
+        return found
+
+
+@dataclass(frozen=True)
+class CameraTable:
+    """Where the frames of one camera in one episode lie; arrays of one row per frame, steps rising."""
+
+    step: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    crc: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """One whole episode without its pixels. `anchors`: steps at which every camera holds a frame. Arrays are read-only."""
+
+    index: int
+    id: str
+    rate_hz: Fraction
+    time_s: np.ndarray
+    state: np.ndarray | None
+    action: np.ndarray | None
+    anchors: np.ndarray
+    cameras: Mapping[str, CameraTable]
+    spans: tuple[Span, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.time_s)
+
+    @property
+    def nbytes(self) -> int:
+        rows = sum(values.nbytes for values in (self.time_s, self.state, self.action, self.anchors) if values is not None)
+        return 2000 + rows + sum(28 * len(table.step) for table in self.cameras.values())
+
+    def instructions(self, step: int) -> list[str]:
+        """All instructions valid at a step, in recorded order."""
+        return [span.text for span in self.spans if span.start <= step < span.stop]
+
+
+class Dataset:
+    """`Dataset.open(folder)`. Episodes are numbered 0..len-1 as stored; segments of a long one are joined.
+
+    `digest` is the manifest's sha256: two datasets with the same digest hold the same bytes.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], pool: Pool) -> None:
+        self.folder, self.manifest, self.pool = folder, manifest, pool
+        self.info = fmt.DatasetInfo.from_json(manifest["info"])
+        self.digest: str = manifest["digest"]
+        self.cameras: tuple[str, ...] = tuple(manifest["cameras"])
+        self.shard_names: list[str] = [shard["name"] for shard in manifest["shards"]]
+        self._check_sizes()
+        tables = [self._segment_table(number) for number in range(len(self.shard_names))]
+        shard_S, row_S, key_S, anchors_S, steps_S, first_S = (np.concatenate(column) for column in zip(*tables, strict=True))
+        self._shard_S, self._row_S, self._first_S = shard_S, row_S, first_S
+        starts = np.flatnonzero(first_S == 0)
+        self._segment_E = np.append(starts, len(first_S))  # segments of episode e: _segment_E[e] .. _segment_E[e + 1]
+        self.key_E: np.ndarray = key_S[starts]
+        self.steps_E: np.ndarray = np.add.reduceat(steps_S, starts)
+        self.anchors_E: np.ndarray = np.add.reduceat(anchors_S, starts)
+        self.shard_E: np.ndarray = shard_S[starts]
+
+    @staticmethod
+    def open(folder: str | Path, pool: Pool | None = None) -> Dataset:
+        """UserError where there is no dataset; Damaged where a file is missing or has another size than the manifest says."""
+        folder = Path(folder)
+        return Dataset(folder, fmt.read_manifest(folder), pool or Pool())
+
+    def __reduce__(self) -> tuple:
+        return Dataset.open, (self.folder, Pool(self.pool.shards, self.pool.episode_bytes))
+
+    def __len__(self) -> int:
+        return len(self.key_E)
+
+    @property
+    def anchors(self) -> int:
+        """Samples to draw: steps at which every camera holds a frame, over all episodes, held-out ones included."""
+        return int(self.manifest["anchors"])
+
+    @property
+    def steps(self) -> int:
+        return int(self.manifest["steps"])
+
+    @property
+    def hours(self) -> float:
+        return float(self.manifest["seconds"]) / 3600
+
+    def episode(self, index: int) -> StoredEpisode:
+        return self.pool.episode(self, index)
+
+    def frame(self, index: int, camera: str, number: int) -> bytes:
+        """The JPEG of frame `number` (not step) of a camera in episode `index`. Damaged if its bytes are not those written."""
+        episode = self.episode(index)
+        if camera not in episode.cameras:
+            raise UnknownName("camera", camera, self.cameras)
+        table = episode.cameras[camera]
+        data = self.pool.shard(self, int(table.shard[number])).pread("tar", int(table.size[number]), int(table.offset[number]))
+        if zlib.crc32(data) != table.crc[number]:
+            raise Damaged(f"{self._where(index, number, camera)}: the image's bytes are not those written")
+        return data
+
+    def read(self, index: int) -> Episode:
+        """The whole episode as it was given to the writer (`licence` filled in from the dataset where it was unknown)."""
+        stored = self.episode(index)
+        frames = {
+            camera: Frames(table.step, tuple(self.frame(index, camera, number) for number in range(len(table.step))))
+            for camera, table in stored.cameras.items()
+        }
+        record = self.record(index)
+        return Episode(
+            id=stored.id,
+            embodiment=record["embodiment"],
+            rate_hz=stored.rate_hz,
+            supervision=record["supervision"],
+            instructions=stored.spans,
+            time_s=stored.time_s,
+            frames=frames,
+            state=stored.state,
+            action=stored.action,
+            licence=record["licence"],
+            source=record["source"],
+            info=record["info"],
+        )
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The episode's own `.episode.json` (of its first segment): facts for people."""
+        import json
+
+        segment = int(self._segment_E[index])
+        files = self.pool.shard(self, int(self._shard_S[segment]))
+        offset, size, crc = files.rows("member", int(self._row_S[segment]), int(self._row_S[segment]) + 1)[0][0]
+        data = files.pread("tar", int(size), int(offset))
+        if zlib.crc32(data) != crc:
+            raise Damaged(f"{files.stem}.tar: the record of episode {index} is not the one written")
+        return json.loads(data)
+
+    def _load(self, index: int) -> StoredEpisode:
+        parts = [self._load_segment(segment) for segment in range(self._segment_E[index], self._segment_E[index + 1])]
+        first = parts[0]
+        if len(parts) == 1:
+            return StoredEpisode(index=index, **{**first, "spans": tuple(first["spans"])})
+        joined = {kind: _join([part[kind] for part in parts]) for kind in ("time_s", "state", "action", "anchors")}
+        cameras = {}
+        for camera in self.cameras:
+            tables = [part["cameras"][camera] for part in parts]
+            names = ("step", "shard", "offset", "size", "crc")
+            cameras[camera] = CameraTable(*(_join([getattr(table, name) for table in tables]) for name in names))
+        spans = _join_spans([span for part in parts for span in part["spans"]])
+        return StoredEpisode(index=index, id=first["id"], rate_hz=first["rate_hz"], cameras=cameras, spans=spans, **joined)
+
+    def _load_segment(self, segment: int) -> dict[str, Any]:
+        shard, row, first = int(self._shard_S[segment]), int(self._row_S[segment]), int(self._first_S[segment])
+        files = self.pool.shard(self, shard)
+        steps_E, table = files.tables["steps"], files.tables
+        begin = int(steps_E[:row].sum())
+        stop = begin + int(steps_E[row])
+        cameras, frame_end = {}, table["frame_end"].ravel()
+        for number, camera in enumerate(self.cameras):
+            where = row * len(self.cameras) + number
+            low, high = _range(frame_end, where)
+            parts = [files.rows(f"frame_{name}", low, high) for name in ("step", "offset", "size", "crc")]
+            step = _frozen(parts[0] + np.int32(first))
+            cameras[camera] = CameraTable(step, _frozen(np.full(high - low, shard, np.int32)), *parts[1:])
+        spans = [
+            Span(files.text("text", int(text)), int(low) + first, int(high) + first)
+            for low, high, text in files.rows("span", *_range(table["span_end"], row))
+        ]
+        return {
+            "id": files.text("parent", row),
+            "rate_hz": Fraction(*map(int, table["rate"][row])),
+            "time_s": files.columns("time_s", begin, stop),
+            "state": files.columns("state", begin, stop),
+            "action": files.columns("action", begin, stop),
+            "anchors": _frozen(files.rows("anchor", *_range(table["anchor_end"], row)) + np.int32(first)),
+            "cameras": cameras,
+            "spans": spans,
+        }
+
+    def _segment_table(self, number: int) -> tuple[np.ndarray, ...]:
+        # Read without the pool, so that opening a dataset of ten thousand shards leaves no files open.
+        table = ShardFiles(self.folder / self.shard_names[number], only_index=True).tables
+        rows = len(table["key"])
+        anchors = np.diff(table["anchor_end"], prepend=0)
+        return (
+            np.full(rows, number, np.int32),
+            np.arange(rows, dtype=np.int32),
+            table["key"],
+            anchors,
+            table["steps"],
+            table["first_step"],
+        )
+
+    def _check_sizes(self) -> None:
+        for shard in self.manifest["shards"]:
+            for kind, facts in shard["files"].items():
+                path = self.folder / f"{shard['name']}.{kind}"
+                size = path.stat().st_size if path.is_file() else None
+                if size != facts["bytes"]:
+                    found = "is missing" if size is None else f"has {size} bytes, the manifest says {facts['bytes']}"
+                    raise Damaged(f"{self.info.name}: {path} {found}. Run `vla check {self.folder}` for the full list.")
+
+    def _where(self, index: int, number: int, camera: str) -> str:
+        episode = self.episode(index)
+        shard = self.shard_names[int(episode.cameras[camera].shard[number])]
+        return f"{self.info.name}: {shard}.tar: episode '{episode.id}' camera '{camera}' frame {number}"
+
+
+class ShardFiles:
+    """The three files of one shard: their small tables in memory, all else by positioned reads."""
+
+    def __init__(self, stem: Path, only_index: bool = False) -> None:
+        self.stem, self._fds, self._headers = stem, {}, {}  # type: ignore[var-annotated]
+        for kind in ("index",) if only_index else ("index", "columns", "tar"):
+            self._fds[kind] = os.open(f"{stem}.{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            if kind != "tar":
+                self._headers[kind] = fmt.read_header(Path(f"{stem}.{kind}"))[0]
+        wanted = ("key", "steps", "first_step", "anchor_end") if only_index else _TABLES
+        self.tables: dict[str, np.ndarray] = {name: self._array("index", name, 0, None) for name in wanted}
+
+    def __del__(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def pread(self, kind: str, size: int, offset: int) -> bytes:
+        data = os.pread(self._fds[kind], size, offset)
+        if len(data) != size:
+            raise Damaged(f"{self.stem}.{kind}: ends within a read of {size} bytes at {offset}; the file is truncated")
+        return data
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._array("index", name, start, stop)
+
+    def columns(self, name: str, start: int, stop: int) -> np.ndarray | None:
+        return self._array("columns", name, start, stop) if name in self._headers["columns"] else None
+
+    def text(self, name: str, row: int) -> str:
+        return self._array("index", name, *_range(self.tables[f"{name}_end"], row)).tobytes().decode()
+
+    def _array(self, kind: str, name: str, start: int, stop: int | None) -> np.ndarray:
+        if name not in self._headers[kind]:
+            raise Damaged(f"{self.stem}.{kind} lacks the array '{name}'")
+        dtype, shape, offset = self._headers[kind][name]
+        stop = shape[0] if stop is None else stop
+        width = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        data = self.pread(kind, (stop - start) * width, offset + start * width)
+        return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+
+
+def _range(end: np.ndarray, row: int) -> tuple[int, int]:
+    return (int(end[row - 1]) if row else 0), int(end[row])
+
+
+def _join(parts: list[Any]) -> Any:
+    return None if parts[0] is None else _frozen(np.concatenate(parts))
+
+
+def _frozen(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False
+    return values
+
+
+def _join_spans(spans: list[Span]) -> tuple[Span, ...]:
+    """Spans that a cut divided, whole again: the same text going on where it stopped."""
+    joined: list[Span] = []
+    for span in spans:
+        for place, other in enumerate(joined):
+            if other.text == span.text and other.stop == span.start:
+                joined[place] = Span(span.text, other.start, span.stop)
+                break
+        else:
+            joined.append(span)
+    return tuple(joined)

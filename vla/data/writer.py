@@ -1,0 +1,358 @@
+"""Episodes in, a dataset folder out. Nothing is a dataset before it is closed, and everything stored was checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from vla.data import format as fmt
+from vla.data.admit import anchors, check_episode
+from vla.errors import SchemaError, UserError
+from vla.types import Episode, Frames, Span
+
+
+class ShardWriter:
+    """`with ShardWriter(folder, info) as writer: writer.add(episode)`. The same episodes give the same bytes.
+
+    The manifest is written when the block ends without an error; before that, `Dataset.open` refuses the folder. After a
+    kill, `resume=True` keeps the complete shards: `has(id)` says which episodes need not come again. Episodes larger than
+    `max_shard_bytes` are stored in segments; the reader joins them.
+    """
+
+    def __init__(
+        self, folder: str | Path, info: fmt.DatasetInfo, max_shard_bytes: int = 64 << 20, resume: bool = False
+    ) -> None:
+        self.folder, self.info, self.max_shard_bytes = Path(folder), info, max_shard_bytes
+        self._action, self._state = info.recorded_action, info.recorded_state
+        self._cameras: tuple[str, ...] | None = None
+        self._keys: set[int] = set()
+        self._groups: set[int] = set()  # group names, which are unique too: a segment `x-0` must not meet an episode `x-0`
+        self._shards: list[dict[str, Any]] = []
+        self._uncommitted: list[_Shard] = []
+        self._open: _Shard | None = None
+        self._prepare(resume)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    @property
+    def episodes(self) -> int:
+        """Episodes stored so far, resumed ones included."""
+        return len(self._keys)
+
+    def has(self, episode_id: str) -> bool:
+        """Whether this episode is already stored (by this writer, or by the one it resumes)."""
+        return fmt.episode_key(self.info.name, episode_id) in self._keys
+
+    def info_update(self, **facts: Any) -> None:
+        """Adds facts for people (yields, seeds, versions) to the manifest's `info.info`."""
+        fmt.to_json(facts, "info")
+        self.info = replace(self.info, info={**self.info.info, **facts})
+
+    def add(self, episode: Episode) -> None:
+        """Stores one episode; SchemaError, with the episode named, if it is not what the dataset declares."""
+        if self._cameras is None and episode.frames:
+            for camera in episode.frames:
+                fmt.check_name(camera, "camera")
+            self._cameras = tuple(sorted(episode.frames))
+        if self.has(episode.id):
+            raise SchemaError(f"{self.info.name}: episode '{episode.id}' was already added; ids must be unique")
+        check_episode(episode, self.info, self._cameras or ())
+        segments = list(_segments(episode, self.max_shard_bytes))
+        names = {fmt.episode_key(self.info.name, segment.episode.id) for segment in segments}
+        if names & self._groups:
+            raise SchemaError(f"{self.info.name}: episode '{episode.id}': its name, or one of a segment of it, is taken")
+        self._groups |= names
+        for segment in segments:
+            group = self._group(segment)
+            if self._open and self._open.rows and self._open.bytes + group.bytes > self.max_shard_bytes:
+                self._uncommitted.append(self._open)
+                self._open = None
+            if not self._open:
+                number = len(self._shards) + len(self._uncommitted)
+                self._open = _Shard(self.folder / fmt.shard_name(number), self._cameras or ())
+            self._open.append(group)
+        self._keys.add(fmt.episode_key(self.info.name, episode.id))
+        if self._open and self._open.rows[0].segment.index == 0:
+            self._commit()  # else the open shard holds the rest of an episode that the ones before it begin
+
+    def close(self) -> None:
+        """Writes the manifest. A dataset without any episode is refused: it is always a mistake."""
+        if not self._keys:
+            self.abandon()
+            raise UserError(f"{self.folder}: no episode was added; a dataset cannot be empty")
+        if self._open:
+            self._uncommitted.append(self._open)
+            self._open = None
+        self._commit()
+        counts = {key: sum(shard[key] for shard in self._shards) for key in ("segments", "steps", "anchors", "frames")}
+        manifest = {
+            "format_version": fmt.FORMAT_VERSION,
+            "info": self.info.to_json(),
+            "cameras": list(self._cameras or ()),
+            "shards": self._shards,
+            "episodes": len(self._keys),
+            "seconds": sum(shard["seconds"] for shard in self._shards),
+            **counts,
+        }
+        manifest["digest"] = fmt.manifest_digest(manifest)
+        fmt.write_atomic(self.folder / fmt.MANIFEST, fmt.to_json(manifest, "manifest"))
+
+    def abandon(self) -> None:
+        """Gives up without a manifest; complete shards stay for `resume=True`."""
+        for shard in (*self._uncommitted, *([self._open] if self._open else [])):
+            shard.remove()
+        self._uncommitted, self._open = [], None
+
+    def _prepare(self, resume: bool) -> None:
+        if (self.folder / fmt.MANIFEST).exists():
+            raise UserError(f"{self.folder} already holds a finished dataset; choose another folder or remove it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        left = sorted(self.folder.glob("shard-*"))
+        if left and not resume:
+            raise UserError(f"{self.folder} holds an unfinished dataset ({len(left)} files); resume it or remove the folder")
+        while (path := self.folder / f"{fmt.shard_name(len(self._shards))}.index").is_file():
+            table, metadata = fmt.read_header(path)
+            record = json.loads(metadata["shard"])
+            data = path.read_bytes()
+            parents, groups = (_texts(data, table, name) for name in ("parent", "id"))
+            self._keys.update(fmt.episode_key(self.info.name, name) for name in parents)
+            self._groups.update(fmt.episode_key(self.info.name, name) for name in groups)
+            # Counted again rather than remembered: the index cannot hold its own checksum.
+            record["files"]["index"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            self._shards.append(record)
+            self._cameras = tuple(record["cameras"])
+        kept = {f"{record['name']}.{kind}" for record in self._shards for kind in record["files"]}
+        for leftover in left:
+            if leftover.name not in kept:
+                leftover.unlink()
+
+    def _commit(self) -> None:
+        # Backwards: resuming counts shards from 0 to the first gap, so a kill in here leaves no episode without its end.
+        records = [shard.commit() for shard in reversed(self._uncommitted)]
+        self._shards += reversed(records)
+        self._uncommitted = []
+
+    def _group(self, segment: _Segment) -> _Group:
+        episode, cameras = segment.episode, self._cameras or ()
+        record = {
+            "id": episode.id,
+            "embodiment": episode.embodiment,
+            "rate_hz": str(episode.rate_hz),
+            "steps": episode.steps,
+            "supervision": episode.supervision,
+            "instructions": [{"text": s.text, "start": s.start, "stop": s.stop} for s in episode.instructions],
+            "licence": episode.licence if episode.licence != "unknown" else self.info.licence,
+            "source": episode.source,
+            "segment": {"of": segment.parent, "index": segment.index, "count": segment.count, "first_step": segment.first_step},
+            "info": dict(episode.info),
+        }
+        rows = {"state": (self._state, episode.state), "action": (self._action, episode.action)}
+        members = [
+            fmt.to_json(record, f"episode '{episode.id}'"),
+            fmt.pack_columns(fmt.named_columns(episode.time_s, rows)),
+        ]
+        offsets = []
+        for camera in cameras:
+            data, offset = fmt.pack_frames(episode.frames[camera])
+            members.append(data)
+            offsets.append(offset)
+        key = fmt.episode_key(self.info.name, segment.parent)
+        return _Group(segment, key, list(fmt.member_names(episode.id, cameras)), members, offsets)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A run of steps of one episode, as an episode of its own; spans and frame steps count from `first_step`."""
+
+    episode: Episode
+    parent: str
+    index: int
+    count: int
+    first_step: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    segment: _Segment
+    key: int
+    names: list[str]
+    members: list[bytes]
+    offsets: list[np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return sum(512 + len(data) + -len(data) % 512 for data in self.members)
+
+
+class _Shard:
+    """One shard being written, under `.part` names until `commit`."""
+
+    def __init__(self, stem: Path, cameras: tuple[str, ...]) -> None:
+        self.stem, self.cameras, self.bytes = stem, cameras, 0
+        self.rows: list[_Group] = []  # without their bytes, which are on disk by then
+        self._hash = hashlib.sha256()
+        self._tar: IO[bytes] = self._part("tar").open("wb")
+        self._parts: dict[str, list[Any]] = {
+            name: [] for name in ("member", "frame", "crc", "span", "time_s", "state", "action")
+        }
+        self._texts: dict[str, int] = {}
+
+    def append(self, group: _Group) -> None:
+        episode = group.segment.episode
+        for number, (name, data) in enumerate(zip(group.names, group.members, strict=True)):
+            header = tarfile.TarInfo(name)
+            header.size = len(data)  # mtime 0, mode 0644, no owner: the same bytes everywhere
+            self._write(header.tobuf(tarfile.USTAR_FORMAT))
+            self._parts["member"].append((self.bytes, len(data), zlib.crc32(data)))
+            if number >= 2:
+                frames = episode.frames[self.cameras[number - 2]]
+                offset = group.offsets[number - 2]
+                self._parts["frame"].append(np.stack([frames.step, self.bytes + offset[:-1], np.diff(offset)], axis=-1))
+                self._parts["crc"].append(np.array([zlib.crc32(jpeg) for jpeg in frames.jpeg], dtype="<u4"))
+            self._write(data + bytes(-len(data) % 512))
+        for span in episode.instructions:
+            self._parts["span"].append((span.start, span.stop, self._texts.setdefault(span.text, len(self._texts))))
+        for kind, values in (("time_s", episode.time_s), ("state", episode.state), ("action", episode.action)):
+            if values is not None:
+                self._parts[kind].append(np.asarray(values, dtype="<f8"))
+        self.rows.append(replace(group, members=[], offsets=[], segment=replace(group.segment, episode=_bare(episode))))
+
+    def commit(self) -> dict[str, Any]:
+        """Gives the files their names, the index last, and returns the shard's entry in the manifest."""
+        self._write(bytes(1024))
+        self._tar.flush()
+        os.fsync(self._tar.fileno())
+        self._tar.close()
+        columns = save({kind: np.concatenate(self._parts[kind]) for kind in ("time_s", "state", "action") if self._parts[kind]})
+        fmt.write_atomic(self.stem.with_suffix(".columns"), columns)
+        os.replace(self._part("tar"), self.stem.with_suffix(".tar"))
+        record = {
+            "name": self.stem.name,
+            "cameras": list(self.cameras),
+            "segments": len(self.rows),
+            "steps": sum(group.segment.episode.steps for group in self.rows),
+            "anchors": sum(len(anchors(group.segment.episode)) for group in self.rows),
+            "frames": sum(map(len, self._parts["frame"])),
+            "seconds": sum(float(g.segment.episode.steps / g.segment.episode.rate_hz) for g in self.rows),
+            "files": {
+                "tar": {"bytes": self.bytes, "sha256": self._hash.hexdigest()},
+                "columns": {"bytes": len(columns), "sha256": hashlib.sha256(columns).hexdigest()},
+            },
+        }
+        index = save(self._index(), metadata={"shard": fmt.to_json(record, "shard").decode()})
+        fmt.write_atomic(self.stem.with_suffix(".index"), index)
+        record["files"]["index"] = {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}
+        return record
+
+    def remove(self) -> None:
+        self._tar.close()
+        self._part("tar").unlink(missing_ok=True)
+
+    def _index(self) -> dict[str, np.ndarray]:
+        episodes = [group.segment.episode for group in self.rows]
+        anchors_E = [anchors(episode) for episode in episodes]
+        frames_EC = np.array([[len(e.frames[c].step) for c in self.cameras] for e in episodes], np.int64)
+        frame = np.concatenate(self._parts["frame"])
+        id_blob, id_end = _blob([episode.id for episode in episodes])
+        parent_blob, parent_end = _blob([group.segment.parent for group in self.rows])
+        text_blob, text_end = _blob(list(self._texts))
+        return {
+            "id": id_blob,
+            "id_end": id_end,
+            "parent": parent_blob,
+            "parent_end": parent_end,
+            "text": text_blob,
+            "text_end": text_end,
+            "key": np.array([group.key for group in self.rows], np.uint64),
+            "steps": np.array([episode.steps for episode in episodes], np.int64),
+            "first_step": np.array([group.segment.first_step for group in self.rows], np.int64),
+            "rate": np.array([(e.rate_hz.numerator, e.rate_hz.denominator) for e in episodes], np.int64),
+            "anchor_end": np.cumsum([len(steps) for steps in anchors_E], dtype=np.int64),
+            "anchor": np.concatenate(anchors_E).astype(np.int32),
+            "span_end": np.cumsum([len(episode.instructions) for episode in episodes], dtype=np.int64),
+            "span": np.array(self._parts["span"], np.int64).reshape(-1, 3),
+            "frame_end": np.cumsum(frames_EC.ravel(), dtype=np.int64).reshape(frames_EC.shape),
+            "frame_step": frame[:, 0].astype(np.int32),
+            "frame_offset": frame[:, 1].astype(np.int64),
+            "frame_size": frame[:, 2].astype(np.int32),
+            "frame_crc": np.concatenate(self._parts["crc"]),
+            "member": np.array(self._parts["member"], np.int64).reshape(len(self.rows), -1, 3),
+        }
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+    def _part(self, kind: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{kind}.part")
+
+
+def _segments(episode: Episode, max_bytes: int) -> Iterator[_Segment]:
+    """The episode whole if it fits the cap, else in runs of steps that do; a single step is never divided."""
+    row = sum(8 * values.shape[-1] for values in (episode.state, episode.action) if values is not None)
+    bytes_of_step = np.full(episode.steps, 8 + row, np.int64)
+    for frames in episode.frames.values():
+        np.add.at(bytes_of_step, frames.step, [len(jpeg) + 16 for jpeg in frames.jpeg])
+    room = max(max_bytes - 1024 * (4 + len(episode.frames)), 1)
+    cuts, used = [0], 0
+    for step, size in enumerate(bytes_of_step):
+        if used and used + size > room:
+            cuts.append(step)
+            used = 0
+        used += int(size)
+    if len(cuts) == 1:
+        yield _Segment(episode, episode.id, 0, 1, 0)
+        return
+    for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], episode.steps], strict=True)):
+        yield _Segment(_slice(episode, start, stop, f"{episode.id}-{index}"), episode.id, index, len(cuts), start)
+
+
+def _slice(episode: Episode, start: int, stop: int, new_id: str) -> Episode:
+    spans = tuple(
+        Span(span.text, max(span.start, start) - start, min(span.stop, stop) - start)
+        for span in episode.instructions
+        if span.start < stop and span.stop > start
+    )
+    frames = {}
+    for camera, every in episode.frames.items():
+        first, last = np.searchsorted(every.step, (start, stop))
+        frames[camera] = Frames(np.asarray(every.step)[first:last] - start, every.jpeg[first:last])
+    rows = {kind: values[start:stop] for kind in ("state", "action") if (values := getattr(episode, kind)) is not None}
+    return replace(episode, id=new_id, instructions=spans, time_s=episode.time_s[start:stop], frames=frames, **rows)
+
+
+def _bare(episode: Episode) -> Episode:
+    """The episode without its images and rows: what the index still needs."""
+    frames = {camera: Frames(every.step, ()) for camera, every in episode.frames.items()}
+    return replace(episode, frames=frames, state=None, action=None)
+
+
+def _blob(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings -> (uint8 bytes of all, int64 end of each)."""
+    encoded = [text.encode() for text in texts]
+    end = np.cumsum([len(part) for part in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), end
+
+
+def _texts(data: bytes, table: dict, name: str) -> list[str]:
+    """The inverse of `_blob`, from an index file's bytes."""
+    blob, end = (np.frombuffer(data, dtype, shape[0], start) for dtype, shape, start in (table[name], table[f"{name}_end"]))
+    return [blob[a:b].tobytes().decode() for a, b in zip([0, *end[:-1]], end, strict=True)]
