@@ -1,0 +1,155 @@
+"""Asking a policy server over a websocket, with one deadline for everything that can take time."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import Any, Mapping
+from urllib.parse import urlsplit
+
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from vla_client.codec import ProtocolError, pack, unpack
+
+MAX_REPLY_BYTES = 16 * 2**20
+
+
+class Unavailable(ConnectionError):
+    """No usable answer: no server, a cut connection, a refusal. Hold or stop the robot; asking again reconnects."""
+
+
+class TooLate(Unavailable):
+    """The deadline passed. A late answer is never returned: the connection it would come over is closed."""
+
+
+class Refused(Unavailable):
+    """The server answered with an error in words."""
+
+
+class Mismatch(Unavailable):
+    """The server's metadata are not what this robot expects."""
+
+
+class PolicyClient:
+    """One connection to a policy server (openpi's protocol). Connects at the first request; not for use by two threads at once.
+
+    `url`: ws://host:port or wss://host:port. `timeout_s`: deadline of one request, connecting included. `token`: sent as
+    `Authorization: Api-Key ...`; only wss keeps it secret. `expect`: metadata that the server must report, such as
+    {"embodiment": "my_robot"}; anything else is a Mismatch.
+    """
+
+    def __init__(self, url: str, timeout_s: float, token: str | None = None, expect: Mapping[str, Any] | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError(f"'{url}' is no websocket address; write ws://host:port or wss://host:port")
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
+        self._url, self._timeout_s, self._token, self._expect = url, timeout_s, token, dict(expect or {})
+        self._address = (parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80))
+        self._connection: ClientConnection | None = None
+        self.metadata: dict[str, Any] = {}
+        """What the server reported when the present connection was made."""
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to an observation, usually with `actions` of shape (T, A), as it came: pass it to a Guard.
+
+        Raises Unavailable (TooLate, Refused, Mismatch) or ProtocolError. After any of them the connection is closed, so that
+        the answer to one observation is never taken for the answer to another; the next call makes a new one.
+        """
+        message = pack(dict(observation))
+        deadline_s = time.monotonic() + self._timeout_s
+        if self._connection is None:
+            self._connect(deadline_s)
+        return self._exchange(message, deadline_s)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _cut(connection)
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _connect(self, deadline_s: float) -> None:
+        headers = {"Authorization": f"Api-Key {self._token}"} if self._token else None
+        try:
+            # A socket of our own never takes a detour over a proxy that the environment names.
+            tcp = socket.create_connection(self._address, timeout=_left(deadline_s))
+            tcp.settimeout(None)
+            opened = connect(
+                self._url,
+                sock=tcp,
+                additional_headers=headers,
+                compression=None,
+                max_size=MAX_REPLY_BYTES,
+                open_timeout=_left(deadline_s),
+                close_timeout=0.1,
+            )
+            # Entering is what every version of websockets agrees on; leaving is ours, since a dead peer answers no farewell.
+            self._connection = opened.__enter__()
+        except (OSError, WebSocketException) as error:
+            raise self._unavailable(error, deadline_s) from error
+        self.metadata = self._exchange(None, deadline_s)
+        wrong = {key: self.metadata.get(key) for key, value in self._expect.items() if self.metadata.get(key) != value}
+        if wrong:
+            self.close()
+            listed = "; ".join(f"{key} is {found!r}, not {self._expect[key]!r}" for key, found in wrong.items())
+            raise Mismatch(f"{self._url} serves something else: {listed}")
+
+    def _exchange(self, message: bytes | None, deadline_s: float) -> dict[str, Any]:
+        """Sends a message (None: nothing) and returns the next one; whatever goes wrong closes the connection."""
+        connection, self._connection = self._connection, None  # put back only after a good answer
+        assert connection is not None
+        # Sending blocks without limit while the network swallows nothing; cutting the connection under it ends that.
+        watchdog = threading.Timer(_left(deadline_s), _cut, [connection])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            if message is not None:
+                connection.send(message)
+            answer = self._understand(connection.recv(timeout=_left(deadline_s)))
+        except (Unavailable, ProtocolError, KeyboardInterrupt):
+            _cut(connection)
+            raise
+        except (OSError, WebSocketException) as error:
+            _cut(connection)
+            raise self._unavailable(error, deadline_s) from error
+        finally:
+            watchdog.cancel()
+        if time.monotonic() >= deadline_s:
+            _cut(connection)
+            raise self._unavailable(TimeoutError(), deadline_s)
+        self._connection = connection
+        return answer
+
+    def _understand(self, reply: str | bytes) -> dict[str, Any]:
+        if isinstance(reply, str):  # openpi's way to report an error
+            raise Refused(f"{self._url}: {reply[:500]}")
+        answer = unpack(reply)
+        if not isinstance(answer, dict):
+            raise ProtocolError(f"{self._url}: answered a {type(answer).__name__} instead of a map")
+        return answer
+
+    def _unavailable(self, error: Exception, deadline_s: float) -> Unavailable:
+        # Before Python 3.10 a socket's timeout is no TimeoutError; and the watchdog makes a timeout look like a cut.
+        if isinstance(error, (TimeoutError, socket.timeout)) or time.monotonic() >= deadline_s:
+            return TooLate(f"{self._url}: nothing within {self._timeout_s} s")
+        return Unavailable(f"{self._url}: {error}")
+
+
+def _left(deadline_s: float) -> float:
+    """Seconds until the deadline; a passed one leaves an instant, in which the call fails as it should."""
+    return max(deadline_s - time.monotonic(), 1e-3)
+
+
+def _cut(connection: ClientConnection) -> None:
+    """Ends a connection now, without the closing handshake that a dead peer would never answer."""
+    # The connection's own thread then reads the end and closes the socket; an OSError says that it already has.
+    with contextlib.suppress(OSError):
+        connection.socket.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,92 @@
+"""Messages: msgpack, with numpy arrays as {__ndarray__: true, data, dtype, shape} (the wire format of openpi).
+
+What comes from the network is checked before it is believed: only plain numeric types, a shape whose size is that of the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import msgpack
+import numpy as np
+
+DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+"""Types allowed on the wire. No objects, strings, records or complex numbers; little-endian only."""
+MAX_DIMS = 8
+MAX_ITEMS = 65536
+"""Longest list or map; long runs of numbers are arrays."""
+
+
+class ProtocolError(ValueError):
+    """A message that does not follow the protocol."""
+
+
+def pack(message: Any) -> bytes:
+    """dict, list, str, bytes, number, bool, None and numpy arrays or scalars -> bytes. Raises ProtocolError for others."""
+    try:
+        return msgpack.packb(message, default=_from_numpy)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"cannot be sent: {error}") from error
+
+
+def unpack(data: bytes) -> Any:
+    """The inverse of `pack` (tuples come back as lists). Raises ProtocolError for whatever is not such a message."""
+    try:
+        return msgpack.unpackb(
+            data, object_hook=_to_numpy, ext_hook=_no_extension, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=64
+        )
+    except ProtocolError:
+        raise
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a message: {error or type(error).__name__}") from error
+
+
+def _from_numpy(value: Any) -> Any:
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{type(value).__name__} is no type of the protocol")
+    little = value.dtype.newbyteorder("<")
+    if little.str not in DTYPES:
+        raise TypeError(f"dtype {value.dtype} is not one of {', '.join(DTYPES)}")
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": little.str}
+    return {b"__ndarray__": True, b"data": value.astype(little).tobytes(), b"dtype": little.str, b"shape": list(value.shape)}
+
+
+def _to_numpy(message: Mapping[Any, Any]) -> Any:
+    # openpi writes these keys as bytes; other servers of the same protocol write them as text.
+    fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in message.items()}
+    if "__ndarray__" in fields:
+        return _array(fields)
+    if "__npgeneric__" in fields:
+        return _dtype(fields).type(_plain_number(fields.get("data")))
+    return message
+
+
+def _array(fields: Mapping[str, Any]) -> np.ndarray:
+    dtype, shape, data = _dtype(fields), fields.get("shape"), fields.get("data")
+    if not isinstance(data, bytes):
+        raise ProtocolError("array data must be bytes")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
+        raise ProtocolError(f"array shape must be at most {MAX_DIMS} sizes")
+    count = 1
+    for size in shape:  # in Python's integers, which do not wrap around
+        count *= size
+    if count * dtype.itemsize != len(data):
+        raise ProtocolError(f"array of shape {shape} and dtype {dtype.str} does not have {len(data)} bytes")
+    return np.frombuffer(data, dtype=dtype).reshape(shape).copy()  # a copy: aligned and writable
+
+
+def _dtype(fields: Mapping[str, Any]) -> np.dtype:
+    if fields.get("dtype") not in DTYPES:
+        raise ProtocolError(f"array dtype must be one of {', '.join(DTYPES)}")
+    return np.dtype(fields["dtype"])
+
+
+def _plain_number(value: Any) -> Any:
+    if not isinstance(value, (bool, int, float)):
+        raise ProtocolError("a numpy scalar must hold a number")
+    return value
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ProtocolError(f"extension type {code} is not part of the protocol")
