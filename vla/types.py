@@ -122,6 +122,7 @@ def _map_tensors(value: Any, function: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
 class _Tensors:
     """Mixin: a dataclass of tensors that moves as one."""
 
