@@ -1,0 +1,136 @@
+"""The suites that come with the project, and `load_suite`. Importing this imports no simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from vla.embodiment import load_embodiment
+from vla.errors import UnknownName, UserError
+from vla.sim.env import SimEnv, Suite, Task
+from vla.sim.metaworld_tasks import MT10, MT50
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """A suite by name, or one from a Python file that defines `SUITE`. A path is code that the user named, and is run."""
+    if name_or_path.endswith(".py"):
+        return replace(_suite_from_file(Path(name_or_path)), spec=name_or_path)
+    if name_or_path not in _SUITES:
+        raise UnknownName("suite", name_or_path, _SUITES, "Or give a .py file that defines SUITE.")
+    return replace(_SUITES[name_or_path](), spec=name_or_path)
+
+
+def suite_names() -> list[str]:
+    return sorted(_SUITES)
+
+
+def _suite_from_file(path: Path) -> Suite:
+    if not path.is_file():
+        raise UserError(f"no suite file {path}; give a .py file that defines SUITE, or one of {suite_names()}")
+    spec = importlib.util.spec_from_file_location(f"vla_suite_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "SUITE", None)
+    if not isinstance(found, Suite):
+        raise UserError(f"{path} defines no SUITE of type vla.sim.env.Suite")
+    return found
+
+
+def _make_metaworld(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.metaworld import MetaWorldEnv
+
+    return MetaWorldEnv(task, image_size)
+
+
+def _make_fetch(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.fetch import FetchEnv
+
+    return FetchEnv(task, image_size)
+
+
+def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
+    row = MT50[name]
+    return Task(name, row.instruction, _make_metaworld, max_steps, noise_sd, tail=5, group=row.group)
+
+
+# Noise that the experts survive: over 10 seeds each, 77 of 80 noisy attempts succeeded.
+_OBJECTS = {
+    "door-open": 0.3,
+    "door-close": 0.5,
+    "drawer-open": 0.3,
+    "button-press-topdown": 0.5,
+    "window-open": 0.5,
+    "window-close": 0.5,
+    "faucet-open": 0.5,
+    "faucet-close": 0.5,
+}
+
+
+def _metaworld_objects() -> Suite:
+    return Suite(
+        "metaworld-objects",
+        "Eight Sawyer tasks whose goal is an object that the cameras see",
+        load_embodiment("metaworld_sawyer"),
+        tuple(_sawyer(name, noise_sd, max_steps=200) for name, noise_sd in _OBJECTS.items()),
+        licence="MIT",
+    )
+
+
+def _metaworld_heldout() -> Suite:
+    names = ("button-press-topdown-wall", "coffee-button", "button-press", "handle-press")
+    return Suite(
+        "metaworld-heldout",
+        "Sawyer tasks for zero-shot evaluation: a wall before the button, a coffee machine, a button on its side, a handle",
+        load_embodiment("metaworld_sawyer"),
+        tuple(_sawyer(name, noise_sd=0.3, max_steps=200) for name in names),
+        held_out=True,
+        licence="MIT",
+    )
+
+
+def _metaworld_mt50() -> Suite:
+    # 500 steps and 0.15: the benchmark's own limit, and noise that also the experts of grasping tasks survive (8 of 10).
+    tasks = tuple(_sawyer(name, noise_sd=0.15, max_steps=500) for name in MT50)
+    return Suite("metaworld-mt50", "Meta-World's 50 Sawyer tasks", load_embodiment("metaworld_sawyer"), tasks, licence="MIT")
+
+
+def _metaworld_mt10() -> Suite:
+    tasks = tuple(_sawyer(name, noise_sd=0.15, max_steps=500) for name in MT10)
+    return Suite("metaworld-mt10", "Meta-World's MT10 Sawyer tasks", load_embodiment("metaworld_sawyer"), tasks, licence="MIT")
+
+
+def _metaworld_video() -> Suite:
+    summary = "metaworld-objects seen as video: no state, no actions"
+    return replace(_metaworld_objects(), name="metaworld-video", summary=summary, supervision="none")
+
+
+def _fetch() -> Suite:
+    # Markers are enlarged: at 64 px the original radius of 20 mm is one or two pixels.
+    return Suite(
+        "fetch",
+        "Fetch arm: reach a marker (radius 45 mm instead of 20), push the block to it, lift the block",
+        load_embodiment("fetch"),
+        (
+            Task("reach", "reach the red ball", _make_fetch, 80, 0.15, tail=6, options={"marker_m": 0.045}),
+            Task("push", "push the block onto the red disc", _make_fetch, 150, 0.1, tail=6, options={"marker_m": 0.045}),
+            Task("lift", "pick up the block", _make_fetch, 120, 0.1, tail=6),
+        ),
+        licence="MIT",
+    )
+
+
+def _fetch_video() -> Suite:
+    return replace(_fetch(), name="fetch-video", summary="fetch seen as video: no state, no actions", supervision="none")
+
+
+_SUITES = {
+    "metaworld-objects": _metaworld_objects,
+    "metaworld-heldout": _metaworld_heldout,
+    "metaworld-mt10": _metaworld_mt10,
+    "metaworld-mt50": _metaworld_mt50,
+    "metaworld-video": _metaworld_video,
+    "fetch": _fetch,
+    "fetch-video": _fetch_video,
+}
