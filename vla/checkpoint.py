@@ -125,7 +125,9 @@ def write_folder(folder: Path, write: Any) -> Path:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free
-        raise UserError(f"could not save {folder}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact.") from error
+        raise UserError(
+            f"could not save {folder}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact."
+        ) from error
     return folder
 
 
@@ -191,5 +193,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
     model = contents.build()
     problems = model.load_state_dict(weights, strict=False)
     if problems.missing_keys or problems.unexpected_keys:
-        raise Damaged(f"{folder}: weights do not fit: missing {problems.missing_keys[:3]}, unexpected {problems.unexpected_keys[:3]}")
+        raise Damaged(
+            f"{folder}: weights do not fit: missing {problems.missing_keys[:3]}, unexpected {problems.unexpected_keys[:3]}"
+        )
     return contents, model.to(device).eval()

@@ -71,7 +71,9 @@ def find_kind(kind: str) -> type:
     if kind in _PLUGINS:
         return _PLUGINS[kind]
     if kind not in KINDS:
-        raise UnknownName("kind", kind, [*KINDS, *_PLUGINS], "If it comes from a plug-in, name it with --plugin module_or_file.")
+        raise UnknownName(
+            "kind", kind, [*KINDS, *_PLUGINS], "If it comes from a plug-in, name it with --plugin module_or_file."
+        )
     module, name = KINDS[kind].split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -190,7 +190,11 @@ class Normalizer:
             raise UserError(f"unknown normalisation '{self.method}'; choose one of {METHODS}")
         if self.method == "identity" and not self.reason:
             raise UserError("identity normalisation must be asked for with a reason")
-        if len(self.offset) != len(self.scale) or not np.isfinite([*self.offset, *self.scale]).all() or min(self.scale, default=1) <= 0:
+        if (
+            len(self.offset) != len(self.scale)
+            or not np.isfinite([*self.offset, *self.scale]).all()
+            or min(self.scale, default=1) <= 0
+        ):
             raise SchemaError("a normaliser needs one finite offset and one finite positive scale per dimension")
 
     @staticmethod

@@ -38,7 +38,9 @@ class Roster:
 
     def index(self, name: str) -> int:
         if name not in self.names:
-            raise UnknownName("embodiment", name, self.names, "The model was not built for it; fine-tune one that is (finetune/forkme.py).")
+            raise UnknownName(
+                "embodiment", name, self.names, "The model was not built for it; fine-tune one that is (finetune/forkme.py)."
+            )
         return self.names.index(name)
 
 

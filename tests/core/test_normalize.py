@@ -20,7 +20,9 @@ def rank_distance(values, quantile, q):
 
 def test_quantiles_and_moments_against_numpy():
     rng = np.random.default_rng(0)
-    rows_NA = np.stack([rng.normal(size=200_000), rng.exponential(size=200_000) ** 3, np.round(rng.normal(size=200_000), 1)], -1)
+    rows_NA = np.stack(
+        [rng.normal(size=200_000), rng.exponential(size=200_000) ** 3, np.round(rng.normal(size=200_000), 1)], -1
+    )
     stats = Stats(3)
     for part in np.array_split(rows_NA, 37):
         stats.update(part)
@@ -73,7 +75,10 @@ def test_bad_rows_are_refused():
         Normalizer.fit(stats)
 
 
-@given(arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=FINITE), st.sampled_from(["quantile", "zscore"]))
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=FINITE),
+    st.sampled_from(["quantile", "zscore"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_normalise_is_exactly_invertible_and_finite(rows_NA, method):
     stats = Stats(rows_NA.shape[1])

@@ -68,25 +68,26 @@ def prefix_tokens(x_BSD: Tensor, valid_BS: Tensor, causal: bool = False) -> Toke
     return Tokens(x_BSD, valid_BS, index_BS if causal else zero_BS, zero_BS, index_BS)
 
 
-def suffix_tokens(
-    prefix: Tokens, x_BSD: Tensor, *, causal: bool, samples: int = 1, valid_BS: Tensor | None = None
-) -> Tokens:
+def suffix_tokens(prefix: Tokens, x_BSD: Tensor, *, causal: bool, samples: int = 1, valid_BS: Tensor | None = None) -> Tokens:
     """Tokens that follow a prefix: `samples` equal groups of S / samples tokens, each starting right after the prefix.
 
     Every group sees the prefix and itself alone, and has the same positions as the others. All valid unless said otherwise.
     """
     B, S, _ = x_BSD.shape
     assert S % samples == 0
+    if valid_BS is None:
+        valid_BS = torch.ones(B, S, dtype=torch.bool, device=x_BSD.device)
     step_S = torch.arange(S // samples, device=x_BSD.device).repeat(samples)
     group_S = torch.arange(samples, device=x_BSD.device).repeat_interleave(S // samples)
-    first_group = prefix.group_BS.amax() + 1
     block_BS = prefix.next_block() + (step_S if causal else torch.zeros_like(step_S))
+    count_BKS = valid_BS.view(B, samples, -1).long()
+    before_BS = (count_BKS.cumsum(2) - count_BKS).view(B, S)  # padding takes no position
     return Tokens(
         x_BSD,
-        torch.ones(B, S, dtype=torch.bool, device=x_BSD.device) if valid_BS is None else valid_BS,
+        valid_BS,
         block_BS.expand(B, S),
-        (first_group + group_S).expand(B, S),
-        (prefix.next_position() + step_S).expand(B, S),
+        (prefix.group_BS.amax() + 1 + group_S).expand(B, S),
+        prefix.next_position() + before_BS,
     )
 
 

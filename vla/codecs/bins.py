@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,9 @@ class BinsCodec(Codec):
         return horizon * width
 
     def encode(self, action_BTA: Tensor) -> Tensor:
-        # digitize(x, edges) - 1 in float64, where an edge value falls into the bin it opens, as numpy has it.
-        edges = torch.linspace(-1, 1, self.vocabulary + 1, dtype=torch.float64, device=action_BTA.device)
+        # digitize(x, edges) - 1 in float64, where an edge value falls into the bin it opens. numpy's own edges: torch's linspace
+        # differs from it in the last place.
+        edges = torch.from_numpy(np.linspace(-1, 1, self.vocabulary + 1)).to(action_BTA.device)
         bins = torch.bucketize(action_BTA.double(), edges, right=True) - 1
         return bins.clamp(0, self.vocabulary - 1).flatten(1)
 

@@ -65,7 +65,9 @@ class DiTDecoder(ActionDecoder):
         data_BKTA = target.action_BTA[:, None].expand(B, K, T, A)
         noisy, want = self.path.corrupt(data_BKTA.reshape(B * K, T, A), eps_BKTA.view(B * K, T, A), t_BK.flatten())
         body, follows, cache = self.conditioning.prepare(backbone, prefix)
-        pred_BKTA = self._predict(body, follows, cache, noisy.view(B, K, T, A), t_BK, target.spec)
+        # Unlabelled steps (past the end of an episode) do not exist here: what stands there must move nothing.
+        labelled = ActionSpec(target.spec.embodiment_B, target.label_BTA)
+        pred_BKTA = self._predict(body, follows, cache, noisy.view(B, K, T, A), t_BK, labelled)
         error_BKTA = (pred_BKTA.float() - want.view(B, K, T, A)).square()
         return make_loss({"denoise": (error_BKTA, target.label_BTA[:, None].expand(B, K, T, A))}, {"denoise": 1.0})
 

@@ -62,7 +62,10 @@ class LatentDecoder(ActionDecoder):
         pred_BTA, logits_BNC = self._predict(backbone, prefix, target.spec)
         error_BTA = (pred_BTA - target.action_BTA).abs()
         surprise_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), target.latent_BN, reduction="none")
-        parts = {"l1": (error_BTA, target.label_BTA), "latent": (surprise_BN, target.has_latent_B[:, None].expand_as(surprise_BN))}
+        parts = {
+            "l1": (error_BTA, target.label_BTA),
+            "latent": (surprise_BN, target.has_latent_B[:, None].expand_as(surprise_BN)),
+        }
         return make_loss(parts, {"l1": 1.0, "latent": self.config.latent_scale})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:

@@ -65,7 +65,11 @@ class CodeTokens(nn.Module):
 
 
 class TokensDecoder(ActionDecoder):
-    """A causal suffix: start, c_0, ..., c_{N-2} predict c_0, ..., c_{N-1}."""
+    """A causal suffix: start, c_0, ..., c_{N-2} predict c_0, ..., c_{N-1}.
+
+    A place exists iff the code it predicts does, and shows the last code before it that exists: so a narrow robot's sequence is the
+    same in a roster with wider ones.
+    """
 
     def __init__(self, config: AutoregressiveTokens, width: int, roster: Roster) -> None:
         super().__init__()
@@ -78,9 +82,8 @@ class TokensDecoder(ActionDecoder):
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
         code_BN, exists_BN, label_BN = self.codes.encode(target)
-        start_B1 = torch.full_like(code_BN[:, :1], self.start_id)
-        x_BND = self.codes.embed(torch.cat([start_B1, code_BN[:, :-1]], dim=1)).to(prefix.x_BSD.dtype)
-        suffix = suffix_tokens(prefix, x_BND, causal=True, valid_BS=_shifted(exists_BN))
+        x_BND = self.codes.embed(self._shown(code_BN, exists_BN)).to(prefix.x_BSD.dtype)
+        suffix = suffix_tokens(prefix, x_BND, causal=True, valid_BS=exists_BN)
         logits_BNC = self.codes.head(backbone(prefix.cat(suffix)).last(len(suffix)))
         error_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), code_BN, reduction="none")
         return make_loss({"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0})
@@ -88,20 +91,23 @@ class TokensDecoder(ActionDecoder):
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         exists_BN = self.codes.codec.mask(like.mask_BTA)
         B, N = exists_BN.shape
-        id_BN = torch.full((B, N + 1), self.start_id, device=exists_BN.device)
-        places = suffix_tokens(prefix, prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1]), causal=True, valid_BS=_shifted(exists_BN))
+        empty_BND = prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1])
+        places = suffix_tokens(prefix, empty_BND, causal=True, valid_BS=exists_BN)
         draws_BNC = noise.uniform("tokens", N, self.codes.codec.vocabulary) if self.temperature > 0 else None
-        hidden = backbone(prefix)
+        hidden, shown_B1, found = backbone(prefix), torch.full((B, 1), self.start_id, device=exists_BN.device), []
         for n in range(N):
-            x_B1D = (self.codes.code_in(id_BN[:, n : n + 1]) + self.codes.slot_ND[n]).to(prefix.x_BSD.dtype)
+            x_B1D = (self.codes.code_in(shown_B1) + self.codes.slot_ND[n]).to(prefix.x_BSD.dtype)
             hidden = backbone(places.slice(n, n + 1).with_x(x_B1D), cache=hidden)
             logits_BC = self.codes.head(hidden.last(1))[:, 0].float()
             if draws_BNC is not None:  # Gumbel-max: a draw from softmax(logits / temperature)
                 logits_BC = logits_BC - self.temperature * torch.log(-torch.log(draws_BNC[:, n]))
-            id_BN[:, n + 1] = logits_BC.argmax(-1)
-        return self.codes.decode(id_BN[:, 1:], like)
+            found.append(logits_BC.argmax(-1, keepdim=True))
+            shown_B1 = torch.where(exists_BN[:, n : n + 1], found[-1], shown_B1)
+        return self.codes.decode(torch.cat(found, dim=1), like)
 
-
-def _shifted(exists_BN: Tensor) -> Tensor:
-    """Which inputs exist: the start always, then each code but the last."""
-    return torch.cat([torch.ones_like(exists_BN[:, :1]), exists_BN[:, :-1]], dim=1)
+    def _shown(self, code_BN: Tensor, exists_BN: Tensor) -> Tensor:
+        """What each place shows, int64 (B, N): the last existing code before it, or the start id."""
+        place_N = torch.arange(code_BN.shape[1], device=code_BN.device)
+        last_BN = torch.where(exists_BN, place_N, -1).cummax(dim=1).values
+        known_BN = code_BN.gather(1, last_BN.clamp(min=0)).masked_fill(last_BN < 0, self.start_id)
+        return torch.cat([torch.full_like(code_BN[:, :1], self.start_id), known_BN[:, :-1]], dim=1)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from vla.embodiment import (
+    Embodiment,
+    Field,
+    Space,
+    built_in_embodiments,
+    convert,
+    from_rotation,
+    load_embodiment,
+    resample,
+    to_rotation,
+)
+from vla.errors import SchemaError, UnknownName, UserError
+
+UNITS = ["m", "quat_xyzw", "axis_angle", "rot6d"]
+SIZES = {"m": 3, "quat_xyzw": 4, "axis_angle": 3, "rot6d": 6}
+
+
+def random_values(rng, unit, count):
+    if unit == "m":
+        return rng.normal(size=(count, 3))
+    # Angles below pi, where every representation is unique.
+    axis = rng.normal(size=(count, 3))
+    vector = axis / np.linalg.norm(axis, axis=-1, keepdims=True) * rng.uniform(0, 0.45 * np.pi, size=(count, 1))
+    return from_rotation(Rotation.from_rotvec(vector), unit)
+
+
+def same(a, b, unit):
+    if unit == "m":
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    else:
+        turn = (to_rotation(a, unit).inv() * to_rotation(b, unit)).magnitude()
+        assert turn.max() < 1e-7  # acos near 1 sees half the digits
+        np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@given(
+    st.sampled_from(UNITS),
+    st.sampled_from(["absolute", "from_state", "step"]),
+    st.sampled_from(["absolute", "from_state", "step"]),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=120, deadline=None)
+def test_frames_convert_back_and_forth(unit, recorded, learned, seed):
+    rng = np.random.default_rng(seed)
+    state_space = Space((Field("pose", SIZES[unit], unit),))
+    make = lambda frame: Space((Field("pose", SIZES[unit], unit, frame),))  # noqa: E731
+    absolute_TA, state_P = random_values(rng, unit, 7), random_values(rng, unit, 1)[0]
+    recorded_TA = convert(absolute_TA, make("absolute"), make(recorded), state_P, state_space)
+    learned_TA = convert(recorded_TA, make(recorded), make(learned), state_P, state_space)
+    back_TA = convert(learned_TA, make(learned), make(recorded), state_P, state_space)
+    same(recorded_TA, back_TA, unit)
+
+
+def test_hand_worked_frames():
+    make = lambda frame: Space((Field("x", 1, "m", frame),))  # noqa: E731
+    state = Space((Field("x", 1, "m"),))
+    absolute_TA = np.array([[1.0], [3.0], [2.0]])
+    to = lambda frame: convert(absolute_TA, make("absolute"), make(frame), np.array([0.5]), state)[:, 0].tolist()  # noqa: E731
+    assert to("from_state") == [0.5, 2.5, 1.5]
+    assert to("step") == [0.5, 2.0, -1.0]
+
+
+def test_rotation_of_a_quarter_turn_from_state():
+    state = Space((Field("q", 4, "quat_xyzw"),))
+    start = Rotation.from_euler("x", 90, degrees=True)
+    goal = start * Rotation.from_euler("z", 90, degrees=True)
+    got = convert(goal.as_quat()[None], state, Space((Field("q", 4, "quat_xyzw", "from_state"),)), start.as_quat(), state)
+    np.testing.assert_allclose(Rotation.from_quat(got[0]).as_rotvec(), [0, 0, np.pi / 2], atol=1e-12)
+
+
+def test_conversion_that_needs_a_missing_state_names_the_fix():
+    a, b = Space((Field("x", 1, "m", "absolute"),)), Space((Field("x", 1, "m", "step"),))
+    with pytest.raises(SchemaError, match="state field of the same name"):
+        convert(np.zeros((2, 1)), a, b, np.zeros(1), Space((Field("y", 1, "m"),)))
+    with pytest.raises(SchemaError, match="only frames may differ"):
+        convert(np.zeros((2, 1)), a, Space((Field("x", 1, "rad"),)), np.zeros(1), a)
+    with pytest.raises(SchemaError, match="NaN"):
+        convert(np.full((2, 1), np.nan), a, b, np.zeros(1), a)
+
+
+@pytest.mark.parametrize("values, match", [([[0, 0, 0, 2.0]], "xyzw"), ([[1, 0, 0, 1, 0, 0.0]], "orthonormal")])
+def test_what_is_no_rotation_is_refused(values, match):
+    with pytest.raises(SchemaError, match=match):
+        to_rotation(np.array(values), "quat_xyzw" if len(values[0]) == 4 else "rot6d")
+
+
+def test_resampling_keeps_the_motion_per_second():
+    space = Space((Field("x", 1, "m", "step"), Field("grip", 1, "open01")))
+    action_TA = np.stack([np.linspace(0.1, 0.4, 12), np.repeat([1.0, 0.0], 6)], -1)
+    half = resample(action_TA, space, Fraction(20), Fraction(10), 6)
+    np.testing.assert_allclose(half[:, 0].sum(), action_TA[:, 0].sum())
+    np.testing.assert_allclose(half[:, 0], action_TA[:, 0].reshape(6, 2).sum(1))
+    assert half[:, 1].tolist() == [1, 1, 1, 0, 0, 0]
+    double = resample(action_TA, space, Fraction(20), Fraction(40), 24)
+    np.testing.assert_allclose(double[:, 0].reshape(12, 2).sum(1), action_TA[:, 0])
+
+
+def robot(**changes):
+    space = Space((Field("x", 2, "m", "step"),))
+    base = {
+        "name": "r", "cameras": ("third_person",), "state": Space((Field("q", 3, "rad"),)), "command": space, "action": space,
+        "rate_hz": Fraction(10), "horizon": 4, "limits": ((-1.0, 1.0), (-1.0, 1.0)),
+    }  # fmt: skip
+    return Embodiment(**{**base, **changes})
+
+
+def test_embodiments_refuse_nonsense():
+    with pytest.raises(SchemaError, match="limits"):
+        robot(limits=((-1.0, 1.0),))
+    with pytest.raises(SchemaError, match="only frames"):
+        robot(action=Space((Field("x", 2, "rad", "step"),)))
+    with pytest.raises(UnknownName, match="Choices"):
+        Field("x", 1, "inches")
+    with pytest.raises(SchemaError, match="NaN"):
+        robot().limit(np.full((1, 2), np.nan))
+    assert robot().limit(np.array([[5.0, -5.0]])).tolist() == [[1.0, -1.0]]
+
+
+@given(st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_pack_and_unpack_are_inverse(count, seed):
+    rng = np.random.default_rng(seed)
+    space = Space(tuple(Field(f"f{i}", int(rng.integers(1, 5)), "rad") for i in range(count)))
+    packed = rng.normal(size=(3, space.size))
+    np.testing.assert_array_equal(space.pack(space.unpack(packed)), packed)
+    with pytest.raises(SchemaError):
+        space.pack({"other": packed})
+
+
+def test_a_robot_from_a_file_outside_the_package(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from fractions import Fraction\n"
+        "from vla.embodiment import Embodiment, Field, Space\n"
+        "S = Space((Field('x', 2, 'm', 'step'),))\n"
+        "EMBODIMENT = Embodiment('mine', ('wrist',), Space(()), S, S, Fraction(5), 3, ((-1.0, 1.0),) * 2)\n"
+    )
+    mine = load_embodiment(str(tmp_path / "mine.py"))
+    assert Embodiment.from_json(mine.to_json()) == mine
+    with pytest.raises(UserError, match="no embodiment file"):
+        load_embodiment(str(tmp_path / "other.py"))
+    with pytest.raises(UnknownName, match="Choices"):
+        load_embodiment("nothing_like_it")
+
+
+@pytest.mark.parametrize("name", built_in_embodiments())
+def test_every_built_in_walks_encode_decode_as_the_identity(name):
+    found = load_embodiment(name)
+    assert Embodiment.from_json(found.to_json()) == found
+    rng = np.random.default_rng(0)
+    low_A, high_A = np.array(found.limits).T
+    command_TA = rng.uniform(low_A, high_A, size=(found.horizon, len(low_A)))
+    state_P = rng.normal(size=found.state.size)
+    learned_TA = found.encode(command_TA, state_P)
+    np.testing.assert_allclose(found.decode(learned_TA, state_P), command_TA, rtol=1e-9, atol=1e-9)

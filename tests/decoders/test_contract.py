@@ -1,0 +1,176 @@
+"""What every action decoder owes, on every backbone. A new decoder is added to tests/parts.py (or by plug-in) and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
+from vla.decoders.base import total_loss
+from vla.noise import Noise
+
+
+@pytest.fixture(params=DECODERS, ids=str)
+def decoder(request):
+    return DECODERS[request.param]
+
+
+@pytest.fixture(params=BACKBONES, ids=str)
+def made(request, decoder):
+    torch.manual_seed(0)
+    holds = contents(decoder, BACKBONES[request.param])
+    model = holds.build()
+    return model, holds.collate(model)
+
+
+def batch_of(collate, rows):
+    return collate.samples(rows, SOURCES)
+
+
+def test_overfits_eight_samples(made):
+    model, collate = made
+    batch = batch_of(collate, samples(8, unlabelled=False))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
+    steps = 300
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        noise = Noise(batch.position_B, step)
+        optimizer.zero_grad()
+        total_loss(model(batch, noise)).backward()
+        optimizer.step(), schedule.step()
+    with torch.inference_mode():
+        found_BTA = model.eval().sample(batch, Noise(batch.position_B))
+    error = ((found_BTA - batch.target.action_BTA).abs() * batch.target.label_BTA).sum() / batch.target.label_BTA.sum()
+    assert error < 0.12, f"mean error {error:.3f}; guessing the mean gives 0.45"
+
+
+def test_is_deterministic_and_a_row_ignores_its_neighbours(made):
+    model, collate = made
+    batch = batch_of(collate, samples(6))
+    model.eval()
+    with torch.inference_mode():
+        noise = Noise(batch.position_B, 7)
+        first, again = model.sample(batch, noise), model.sample(batch, noise)
+        alone = model.sample(batch[2:3], Noise(batch.position_B[2:3], 7))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first[2:3], alone, atol=1e-5, rtol=1e-5)
+    assert first.shape == batch.target.action_BTA.shape and first.dtype == torch.float32
+    assert (first[~batch.spec.mask_BTA] == 0).all()
+
+
+def test_padded_dimensions_move_neither_loss_nor_gradient(made):
+    model, collate = made
+    batch = batch_of(collate, samples(6))
+    noise = Noise(batch.position_B, 1)
+    garbage = torch.where(batch.target.label_BTA, batch.target.action_BTA, 5.0)
+    dirty = replace(batch, target=replace(batch.target, action_BTA=garbage))
+    grads = []
+    for each in (batch, dirty):
+        model.zero_grad()
+        loss = total_loss(model(each, noise))
+        loss.backward()
+        grads.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_loss_is_a_sum_over_samples(made):
+    """Sum and weight of a batch are those of its halves, added: so ranks and accumulation cannot matter."""
+    model, collate = made
+    batch = batch_of(collate, samples(8))
+    whole = model(batch, Noise(batch.position_B, 3))
+    halves = [model(batch[rows], Noise(batch.position_B[rows], 3)) for rows in (slice(0, 3), slice(3, 8))]
+    for name, part in whole.parts.items():
+        torch.testing.assert_close(part.sum, sum(half.parts[name].sum for half in halves), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(part.weight, sum(half.parts[name].weight for half in halves))
+    torch.testing.assert_close(whole.sample_sum_B, torch.cat([half.sample_sum_B for half in halves]), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_are_known_before_the_forward_pass(made):
+    model, collate = made
+    batch = batch_of(collate, samples(8))
+    noise = Noise(batch.position_B, 4)
+    loss, weights = model(batch, noise), model.weights(batch, noise)
+    assert set(loss.parts) == set(weights) == set(loss.scale)
+    assert all(torch.equal(loss.parts[name].weight, weights[name]) for name in weights)
+
+
+def test_no_labels_at_all_is_zero_loss_through_every_parameter(made):
+    """A rank without labels still runs every module, or ZeRO hangs; and learns nothing from it."""
+    model, collate = made
+    bare = [replace(s, action_TA=None, latent_N=None) for s in samples(4)]
+    batch = batch_of(collate, bare)
+    loss = total_loss(model(batch, Noise(batch.position_B)))
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} took no part"
+        assert (parameter.grad == 0).all(), name
+
+
+def test_gradients_reach_the_backbone_exactly_when_it_is_unfrozen(made):
+    model, collate = made
+    batch = batch_of(collate, samples(6))
+    total_loss(model(batch, Noise(batch.position_B))).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent, f"no gradient: {silent}"
+    model.zero_grad()
+    model.backbone.requires_grad_(False)
+    total_loss(model(batch, Noise(batch.position_B))).backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.decoder.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing(made):
+    model, collate = made
+    batch = batch_of(collate, samples(6))
+    found = []
+    for on in (False, True):
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = on
+        model.train().zero_grad()
+        loss = total_loss(model(batch, Noise(batch.position_B)))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_prefix_never_sees_the_suffix(made, monkeypatch):
+    """The prefix's states are the same whatever the target is: checked on every pass that the decoder makes."""
+    model, collate = made
+    batch = batch_of(collate, samples(4, unlabelled=False))
+    prefix = model.prefix(batch)
+    want = model.backbone(prefix).x_BSD
+    seen = []
+    forward = model.backbone.forward
+
+    def spy(tokens, cache=None):
+        hidden = forward(tokens, cache)
+        if cache is None:
+            seen.append(hidden.x_BSD[:, : len(prefix)].detach())
+        return hidden
+
+    monkeypatch.setattr(model.backbone, "forward", spy)
+    model(batch, Noise(batch.position_B))
+    model.sample(batch, Noise(batch.position_B))
+    assert seen
+    for states in seen:
+        torch.testing.assert_close(states, want, atol=1e-5, rtol=1e-5)
+
+
+def test_survives_a_checkpoint(made, tmp_path):
+    from vla.checkpoint import load_model, save_checkpoint
+
+    model, collate = made
+    holds = contents(model.config.decoder, model.config.backbone)
+    save_checkpoint(tmp_path / "c", holds, model.state_dict())
+    again, loaded = load_model(tmp_path / "c")
+    assert again.model == holds.model and again.embodiments == ROBOTS
+    batch = batch_of(collate, samples(3))
+    with torch.inference_mode():
+        noise = Noise(batch.position_B)
+        assert torch.equal(model.eval().sample(batch, noise), loaded.sample(batch, noise))

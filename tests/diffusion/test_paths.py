@@ -1,0 +1,96 @@
+"""Schedules, solvers and time distributions against independent references (diffusers, scipy, closed forms)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from vla.diffusion.ddpm import DDPM, squared_cosine
+from vla.diffusion.flow import Flow
+from vla.errors import UserError
+from vla.noise import Noise
+
+
+def test_schedule_is_diffusers_squaredcos_cap_v2():
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    torch.testing.assert_close(squared_cosine(100).float(), theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("evaluations", [1, 5, 10, 100])
+@pytest.mark.parametrize("predict, theirs_predict", [("noise", "epsilon"), ("data", "sample")])
+def test_ddim_agrees_with_diffusers(evaluations, predict, theirs_predict):
+    from diffusers import DDIMScheduler
+
+    path = DDPM(steps=100, predict=predict).build()
+    eps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    network = lambda x, t: torch.tanh(x * 0.7 + t.view(-1, 1, 1))  # noqa: E731
+    ours = path.solve(network, eps, evaluations)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100,
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=True,
+        clip_sample_range=1.5,
+        prediction_type=theirs_predict,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(evaluations)
+    x = eps
+    for level in scheduler.timesteps:
+        t = torch.full((2,), 1 - (float(level) + 1) / 100)
+        x = scheduler.step(network(x, t), level, x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(ours, x, atol=2e-4, rtol=1e-4)
+
+
+def test_ddpm_corrupts_with_the_level_it_names():
+    path = DDPM(steps=50).build()
+    t_BK = path.times(Noise(torch.arange(4000)), 1)
+    level = ((1 - t_BK) * 50).round().long() - 1
+    assert level.min() == 0 and level.max() == 49
+    data, eps = torch.ones(4000, 1, 1), torch.zeros(4000, 1, 1)
+    noisy, want = path.corrupt(data, eps, t_BK[:, 0])
+    torch.testing.assert_close(noisy[:, 0, 0], squared_cosine(50)[level[:, 0]].sqrt().float())
+    assert torch.equal(want, eps)
+    with pytest.raises(UserError, match="1..50"):
+        path.solve(lambda x, t: x, eps, 51)
+
+
+@pytest.mark.parametrize("predict", ["velocity", "data"])
+def test_flow_recovers_a_known_point_in_any_number_of_steps(predict):
+    """With the exact field towards one datum, Euler's method is exact: the path is straight."""
+    path = Flow(predict=predict).build()
+    data = torch.tensor([[[0.3, -0.8]]])
+    eps = torch.randn(1, 1, 2, generator=torch.Generator().manual_seed(1))
+
+    def network(x, t):
+        return data if predict == "data" else (data - x) / (1 - t.view(-1, 1, 1))
+
+    for evaluations in (1, 3, 10):
+        torch.testing.assert_close(path.solve(network, eps, evaluations), data, atol=1e-5, rtol=1e-5)
+    noisy, want = path.corrupt(data, eps, torch.tensor([0.25]))
+    torch.testing.assert_close(noisy, 0.75 * eps + 0.25 * data)
+    torch.testing.assert_close(want, data if predict == "data" else data - eps)
+
+
+def test_pi0_times_are_the_shifted_beta_in_our_direction():
+    """openpi: tau ~ Beta(1.5, 1) * 0.999 + 0.001 with tau = 1 at noise; ours is t = 1 - tau."""
+    t = Flow(times="pi0").build().times(Noise(torch.arange(5000)), 4).flatten().numpy()
+    tau = (1 - t - 0.001) / 0.999
+    assert stats.kstest(tau, stats.beta(1.5, 1).cdf).pvalue > 0.01
+    assert t.min() >= 0 and t.max() <= 0.999 + 1e-6
+
+
+def test_noise_is_normal_uniform_and_keyed():
+    noise = Noise(torch.arange(3000), seed=5)
+    assert stats.kstest(noise.uniform("u", 7).flatten().numpy(), "uniform").pvalue > 0.01
+    assert stats.kstest(noise.normal("n", 7).flatten().numpy(), "norm").pvalue > 0.01
+    counts = np.bincount(noise.integers("i", 5, 7).flatten().numpy(), minlength=5)
+    assert stats.chisquare(counts).pvalue > 0.01
+    few = Noise(torch.tensor([17, 2999]), seed=5)
+    assert torch.equal(few.normal("n", 7), noise.normal("n", 7)[[17, 2999]])
+    assert not torch.equal(noise.normal("n", 7), noise.normal("m", 7))
+    assert not torch.equal(noise.normal("n", 7), noise.fold(0).normal("n", 7))
+    assert abs(np.corrcoef(noise.uniform("u", 1)[:-1, 0], noise.uniform("u", 1)[1:, 0])[0, 1]) < 0.06

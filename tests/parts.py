@@ -1,0 +1,101 @@
+"""Small real parts that the contract suites share: two robots of different widths, samples of every kind, tiny configurations."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from vla.backbones.tiny import Tiny
+from vla.checkpoint import Contents
+from vla.decoders.conditioning import CrossAttention, InContext, Pooled
+from vla.decoders.dit import DiT
+from vla.decoders.latent import LatentActions
+from vla.decoders.masked import MaskedDiffusion
+from vla.decoders.parallel import Parallel
+from vla.decoders.tokens import AutoregressiveTokens
+from vla.diffusion.ddpm import DDPM
+from vla.diffusion.flow import Flow
+from vla.embodiment import Embodiment, Field, Space
+from vla.model import Model
+from vla.normalize import Normalizer, RobotNormalizer, StatsKey
+from vla.types import Observation, Sample
+
+TINY = Tiny(width=32, depth=2, heads=2, channels=8, keypoints=8, words=64, image_size=16)
+
+BACKBONES = {"tiny": TINY}
+DECODERS = {
+    "parallel": Parallel(),
+    "tokens": AutoregressiveTokens(),
+    "masked": MaskedDiffusion(evaluations=4),
+    "flow": DiT(evaluations=4),
+    "flow_data": DiT(path=Flow(predict="data", times="uniform"), samples_per_context=2, evaluations=2),
+    "ddpm": DiT(path=DDPM(steps=20), evaluations=5),
+    "flow_cross": DiT(conditioning=CrossAttention(width=32, depth=2, heads=2), evaluations=3),
+    "ddpm_pooled": DiT(path=DDPM(steps=20), conditioning=Pooled(width=32, depth=2, heads=2), evaluations=10),
+    "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2),
+    "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
+}
+
+
+def robot(name: str, action: int, state: int, horizon: int) -> Embodiment:
+    space = Space((Field("move", action, "command", "step"),))
+    return Embodiment(
+        name=name,
+        cameras=("third_person", "wrist"),
+        state=Space((Field("joints", state, "rad"),)),
+        command=space,
+        action=space,
+        rate_hz=Fraction(10),
+        horizon=horizon,
+        limits=((-1.0, 1.0),) * action,
+    )
+
+
+ROBOTS = (robot("narrow", 2, 3, 4), robot("wide", 5, 6, 3))
+
+
+def unit_normalizer(of: Embodiment) -> RobotNormalizer:
+    unit = lambda width: Normalizer.identity(width, "test values are in -1..1 already")  # noqa: E731
+    return RobotNormalizer(StatsKey.of(of), unit(of.state.size), unit(of.action.size))
+
+
+def contents(decoder, backbone=TINY, robots=ROBOTS) -> Contents:
+    return Contents(Model(backbone, decoder), robots, {r.name: unit_normalizer(r) for r in robots})
+
+
+def observation(
+    of: Embodiment, rng: np.random.Generator, side: int = 16, state: bool = True, text: str = "open the door"
+) -> Observation:
+    return Observation(
+        {role: rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8) for role in of.cameras},
+        rng.uniform(-1, 1, (2, of.state.size if state else 0)),
+        text,
+        of.name,
+        offsets_s=(-0.1, 0.0),
+    )
+
+
+def samples(count: int, seed: int = 0, robots=ROBOTS, unlabelled: bool = True) -> list[Sample]:
+    """Robots in turn; every fourth is action-free video with latent codes alone, every second robot sample has codes too."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        of = robots[i % len(robots)]
+        video = unlabelled and i % 4 == 3
+        made.append(
+            Sample(
+                position=100 + i,
+                source="video" if video else of.name,
+                episode=f"e{i}",
+                step=i,
+                observation=observation(of, rng, state=not video, text="open the door" if i % 3 else "close the drawer"),
+                action_TA=None if video else rng.uniform(-0.9, 0.9, (of.horizon, of.action.size)),
+                valid_T=np.arange(of.horizon) < (of.horizon if i % 5 else 2),
+                latent_N=rng.integers(0, 4, 2) if video or i % 2 else None,
+            )
+        )
+    return made
+
+
+SOURCES = {"narrow": 0, "wide": 1, "video": 2}
