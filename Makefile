@@ -10,12 +10,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Your own pip configuration (index, proxy, wheel folder) decides where packages come from; constraints.txt which versions.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Conflicts are not reported: constraints.txt is tested as a whole, and robosuite's own pins are known not to hold.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
 RENDERING := libegl1 libgl1-mesa-dri
 # robosuite pins packages that the rest has outgrown, so it comes without its dependencies and brings these instead.
-ROBOSUITE_NEEDS := numba qpsolvers quadprog termcolor pynput
+ROBOSUITE_NEEDS := numba opencv-python-headless qpsolvers quadprog termcolor pynput
 
 # Small models on few cores: several processes of one thread beat one process of several.
 export OMP_NUM_THREADS ?= 1
@@ -69,7 +70,7 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	@# torch alone and first: its build decides about gigabytes of CUDA packages.
 	$(PIP) torch
 	$(PIP) --editable '.[train,sim,serve,dev]' --editable ./client
-	$(PIP) --no-deps robosuite && $(PIP) $(ROBOSUITE_NEEDS) || \
+	$(PIP) $(ROBOSUITE_NEEDS) && $(PIP) --no-deps robosuite || \
 	  echo 'note: the optional robosuite could not be installed (see above); its robots are missing, all else works.' >&2
 	@touch $@
 
