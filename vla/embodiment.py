@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -64,9 +66,15 @@ class Space:
     def size(self) -> int:
         return sum(field.size for field in self.fields)
 
-    def slices(self) -> dict[str, slice]:
-        stops = np.cumsum([0, *(field.size for field in self.fields)])
-        return {field.name: slice(int(a), int(b)) for field, a, b in zip(self.fields, stops[:-1], stops[1:], strict=True)}
+    def slices(self) -> Mapping[str, slice]:
+        """Where each field lies in a packed vector."""
+        return self._slices
+
+    @cached_property  # asked for several times per training sample
+    def _slices(self) -> Mapping[str, slice]:
+        stops = list(itertools.accumulate((field.size for field in self.fields), initial=0))
+        names = (field.name for field in self.fields)
+        return {name: slice(a, b) for name, (a, b) in zip(names, itertools.pairwise(stops), strict=True)}
 
     def field(self, name: str) -> Field:
         for field in self.fields:
