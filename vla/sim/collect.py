@@ -106,9 +106,7 @@ Progress = Callable[[int, int, str], None]
 """Called after each attempt with (episodes done, episodes wanted, task of that attempt)."""
 
 
-def collect(
-    plan: Plan, out: str | Path, workers: int = 2, progress: Progress | None = None, resume: bool = False
-) -> CollectReport:
+def collect(plan: Plan, out: str | Path, workers: int = 2, progress: Progress | None = None, resume: bool = False) -> CollectReport:
     """Runs a plan and writes its episodes as a dataset folder: by task, then by seed, whatever finished first.
 
     The same plan gives the same bytes. `resume` keeps the complete shards of an interrupted run. A task that runs out of

@@ -10,7 +10,7 @@ import atexit
 import ctypes.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,12 +46,17 @@ class Cameras:
     """Draws several cameras of one MuJoCo model; the GL context lives until `close`.
 
     `views`: role -> name of a camera in the model, or an `MjvCamera` (a free one). Images are uint8 (size, size, 3), RGB.
+    `hidden_geoms`: groups of geoms that are not drawn.
     """
 
-    def __init__(self, model: mujoco.MjModel, views: Mapping[str, str | mujoco.MjvCamera], size: int) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, views: Mapping[str, str | mujoco.MjvCamera], size: int, hidden_geoms: Sequence[int] = ()
+    ) -> None:
         import mujoco
 
-        self._views = dict(views)
+        self._views, self._option = dict(views), mujoco.MjvOption()
+        for group in hidden_geoms:
+            self._option.geomgroup[group] = 0
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -66,7 +71,7 @@ class Cameras:
         """Role -> image of the state in `data`."""
         images = {}
         for role, view in self._views.items():
-            self._renderer.update_scene(data, view)
+            self._renderer.update_scene(data, view, self._option)
             images[role] = self._renderer.render()
         return images
 
@@ -76,20 +81,23 @@ class Cameras:
 
 
 def aim_camera(model: mujoco.MjModel, camera: str, lookat: tuple[float, float, float], fovy_deg: float) -> None:
-    """Turns a fixed camera of the model, where it stands, to look at a point with the world's z upwards in the image."""
+    """Fixes a camera of the model to what it is mounted on, and turns it to look at a point, with z upwards in the image.
+
+    Point and z are those of the body that carries the camera (the world's, for one that stands). Takes effect at the next reset.
+    """
+    import mujoco
     from scipy.spatial.transform import Rotation
 
     back = np.asarray(model.camera(camera).pos) - lookat
     right = np.cross((0.0, 0.0, 1.0), back)
     axes = np.stack([right, np.cross(back, right), back], axis=-1)  # a camera looks along its -z, with y up
     turn = Rotation.from_matrix(axes / np.linalg.norm(axes, axis=0))
+    model.camera(camera).mode[:] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED  # not one that tracks, and flips when it looks straight down
     model.camera(camera).quat[:] = turn.as_quat(scalar_first=True)
     model.camera(camera).fovy[:] = fovy_deg
 
 
-def free_camera(
-    lookat: tuple[float, float, float], distance_m: float, azimuth_deg: float, elevation_deg: float
-) -> mujoco.MjvCamera:
+def free_camera(lookat: tuple[float, float, float], distance_m: float, azimuth_deg: float, elevation_deg: float) -> mujoco.MjvCamera:
     """A camera that stands still and looks at a point; it needs no place in the model."""
     import mujoco
 

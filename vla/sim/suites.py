@@ -50,6 +50,18 @@ def _make_fetch(task: Task, image_size: int) -> SimEnv:
     return FetchEnv(task, image_size)
 
 
+def _make_aloha(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.aloha import AlohaEnv
+
+    return AlohaEnv(task, image_size)
+
+
+def _make_panda(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.panda import PandaEnv
+
+    return PandaEnv(task, image_size)
+
+
 def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
     row = MT50[name]
     return Task(name, row.instruction, _make_metaworld, max_steps, noise_sd, tail=5, group=row.group)
@@ -125,6 +137,33 @@ def _fetch_video() -> Suite:
     return replace(_fetch(), name="fetch-video", summary="fetch seen as video: no state, no actions", supervision="none")
 
 
+def _panda() -> Suite:
+    return Suite(
+        "panda",
+        "Panda arm of robosuite: lift the cube, stack the cubes",
+        load_embodiment("panda"),
+        (
+            Task("lift", "lift the red cube", _make_panda, 120, 0.15, tail=3),
+            Task("stack", "put the red cube onto the green one", _make_panda, 250, 0.1, tail=3),
+        ),
+        held_out=True,
+        licence="MIT",
+    )
+
+
+def _aloha() -> Suite:
+    return Suite(
+        "aloha",
+        "ALOHA's two arms: the right one lifts a cube, or hands it to the left one",
+        load_embodiment("aloha"),
+        (
+            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 0.5, tail=10),
+            Task("transfer", "hand the red cube from the right arm to the left arm", _make_aloha, 500, 0.1, tail=10),
+        ),
+        held_out=True,
+    )
+
+
 _SUITES = {
     "metaworld-objects": _metaworld_objects,
     "metaworld-heldout": _metaworld_heldout,
@@ -133,4 +172,6 @@ _SUITES = {
     "metaworld-video": _metaworld_video,
     "fetch": _fetch,
     "fetch-video": _fetch_video,
+    "aloha": _aloha,
+    "panda": _panda,
 }

@@ -1,0 +1,153 @@
+"""ALOHA's two arms on gym-aloha's models and rewards (Zhao et al. 2023), with experts that plan by inverse kinematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from vla.embodiments.aloha import EMBODIMENT
+from vla.errors import UnknownName
+from vla.sim.env import SimEnv, Task
+from vla.sim.kinematics import Arm
+from vla.sim.rendering import Cameras, aim_camera
+
+_LEVELS = {"lift": 2, "transfer": 4}
+"""Task -> reward level of gym-aloha's transfer task: 2 the right gripper holds the cube off the table, 4 the left one does."""
+_HELD_STEPS = 10
+"""For so long (0.2 s) the level must hold, so that a cube that is knocked up is no success."""
+_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+_FACING = {"left": Rotation.identity(), "right": Rotation.from_euler("z", 180, degrees=True)}
+
+
+class AlohaEnv(SimEnv):
+    """Tasks `lift` (the right arm lifts the cube) and `transfer` (and hands it to the left arm)."""
+
+    def __init__(self, task: Task, image_size: int) -> None:
+        from dm_control import mujoco
+        from gym_aloha.constants import ASSETS_DIR
+        from gym_aloha.tasks.sim import TransferCubeTask
+
+        noise = np.array([0.06] * 6 + [0])  # rad; grippers carry none
+        super().__init__(task, EMBODIMENT, image_size, noise_A=np.concatenate([noise, noise]))
+        if task.name not in _LEVELS:
+            raise UnknownName("ALOHA task", task.name, _LEVELS)
+        self._physics = mujoco.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_transfer_cube.xml"))
+        self._task = TransferCubeTask()
+        model = self._physics.model.ptr
+        aim_camera(model, "angle", lookat=(0.1, 0.5, 0.1), fovy_deg=42)
+        aim_camera(model, "right_wrist", lookat=(0.15, 0.0, 0.0), fovy_deg=50)
+        self._arms = {side: Arm(model, [f"vx300s_{side}/{name}" for name in _JOINTS], f"cali_{side}_site1") for side in _FACING}
+        self._cameras: Cameras | None = None
+        self._held = 0
+
+    def cameras(self) -> dict[str, np.ndarray]:
+        if self._cameras is None:  # a GL context costs a second: none until somebody looks
+            views = {"third_person": "angle", "wrist_right": "right_wrist"}
+            self._cameras = Cameras(self._physics.model.ptr, views, self.image_size)
+        return self._cameras.draw(self._physics.data.ptr)
+
+    def state(self) -> np.ndarray:
+        return np.asarray(self._task.get_qpos(self._physics), dtype=np.float64)
+
+    def expert(self) -> Callable[[], np.ndarray]:
+        rows = iter(self._plan())
+        last = self.state()
+
+        def act() -> np.ndarray:
+            nonlocal last
+            last = next(rows, last)
+            return last
+
+        return act
+
+    def close(self) -> None:
+        if self._cameras is not None:
+            self._cameras.close()
+
+    def _start(self, seed: int) -> None:
+        from gym_aloha.tasks import sim
+        from gym_aloha.utils import sample_box_pose
+
+        sim.BOX_POSE[0] = sample_box_pose(seed)  # how gym-aloha passes it
+        self._physics.reset()
+        self._task.initialize_episode(self._physics)
+        self._physics.forward()
+        self._held = 0
+
+    def _advance(self, command_A: np.ndarray) -> bool:
+        from gym_aloha.constants import DT
+
+        self._task.before_step(command_A, self._physics)
+        self._physics.step(round(DT / self._physics.timestep()))
+        self._held = self._held + 1 if self._task.get_reward(self._physics) >= _LEVELS[self.task] else 0
+        return self._held >= _HELD_STEPS
+
+    def _plan(self) -> np.ndarray:
+        """The whole demonstration as commands (T, 14), from where the cube lies now."""
+        cube = self._physics.named.data.qpos[-7:-4].copy()
+        cube[2] = 0.02  # it is dropped from a little above the table
+        ways = _transfer_ways(cube) if self.task == "transfer" else _lift_ways(cube)
+        state = self.embodiment.state.unpack(self.state())
+        arms = [_follow(side, arm, state[f"{side}_arm"], state[f"{side}_gripper"], ways[side]) for side, arm in self._arms.items()]
+        steps = max(map(len, arms))
+        return np.concatenate([np.pad(rows, ((0, steps - len(rows)), (0, 0)), mode="edge") for rows in arms], axis=-1)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A waypoint: after `steps` more control steps the tool is `at` a place, its nose `down_deg` below the horizontal."""
+
+    steps: int
+    at: Sequence[float]
+    down_deg: float
+    opening: float
+    roll_deg: float = 0.0
+
+
+def _lift_ways(cube: np.ndarray) -> dict[str, list[_Way]]:
+    """The right arm opens on its way over the cube, goes down around it, shuts and lifts."""
+    pick = [
+        _Way(60, cube + [0, 0, 0.09], down_deg=60, opening=1),
+        _Way(40, cube + [0, 0, -0.008], down_deg=60, opening=1),
+        _Way(20, cube + [0, 0, -0.008], down_deg=60, opening=0),
+        _Way(50, cube + [0, 0, 0.12], down_deg=60, opening=0),
+    ]
+    return {"left": [], "right": pick}
+
+
+def _transfer_ways(cube: np.ndarray) -> dict[str, list[_Way]]:
+    """Both arms meet over the middle; the left one comes rolled by 90 degrees, so that its fingers fit between the right one's."""
+    meet = np.array([0.0, 0.5, 0.25])
+    right = [
+        *_lift_ways(cube)["right"],
+        _Way(60, meet, down_deg=0, opening=0),
+        _Way(90, meet, down_deg=0, opening=0),
+        _Way(20, meet, down_deg=0, opening=1),
+        _Way(40, meet + [0.1, 0, 0], down_deg=0, opening=1),
+    ]
+    left = [
+        _Way(150, meet + [-0.12, 0, 0], down_deg=0, opening=1, roll_deg=90),
+        _Way(90, meet + [-0.12, 0, 0], down_deg=0, opening=1, roll_deg=90),
+        _Way(50, meet + [0.01, 0, 0], down_deg=0, opening=1, roll_deg=90),
+        _Way(30, meet + [0.01, 0, 0], down_deg=0, opening=0, roll_deg=90),
+        _Way(60, meet + [0.01, 0, 0], down_deg=0, opening=0, roll_deg=90),
+    ]
+    return {"left": left, "right": right}
+
+
+def _follow(side: str, arm: Arm, angles: np.ndarray, opening: np.ndarray, ways: Sequence[_Way]) -> np.ndarray:
+    """Smooth commands (T, 7) of one arm through the waypoints: minimum-jerk in position, along the shortest turn in rotation."""
+    (at, turn), rows = arm.pose(angles), []
+    for way in ways:
+        goal = _FACING[side] * Rotation.from_euler("xy", [way.roll_deg, way.down_deg], degrees=True)
+        whole = (goal * turn.inv()).as_rotvec()
+        for time in np.arange(1, way.steps + 1) / way.steps:
+            share = time**3 * (10 - 15 * time + 6 * time**2)
+            position = at + share * (way.at - at)
+            angles = arm.solve(position, Rotation.from_rotvec(share * whole) * turn, angles)
+            rows.append(np.concatenate([angles, opening + time * (way.opening - opening)]))
+        at, turn, opening = np.asarray(way.at), goal, np.array([way.opening])
+    return np.array(rows) if rows else np.concatenate([angles, opening])[None]
