@@ -1,6 +1,6 @@
 """How long `vla --help` takes, from a new process to its end; the promise is under 0.3 s.
 
-    python benchmarks/help_time.py
+python benchmarks/help_time.py
 """
 
 from __future__ import annotations

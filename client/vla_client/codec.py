@@ -58,7 +58,7 @@ def _to_numpy(message: Mapping[Any, Any]) -> Any:
     if "__ndarray__" in fields:
         return _array(fields)
     if "__npgeneric__" in fields:
-        return _dtype(fields).type(_plain_number(fields.get("data")))
+        return _scalar(_dtype(fields), fields.get("data"))
     return message
 
 
@@ -82,10 +82,13 @@ def _dtype(fields: Mapping[str, Any]) -> np.dtype:
     return np.dtype(fields["dtype"])
 
 
-def _plain_number(value: Any) -> Any:
-    if not isinstance(value, (bool, int, float)):
-        raise ProtocolError("a numpy scalar must hold a number")
-    return value
+def _scalar(dtype: np.dtype, value: Any) -> np.generic:
+    kinds = {"b": (bool, int), "i": (int,), "u": (int,), "f": (int, float)}[dtype.kind]
+    if not isinstance(value, kinds):
+        raise ProtocolError(f"a numpy scalar of dtype {dtype.str} must hold a number of that kind")
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:  # older numpy would wrap around
+        raise ProtocolError(f"{value} is out of range of dtype {dtype.str}")
+    return dtype.type(value)
 
 
 def _no_extension(code: int, data: bytes) -> Any:

@@ -196,9 +196,7 @@ def test_failures_leave_no_threads_and_no_descriptors_behind():
 
     def held() -> int:
         links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-        return (
-            sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link)) + threading.active_count()
-        )
+        return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link)) + threading.active_count()
 
     with server(handler) as url:
         client = PolicyClient(url, timeout_s=LONG_S)

@@ -86,9 +86,7 @@ def mistakes(page: list[Block], folder: Path) -> list[str]:
             except (ValueError, yaml.YAMLError) as error:
                 found.append(f"{block.path}:{block.line}: no {block.language}: {error}")
         elif block.language not in ("python", "text"):
-            found.append(
-                f"{block.path}:{block.line}: blocks are bash, python, yaml, toml, json or text, not '{block.language}'"
-            )
+            found.append(f"{block.path}:{block.line}: blocks are bash, python, yaml, toml, json or text, not '{block.language}'")
     python = [block for block in page if block.language == "python"]
     return found + (_python(python, folder) if python else [])
 

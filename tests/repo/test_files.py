@@ -17,9 +17,7 @@ def test_no_file_names_a_private_path():
     found = []
     for path in tracked():
         text = (ROOT / path).read_bytes().decode("utf-8", "ignore")
-        found += [
-            f"{path}:{number}: {line.strip()[:100]}" for number, line in enumerate(text.splitlines(), 1) if PRIVATE.search(line)
-        ]
+        found += [f"{path}:{number}: {line.strip()[:100]}" for number, line in enumerate(text.splitlines(), 1) if PRIVATE.search(line)]
     assert not found, "\n" + "\n".join(found)
 
 
