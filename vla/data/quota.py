@@ -31,7 +31,7 @@ class Phase:
     total_PS: np.ndarray
 
 
-def plan(weight_S: Sequence[float], cap_S: Sequence[int | None], block: int) -> list[Phase]:
+def plan(weight_S: Sequence[float] | np.ndarray, cap_S: Sequence[int | None], block: int) -> list[Phase]:
     """Phases of a mixture in which source s gives at most `cap_S[s]` draws (None: no limit), reached exactly.
 
     A source at its cap leaves, and the others share its place in proportion. With every source capped the last phase ends:
