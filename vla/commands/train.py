@@ -1,0 +1,123 @@
+"""`vla train`: runs a recipe, alone or as one rank of a launcher's job."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla.train.run import Run
+
+SUMMARY = "Run a recipe: pretraining or fine-tuning."
+EXAMPLES = """
+vla train pretrain/tiny.py
+vla train finetune/forkme.py --init runs/tiny --out runs/my_robot
+vla train pretrain/tiny.py --resume
+vla train pretrain/tiny.py --dry-run
+torchrun --nproc-per-node 2 -m vla train pretrain/tiny.py --zero pretrain/zero2.json
+exit codes: 0 done; 75 stopped on request with everything saved (go on with --resume); 2 a mistake; 1 damaged data or divergence
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a Python file that defines RUN (it is run: name only files you trust)")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/<name of the run>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
+    parser.add_argument("--allow-changed", action="store_true", help="resume although the run or its data have changed")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop before the first step")
+    parser.add_argument("--data-root", type=Path, help="folder of the datasets (default: $VLA_DATA, else data)")
+    parser.add_argument("--init", help="checkpoint or run folder to start from")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, help="samples per optimizer step, over all ranks")
+    parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--seed", type=int, help="seed of the order, the noise and the fresh weights")
+    parser.add_argument("--zero", metavar="STAGE", help="DeepSpeed: 1, 2, 3 or a JSON file such as pretrain/zero2.json; 0: plain torch")
+    parser.add_argument("--workers", type=int, help="loader processes (0: one thread)")
+    parser.add_argument("--threads", type=int, help="threads of one forward pass on a CPU (0: as torch has it)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from vla.train.loop import train
+    from vla.train.run import load_recipe
+    from vla.train.stop import EXIT_STOPPED
+
+    recipe = overridden(load_recipe(args.recipe), args)
+    if args.dry_run:
+        return _dry_run(recipe, args)
+    out = args.out or Path("runs") / recipe.name
+    where = {"data_root": args.data_root, "near": args.recipe.parent}
+    with _Bar() as bar:
+        result = train(recipe, out, resume=args.resume, allow_changed=args.allow_changed, watch=bar, **where)
+        bar.say(f"saved {result.checkpoint}")
+    return EXIT_STOPPED if result.stopped else 0
+
+
+def overridden(recipe: Run, args: argparse.Namespace) -> Run:
+    """The recipe's run with what the command line says instead."""
+    from vla.train.optim import Zero
+
+    names = ("init", "steps", "batch_size", "seed", "workers", "threads")
+    changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.lr is not None:
+        changes["optim"] = replace(recipe.optim, lr=args.lr)
+    if args.zero is not None:
+        changes["zero"] = Zero.of(args.zero)
+    return replace(recipe, **changes)
+
+
+def _dry_run(recipe: Run, args: argparse.Namespace) -> int:
+    from vla.train.job import assemble
+    from vla.train.ranks import Ranks
+    from vla.train.report import describe
+
+    world = Ranks.world_size()
+    recipe.check(world)
+    job = assemble(recipe, args.data_root, args.recipe.parent)
+    for line in describe(recipe, job, world):
+        print(line)
+    print(f"{args.recipe} is sound; nothing was trained")
+    return 0
+
+
+class _Bar:
+    """What is said goes to the terminal above a progress bar; without a terminal, a line of losses now and then."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = Console(highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("training", total=None, start=False)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        if row["kind"] == "train" and row["loss"] is not None:
+            line = f"loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s"
+            if self._console.is_terminal:
+                self._bar.update(self._task, description=line)
+            else:
+                self.say(f"step {row['step']}: {line}, {row['seconds']:.0f} s")
+        elif row["kind"] == "validation":
+            robots = ", ".join(f"{name} {value:.4f}" for name, value in row["embodiments"].items())
+            self.say(f"step {row['step']}: held-out loss {row['loss']:.4f} ({robots})")
+        elif row["kind"] == "skip":
+            self.say(f"step {row['step']}: skipped, not finite (loss {row['loss']}, gradient norm {row['grad_norm']})")
+
+    def step(self, done: int, steps: int) -> None:
+        if self._bar.tasks[0].start_time is None:
+            self._bar.start_task(self._task)
+        self._bar.update(self._task, completed=done, total=steps)

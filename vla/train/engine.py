@@ -1,0 +1,209 @@
+"""Who computes: the interface between the loop and the hardware, and the plain engine. DeepSpeed's is in `zero`.
+
+A loss is parts of (sum, weight). The loop gives every micro-batch the weights summed over all ranks and micro-batches of the step,
+so gradients need to be summed, never averaged: one process and N ranks, one micro-batch and many, follow the same path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla.decoders.base import total_loss
+from vla.errors import UnknownName, UserError
+from vla.noise import Noise
+from vla.train.ranks import Ranks
+from vla.train.run import Run
+from vla.types import Batch, Loss, WeightedSum
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did: the loss over all ranks, the gradient's norm before clipping, and whether the weights moved.
+
+    They do not where loss or gradient is not finite, on any rank: then all ranks skip, and weights stay as they were to the bit.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+
+
+class Engine(ABC):
+    """Computes gradients and moves weights. Methods marked *collective* must be called by every rank."""
+
+    ranks: Ranks
+    updates: int = 0
+    """Updates applied so far: Adam's step, and what the EMA's warm-up counts."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, noise: Noise) -> Loss:
+        """Collective. The loss without gradients, by the weights in use (see `averaged`)."""
+
+    @abstractmethod
+    def forward_backward(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor], last: bool) -> Loss:
+        """Collective. Adds the gradient of one micro-batch; `last` of the step. `weights`: summed over ranks and micro-batches."""
+
+    @abstractmethod
+    def step(self, lr: float) -> Update:
+        """Collective. Ends the step that `forward_backward` built."""
+
+    @abstractmethod
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Collective. Within it the model has the EMA's weights (its own, without an EMA)."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Collective. The model's state dict in fp32, as in use, complete on rank 0 (on the CPU; {} elsewhere)."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Collective. Everything that the next step depends on, complete on rank 0: `weight/`, `exp_avg/`, `exp_avg_sq/`, `ema/`
+        and `buffer/` + name, fp32. The same names and shapes whatever the engine or the number of ranks."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Collective. The inverse of `state`; every rank gives the whole of it."""
+
+
+class LocalEngine(Engine):
+    """Plain torch: fp32 weights, autocast for bf16, fused AdamW; with several ranks one flat all-reduce of the gradients."""
+
+    def __init__(self, run: Run, model: nn.Module, ranks: Ranks) -> None:
+        self.run, self.ranks = run, ranks
+        self.module = model.to(ranks.device)
+        self.named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        self.trained = [p for _, p in self.named]
+        self.optimizer = run.optim.build(self.trained)
+        self.shadow = [p.detach().clone() for p in self.trained] if run.ema_decay is not None else None
+        self._total = torch.zeros((), device=ranks.device)
+
+    def forward(self, batch: Batch, noise: Noise) -> Loss:
+        with torch.no_grad(), self._autocast():
+            return self.module(batch, noise)
+
+    def forward_backward(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor], last: bool) -> Loss:
+        with self._autocast():
+            loss = self.module(batch, noise)
+        total = total_loss(loss, weights)
+        total.backward()
+        self._total += total.detach()
+        return detached(loss)
+
+    def step(self, lr: float) -> Update:
+        for p in self.trained:
+            if p.grad is None:  # ZeRO gives such a parameter a zero gradient (moments and decay go on): the same here
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in self.trained]
+        if self.ranks.world > 1:
+            flat = torch.cat([self._total[None], *(grad.flatten() for grad in grads)])
+            total, *summed = self.ranks.sum(flat).split([1, *(grad.numel() for grad in grads)])
+            self._total.copy_(total[0])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
+        norm = torch.nn.utils.get_total_norm(grads)
+        loss, grad_norm = torch.stack([self._total, norm]).tolist()
+        applied = math.isfinite(loss) and math.isfinite(grad_norm)
+        if applied:
+            if self.run.optim.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.optim.grad_clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.updates += 1
+            if self.shadow is not None:
+                torch._foreach_lerp_(self.shadow, self.trained, 1 - ema_decay(self.run, self.updates))
+        self.optimizer.zero_grad()
+        self._total.zero_()
+        return Update(loss, grad_norm, applied)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self.shadow is None:
+            yield
+            return
+        own = [p.detach().clone() for p in self.trained]
+        with torch.no_grad():
+            torch._foreach_copy_(self.trained, self.shadow)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.trained, own)
+
+    def weights(self) -> dict[str, Tensor]:
+        if not self.ranks.first:
+            return {}
+        return {name: tensor.detach().float().cpu() for name, tensor in self.module.state_dict().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        if not self.ranks.first:
+            return {}
+        found = {f"weight/{name}": p for name, p in self.module.named_parameters()}
+        found |= {f"buffer/{name}": b for name, b in self.module.named_buffers()}
+        for name, p in self.named:
+            for moment in MOMENTS:
+                found[f"{moment}/{name}"] = self.optimizer.state[p].get(moment, torch.zeros_like(p))
+        if self.shadow is not None:
+            found |= {f"ema/{name}": tensor for (name, _), tensor in zip(self.named, self.shadow, strict=True)}
+        return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        self.updates = updates
+        for name, p in self.module.named_parameters():
+            p.copy_(state[f"weight/{name}"])
+        for name, b in self.module.named_buffers():
+            b.copy_(state[f"buffer/{name}"])
+        for name, p in self.named:
+            moments = {moment: state[f"{moment}/{name}"].to(p).clone() for moment in MOMENTS}
+            self.optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
+        if self.shadow is not None:
+            for (name, _), tensor in zip(self.named, self.shadow, strict=True):
+                tensor.copy_(state[f"ema/{name}"])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
+
+
+def detached(loss: Loss) -> Loss:
+    """Numbers for the books, without the graph that made them."""
+    parts = {name: WeightedSum(part.sum.detach(), part.weight.detach()) for name, part in loss.parts.items()}
+    return Loss(parts, loss.scale, loss.sample_sum_B, loss.sample_weight_B)
+
+
+def ema_decay(run: Run, updates: int) -> float:
+    """The decay after so many updates: it warms up, so that a short run's average forgets its random start."""
+    assert run.ema_decay is not None
+    return min(run.ema_decay, (1 + updates) / (10 + updates))
+
+
+def make_engine(run: Run, model: nn.Module, ranks: Ranks) -> Engine:
+    """Freezes what the run freezes, and chooses the engine."""
+    freeze(model, run.freeze)
+    if run.zero is None:
+        return LocalEngine(run, model, ranks)
+    from vla.train.zero import DeepSpeedEngine
+
+    return DeepSpeedEngine(run, model, ranks)
+
+
+def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
+    """No gradient for parameters whose name starts with a prefix (whole parts: `backbone`, `backbone.stem`)."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        chosen = [name for name in names if f"{name}.".startswith(f"{prefix}.")]
+        if not chosen:
+            raise UnknownName("module to freeze", prefix, {".".join(name.split(".")[:2]) for name in names})
+        for name in chosen:
+            model.get_parameter(name).requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("every parameter is frozen; nothing is left to train")

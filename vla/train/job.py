@@ -1,0 +1,217 @@
+"""What a run stands on, put together and checked before the first step: robots, data, statistics, normalisers, model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vla.checkpoint import Contents, load_checkpoint
+from vla.collate import Collate
+from vla.config import to_json
+from vla.data.mixture import Mixture
+from vla.data.pipeline import Pipeline
+from vla.embodiment import Embodiment, load_embodiment
+from vla.errors import StatsMissing, UnknownName, UserError
+from vla.model import VLA, Model
+from vla.normalize import RobotNormalizer, RobotStats, StatsKey
+from vla.roster import carry_over
+from vla.train.ranks import Ranks
+from vla.train.run import Run
+from vla.types import Batch, Sample
+
+
+@dataclass
+class Job:
+    """`train`, `held_out` (None without held-out episodes): the samples by position. `facts`: what a resumed run must find unchanged
+    beside its settings. `notes`: lines for people."""
+
+    contents: Contents
+    model: VLA
+    mixture: Mixture
+    train: Pipeline
+    held_out: Pipeline | None
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def collate(self) -> Collate:
+        return self.contents.collate(self.model)
+
+    @cached_property
+    def sources(self) -> dict[str, int]:
+        """Name -> number in the books; the same in both splits."""
+        return {source.name: number for number, source in enumerate(self.mixture.sources)}
+
+    @property
+    def robots(self) -> tuple[str, ...]:
+        return self.contents.roster.names
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """CPU tensors of samples."""
+        return self.collate.samples(samples, self.sources)
+
+    def checkpoint(self, step: int) -> Contents:
+        """What the acting checkpoint of a step says beside its weights."""
+        return replace(self.contents, run={**self.contents.run, "step": step})
+
+
+def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each step from `start` on, prepared ahead.
+
+    Step s takes positions s * batch_size and on; micro-batch m of rank r the (m * world + r)-th run of them. So together the ranks
+    see each position once, whatever their number.
+    """
+    micro = run.microbatches(ranks.world)
+    made = job.train.batches(
+        start * run.batch_size,
+        batch_size=run.batch_size // ranks.world // micro,
+        collate=job.batch,
+        count=(run.steps - start) * micro,
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=run.workers,
+        prefetch=2 * micro,
+    )
+    for _, batch in made:
+        yield [batch, *(next(made)[1] for _ in range(micro - 1))]
+
+
+def assemble(run: Run, data_root: Path | None = None, near: Path = Path(), verify: Literal["full", "size"] = "full") -> Job:
+    """Opens and checks everything that `run` names; `verify`: how much of the data (see `Mixture.load`).
+
+    Raises UserError, which names the fix, or Damaged.
+    """
+    robots = [robot if isinstance(robot, Embodiment) else _embodiment(robot, near) for robot in run.embodiments]
+    by_name = {robot.name: robot for robot in robots}
+    mixture = run.mixture if isinstance(run.mixture, Mixture) else _mixture(run.mixture, near, data_root, verify)
+    for source in mixture.sources:
+        recorded = source.dataset.info.robot
+        if recorded is not None and recorded.name not in by_name:
+            fix = f"Source '{source.name}' was recorded on it: add it to the run's embodiments, or take the source out of the mixture."
+            raise UnknownName("embodiment", recorded.name, by_name, fix)
+    train = Pipeline(mixture, by_name, "train", run.seed, history_s=run.history_s, latents=run.latents)
+    if train.order.length is not None and train.order.length < run.steps * run.batch_size:
+        raise UserError(
+            f"run '{run.name}' needs {run.steps * run.batch_size:,} samples; with its caps the mixture '{mixture.name}' has "
+            f"{train.order.length:,}. Raise max_epochs there, or lower --steps to {train.order.length // run.batch_size}."
+        )
+    origin = load_checkpoint(_acting(find(run.init, near))) if run.init else None
+    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin else None)
+    contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = contents.build()
+    if origin:
+        notes += _carry(run, model, contents, *origin)
+    if model.decoder.latent_codes and run.latents is None:
+        notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
+    facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
+    return Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes))
+
+
+def find(path: str, near: Path) -> Path:
+    """A recipe's relative path: beside the recipe, else from the working folder."""
+    beside = near / path
+    return beside if beside.exists() else Path(path)
+
+
+def show_tree(job: Job, positions: int) -> str:
+    """The mixture as plain text."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=120)
+    console.print(job.mixture.tree(positions))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+def _mixture(path: str, near: Path, data_root: Path | None, verify: Literal["full", "size"]) -> Mixture:
+    found = find(path, near)
+    if not found.is_file() and data_root is not None and (data_root / path).is_file():
+        found = data_root / path  # written beside the data it names
+    return Mixture.load(found, data_root, verify)
+
+
+def _acting(folder: Path) -> Path:
+    """A run's folder stands for its last checkpoint."""
+    last = folder / "checkpoints" / "last" / "pretrained_model"
+    return last if last.is_dir() else folder
+
+
+def _embodiment(name: str, near: Path) -> Embodiment:
+    return load_embodiment(str(find(name, near)) if name.endswith(".py") else name)
+
+
+def _model(run: Run, origin: tuple[Contents, Mapping[str, Tensor]] | None) -> Model:
+    if run.model is not None:
+        return run.model
+    assert origin is not None  # held by Run
+    return origin[0].model
+
+
+def _held_out(run: Run, mixture: Mixture, robots: Mapping[str, Embodiment]) -> Pipeline | None:
+    if mixture.val_fraction == 0:
+        return None
+    return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents)
+
+
+def _normalizers(
+    run: Run, robots: list[Embodiment], mixture: Mixture, origin: Contents | None
+) -> tuple[dict[str, RobotNormalizer], list[str]]:
+    """A robot that the starting checkpoint knows keeps its numbers there, which its weights expect; others get the data's."""
+    normalizers, notes = {}, []
+    for robot in robots:
+        known = origin is not None and robot.name in origin.normalizers and origin.normalizers[robot.name].key == StatsKey.of(robot)
+        if origin is not None and known:
+            normalizers[robot.name] = origin.normalizers[robot.name]
+            notes.append(f"{robot.name}: normalised as in {run.init}, not by this data")
+        else:
+            normalizers[robot.name] = RobotNormalizer.fit(_stats(mixture, robot), run.normalization)
+    return normalizers, notes
+
+
+def _stats(mixture: Mixture, robot: Embodiment) -> RobotStats:
+    from vla.data.split import Split
+    from vla.data.window import Targets
+
+    stats = RobotStats.empty(robot)
+    for source in mixture.sources:
+        info = source.dataset.info
+        if info.robot is None or info.robot.name != robot.name or info.supervision != "actions":
+            continue
+        targets = Targets(robot, info.recorded_action)
+        for index in Split(source.dataset, "train", mixture.val_fraction).episode_E:
+            episode = source.dataset.episode(int(index))
+            stats.state.update(episode.state)
+            for step in episode.anchors:
+                chunk_TA, valid_T = targets.chunk(episode, int(step))
+                stats.action.update(chunk_TA[valid_T])
+    if not stats.action.count:
+        raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions.")
+    return stats
+
+
+def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Mapping[str, Tensor]) -> list[str]:
+    """Loads the parts of the starting checkpoint that the run asks for. Returns what to say about it."""
+    top = [name for name, _ in model.named_children()]
+    same = to_json(old.model.decoder) == to_json(contents.model.decoder)
+    parts = run.init_parts or tuple(name for name in top if same or name != "decoder")
+    carried = adapted = 0
+    for part in parts:
+        if part not in top:
+            raise UnknownName("part of the model (init_parts)", part, top)
+        theirs = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")}
+        report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
+        carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
+    new = [name for name in contents.roster.names if name not in old.roster.names]
+    fresh = [name for name in top if name not in parts]
+    line = f"from {run.init}: {', '.join(parts)} ({carried} tensors as they are, {adapted} fitted to these robots)"
+    line += f"; new robots: {', '.join(new)}" if new else ""
+    return [line + (f"; fresh: {', '.join(fresh)} (the checkpoint's decoder is {old.model.decoder.kind})" if fresh else "")]

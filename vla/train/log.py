@@ -1,0 +1,145 @@
+"""The books of a run: sums per part of the loss, per source and per embodiment, and the lines that come of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla.train.engine import Update
+from vla.train.ranks import Ranks
+from vla.types import Batch, Loss
+
+
+class Books:
+    """Sums and weights since the last `close`. Kept on the device; ranks are added up only when a line is written."""
+
+    def __init__(self, sources: Sequence[str], robots: Sequence[str], ranks: Ranks) -> None:
+        self.sources, self.robots, self.ranks = tuple(sources), tuple(robots), ranks
+        self.parts: dict[str, Tensor] = {}
+        self.scale: Mapping[str, float] = {}
+        self._clear()
+
+    def add(self, batch: Batch, loss: Loss) -> None:
+        """One micro-batch of this rank."""
+        self.scale = loss.scale
+        for name, part in loss.parts.items():
+            pair = torch.stack([part.sum.detach(), part.weight.detach()]).double()
+            self.parts[name] = self.parts[name] + pair if name in self.parts else pair
+        share_B2 = torch.stack([loss.sample_sum_B, loss.sample_weight_B], dim=1).double()
+        self._source_S2.index_add_(0, batch.source_B, share_B2)
+        self._robot_E2.index_add_(0, batch.spec.embodiment_B, share_B2)
+
+    def count(self, update: Update, seen: Sequence[tuple[Batch, Loss]]) -> None:
+        """One step. A skipped one is counted, and leaves the sums alone: one NaN would spoil them all."""
+        if not update.applied:
+            self._skipped += 1
+            return
+        self._steps += 1
+        self._loss += update.loss
+        for batch, loss in seen:
+            self.add(batch, loss)
+
+    def close(self) -> dict[str, Any]:
+        """Collective. Means since the last time, and starts anew. What had no weight is left out."""
+        names = sorted(self.parts)
+        sums = torch.cat([torch.stack([self.parts[name] for name in names]), self._source_S2, self._robot_E2])
+        mean = [a / b if b > 0 else None for a, b in self.ranks.sum(sums).tolist()]
+        keys = [("parts", name) for name in names]
+        keys += [("sources", name) for name in self.sources] + [("embodiments", name) for name in self.robots]
+        row: dict[str, Any] = {"loss": None, "skipped": self._skipped, "parts": {}, "sources": {}, "embodiments": {}}
+        for (group, name), value in zip(keys, mean, strict=True):
+            if value is not None:
+                row[group][name] = value
+        if row["parts"]:
+            row["loss"] = sum(self.scale[name] * value for name, value in row["parts"].items())
+        if self._steps:
+            row["loss"] = self._loss / self._steps
+        self._clear()
+        return row
+
+    def _clear(self) -> None:
+        for name in self.parts:
+            self.parts[name] = torch.zeros_like(self.parts[name])
+        device = self.ranks.device
+        self._source_S2 = torch.zeros(len(self.sources), 2, dtype=torch.float64, device=device)
+        self._robot_E2 = torch.zeros(len(self.robots), 2, dtype=torch.float64, device=device)
+        self._steps, self._loss, self._skipped = 0, 0.0, 0
+
+
+class Watch:
+    """Who looks on. The command line draws a progress bar; a program may collect the rows."""
+
+    def say(self, line: str) -> None:
+        """A fact for people."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A line of the log, when it is written."""
+
+    def step(self, done: int, steps: int) -> None:
+        """After each step."""
+
+
+class Log:
+    """`log.jsonl`: one object a line, `kind` train, validation, skip, save or resume. Only rank 0 writes.
+
+    Lines past the step that a run resumes from are dropped first: those steps will be done again.
+    """
+
+    def __init__(self, out: Path, ranks: Ranks, start: int, tensorboard: bool, watch: Watch) -> None:
+        self.watch, self._file, self._board = watch, None, None
+        if not ranks.first:
+            return
+        path = out / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if start else []
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", buffering=1)  # a line at a time, so that a killed run leaves whole lines
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def write(self, kind: str, step: int, **facts: Any) -> None:
+        if self._file is None:
+            return
+        row = {"kind": kind, "step": step, **facts}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in _scalars(facts):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        self.watch.row(row)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def rss_mb() -> float:
+    """Resident memory of this process, in MB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # torn by a crash of the machine
+
+
+def _scalars(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((f"{prefix}{name}", float(value)))
+    return found

@@ -1,0 +1,228 @@
+"""Training, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla.errors import UserError
+from vla.noise import Noise
+from vla.train import checkpoint
+from vla.train.checkpoint import Progress
+from vla.train.engine import Engine, make_engine
+from vla.train.job import Job, assemble, step_batches
+from vla.train.log import Books, Log, Watch, rss_mb
+from vla.train.picture import save_picture
+from vla.train.ranks import Ranks
+from vla.train.report import announce
+from vla.train.run import Run
+from vla.train.stop import Stop, stop_signals
+from vla.types import Batch
+
+
+class Diverged(UserError):
+    """Too many updates in a row were not finite."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """`checkpoint`: the acting checkpoint of the last step. `stopped`: the signal that ended the run early, or ''."""
+
+    checkpoint: Path
+    step: int
+    stopped: str
+    seconds: float
+    validation: Mapping[str, Any] | None
+
+
+def train(
+    run: Run,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
+    data_root: Path | None = None,
+    near: Path = Path(),
+    job: Job | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Trains `run` in the folder `out`, alone or as one rank of a job, and returns when it is done or was asked to stop.
+
+    `resume`: go on from the newest sound checkpoint in `out`, if there is one; without it a folder that has one is refused.
+    `data_root`: where datasets lie (default: $VLA_DATA, else `data`); `near`: the recipe's folder, where its relative paths are looked
+    up first. `job`: already assembled. Raises UserError before the first step for every mistake in
+    the run, and `Diverged` after `max_skips` updates in a row that were not finite.
+    """
+    ranks = Ranks.join()
+    watch = watch if watch and ranks.first else Watch()
+    run.check(ranks.world)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        job = job or ranks.all_do(lambda: assemble(run, data_root, near, verify="full" if ranks.first else "size"))
+        ranks.first_does(lambda: stack.enter_context(checkpoint.lock(out)) and None)
+        found = ranks.first_does(lambda: _open(run, job, out, resume, allow_changed, watch))
+        engine = make_engine(run, job.model, ranks)
+        start = _restore(engine, Path(found), run) if found else Progress(0, 0, run.batch_size, run.seed)
+        log = Log(out, ranks, start.step, run.tensorboard, watch)
+        stack.callback(log.close)
+        if ranks.first and not found:
+            save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))
+        announce(run, job, engine, start, out, watch)
+        stop = stack.enter_context(stop_signals())
+        return _steps(run, job, engine, start, out, log, stop, watch)
+
+
+def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: Log, stop: Stop, watch: Watch) -> Result:
+    ranks, books, clock = engine.ranks, Books(job.sources, job.robots, engine.ranks), _Clock(start)
+    done, validation = start, None
+
+    def save() -> Path:
+        return _save(engine, job, out, replace(done, updates=engine.updates, seconds=clock.total), run, log)
+
+    with closing(step_batches(run, job, ranks, done.step)) as batches_of_step:
+        for batches in clock.waiting(batches_of_step):
+            batches = [batch.to(ranks.device, non_blocking=True) for batch in batches]
+            noises = [Noise(batch.position_B, run.seed) for batch in batches]
+            weights, asked = _sum_weights(job, engine, batches, noises, stop)
+            if asked:  # on any rank; then all leave here
+                break
+            torch.manual_seed((run.seed * 1_000_003 + done.step) * 65_537 + ranks.rank)  # for dropout: a function of the step
+            losses = [
+                engine.forward_backward(batch, noise, weights, last=batch is batches[-1])
+                for batch, noise in zip(batches, noises, strict=True)
+            ]
+            lr = run.optim.lr * run.schedule.factor(done.step, run.steps)
+            update = engine.step(lr)
+            books.count(update, list(zip(batches, losses, strict=True)))
+            skips = (0, 0) if update.applied else (1, done.skipped_in_row + 1)
+            done = replace(done, step=done.step + 1, skipped=done.skipped + skips[0], skipped_in_row=skips[1])
+            watch.step(done.step, run.steps)
+            if not update.applied:
+                first = (done.step - 1) * run.batch_size
+                facts = {"loss": str(update.loss), "grad_norm": str(update.grad_norm), "positions": [first, first + run.batch_size]}
+                log.write("skip", done.step, **facts)
+            if done.skipped_in_row >= run.max_skips:
+                folder = save()
+                raise Diverged(
+                    f"{run.max_skips} updates in a row were not finite, the last at step {done.step} (loss {update.loss}, gradient norm "
+                    f"{update.grad_norm}). Saved {folder}. Lower the learning rate, or look at the positions in {out}/log.jsonl."
+                )
+            saving = _due(done.step, run.save_every) and done.step < run.steps
+            if _due(done.step, run.log_every) or saving or done.step == run.steps:
+                row = books.close()
+                log.write("train", done.step, **row, lr=lr, grad_norm=update.grad_norm, **clock.lap(done.step, run), rss_mb=rss_mb())
+            if _due(done.step, run.validate_every) or done.step == run.steps:
+                validation = validate(run, job, engine)
+                if validation:
+                    log.write("validation", done.step, **validation)
+            if saving:
+                save()
+    if stop.requested or done.step < run.steps:
+        watch.say(f"stopped at step {done.step} by {stop.requested or 'another rank'}; go on with --resume")
+    return Result(save(), done.step, "" if done.step == run.steps else stop.requested or "another rank", clock.total, validation)
+
+
+def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:
+    """Collective. Losses on held-out episodes with the EMA's weights: the same samples and noise every time. {} without any."""
+    ranks, split = engine.ranks, job.held_out
+    size = run.batch_size // ranks.world // run.microbatches(ranks.world)
+    count = 0 if split is None else min(run.val_batches, -(-sum(row.samples for row in split.order.sources) // (size * ranks.world)))
+    if not count:
+        return {}
+    books = Books(job.sources, job.robots, ranks)
+    job.model.eval()
+    with engine.averaged():
+        for _, batch in split.batches(batch_size=size, collate=job.batch, count=count, rank=ranks.rank, world=ranks.world):
+            batch = batch.to(ranks.device)
+            books.add(batch, engine.forward(batch, Noise(batch.position_B, run.seed).fold(1)))
+    job.model.train()
+    return books.close()
+
+
+def _open(run: Run, job: Job, out: Path, resume: bool, allow_changed: bool, watch: Watch) -> str:
+    """The folder of the step to go on from, or ''."""
+    folder = checkpoint.newest(out, watch.say)
+    if folder and not resume:
+        raise UserError(f"{out} holds a run at step {int(folder.name)}. Add --resume to go on, or choose another --out.")
+    checkpoint.record_run(out, {**run.to_json(), **job.facts}, not folder, allow_changed, watch.say)
+    return str(folder or "")
+
+
+def _restore(engine: Engine, folder: Path, run: Run) -> Progress:
+    state, progress = checkpoint.load_state(folder)
+    engine.load_state(state, progress.updates)
+    if progress.step > run.steps:
+        raise UserError(f"{folder} is at step {progress.step}; the run has only {run.steps} steps")
+    return progress
+
+
+def _save(engine: Engine, job: Job, out: Path, progress: Progress, run: Run, log: Log) -> Path:
+    """Collective: the ranks put the state together, the first writes it."""
+    with engine.averaged():
+        weights = engine.weights()
+    state = engine.state()
+    started = time.perf_counter()
+    folder = engine.ranks.first_does(
+        lambda: str(checkpoint.save(out, job.checkpoint(progress.step), weights, state, progress, run.keep_last))
+    )
+    log.write("save", progress.step, folder=Path(folder).parent.name, seconds=time.perf_counter() - started)
+    return Path(folder)
+
+
+def _sum_weights(job: Job, engine: Engine, batches: Sequence[Batch], noises: Sequence[Noise], stop: Stop) -> tuple[dict[str, Tensor], bool]:
+    """Collective. Weight of each part of the loss over all ranks and micro-batches; and whether any rank was asked to stop."""
+    rows = [job.model.weights(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
+    names = sorted(rows[0])
+    asked = rows[0][names[0]].new_tensor(float(bool(stop.requested)))
+    summed = engine.ranks.sum(torch.stack([*(sum(row[name] for row in rows) for name in names), asked]))
+    return dict(zip(names, summed, strict=False)), bool(summed[-1] > 0)
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+class _Clock:
+    """Seconds of the run over all its starts, and since the last line: waiting for data, and all else."""
+
+    def __init__(self, start: Progress) -> None:
+        self._before, self._began = start.seconds, time.perf_counter()
+        self._lap_began, self._lap_step, self._waited = self._began, start.step, 0.0
+
+    @property
+    def total(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def waiting(self, items: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The items, with the time until each arrives counted as waiting."""
+        while True:
+            began = time.perf_counter()
+            item = next(items, None)
+            self._waited += time.perf_counter() - began
+            if item is None:
+                return
+            yield item
+
+    def lap(self, step: int, run: Run) -> dict[str, float]:
+        """Rates since the last line."""
+        now = time.perf_counter()
+        seconds, steps = now - self._lap_began, step - self._lap_step
+        facts = {
+            "seconds": self.total,
+            "data_s": self._waited / max(steps, 1),
+            "compute_s": (seconds - self._waited) / max(steps, 1),
+            "samples_per_s": steps * run.batch_size / seconds,
+        }
+        self._lap_began, self._lap_step, self._waited = now, step, 0.0
+        return facts

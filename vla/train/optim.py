@@ -1,0 +1,120 @@
+"""How weights move: the optimizer's settings, its learning-rate schedule as a function of the step, and DeepSpeed's ZeRO block."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from vla.config import check_types
+from vla.errors import UnknownName, UserError
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Loshchilov and Hutter 2019. Decay spares vectors (norms, biases), as is usual. `grad_clip`: global norm, 0 for none."""
+
+    kind: ClassVar[str] = "optim.adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 < self.lr < 10 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"AdamW needs 0 < lr < 10 and betas in [0, 1); got lr {self.lr}, betas {self.betas}")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer over those that are trained; fused, one kernel for all, also on a CPU."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then half a cosine down to `final` of the peak."""
+
+    kind: ClassVar[str] = "schedule.cosine"
+    warmup_steps: int = 100
+    final: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of the peak rate at `step` (from 0) of `steps`."""
+        done = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        return _warm(step, self.warmup_steps, self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(max(done, 0), 1))))
+
+
+@dataclass(frozen=True)
+class WSD:
+    """Warm-up, stable, then a linear decay over the last `decay_steps` (Hu et al. 2024, MiniCPM)."""
+
+    kind: ClassVar[str] = "schedule.wsd"
+    warmup_steps: int = 100
+    decay_steps: int = 1000
+    final: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        left = min(1.0, (steps - step) / max(self.decay_steps, 1))
+        return _warm(step, self.warmup_steps, self.final + (1 - self.final) * left)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Warm-up, then the peak rate for ever: a run whose length may change on resume."""
+
+    kind: ClassVar[str] = "schedule.constant"
+    warmup_steps: int = 0
+
+    def factor(self, step: int, steps: int) -> float:
+        return _warm(step, self.warmup_steps, 1.0)
+
+
+def _warm(step: int, warmup_steps: int, then: float) -> float:
+    return (step + 1) / warmup_steps if step < warmup_steps else then
+
+
+@dataclass(frozen=True)
+class Zero:
+    """DeepSpeed with ZeRO (Rajbhandari et al. 2020): 1 shards optimizer states, 2 also gradients, 3 also parameters.
+
+    `settings`: further keys of DeepSpeed's `zero_optimization` block (offloading, bucket sizes), passed on as they are.
+    """
+
+    kind: ClassVar[str] = "zero"
+    stage: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2, 3):
+            raise UnknownName("ZeRO stage", self.stage, (1, 2, 3))
+
+    @staticmethod
+    def of(text: str) -> Zero | None:
+        """`0` (none), `1`, `2`, `3`, or a JSON file with DeepSpeed's `zero_optimization` block (pretrain/zero2.json)."""
+        if text in ("0", "1", "2", "3"):
+            return Zero(int(text)) if text != "0" else None
+        path = Path(text)
+        if not path.is_file():
+            raise UnknownName("ZeRO stage or file", text, ("0", "1", "2", "3", *Path("pretrain").glob("zero*.json")))
+        try:
+            data = json.loads(path.read_text())
+            block = dict(data["zero_optimization"])
+            stage = block.pop("stage")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected {{'zero_optimization': {{'stage': ...}}}} ({error})") from error
+        if set(data) != {"zero_optimization"}:
+            raise UserError(f"{path}: only 'zero_optimization' may stand here; the run sets {sorted(set(data) - {'zero_optimization'})}")
+        return Zero(stage, block)

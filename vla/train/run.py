@@ -1,0 +1,154 @@
+"""A run is one frozen object. A recipe is a Python file that defines `RUN = Run(...)`; a variant is a `replace(...)`."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vla.config import check_types, to_json
+from vla.data.mixture import Mixture
+from vla.embodiment import Embodiment
+from vla.errors import UnknownName, UserError
+from vla.model import Model
+from vla.normalize import METHODS
+from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
+
+PRECISIONS = ("fp32", "bf16")
+
+HARMLESS = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
+HARMLESS += ("workers", "threads", "microbatch", "zero")
+"""Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, and how long. Paths are relative to the data root, the recipe's folder or the working folder.
+
+    `mixture`: path of a mixture file, or the object. `embodiments`: names or .py files, in bank order. `batch_size`: samples per
+    optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
+    rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
+    which top modules to carry (None: all where the decoders agree, else all but the decoder). `freeze`: prefixes of parameter
+    names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent codes that `vla label` wrote.
+    `max_skips`: non-finite updates in a row before the run stops.
+    """
+
+    name: str
+    mixture: str | Mixture
+    embodiments: tuple[str | Embodiment, ...]
+    steps: int
+    batch_size: int
+    model: Model | None = None
+    optim: AdamW = field(default_factory=AdamW)
+    schedule: Cosine | WSD | Constant = field(default_factory=Cosine)
+    microbatch: int | None = None
+    ema_decay: float | None = 0.999
+    precision: str = "fp32"
+    seed: int = 0
+    init: str | None = None
+    init_parts: tuple[str, ...] | None = None
+    freeze: tuple[str, ...] = ()
+    normalization: str = "quantile"
+    history_s: tuple[float, ...] = (0.0,)
+    latents: str | None = None
+    validate_every: int = 0
+    val_batches: int = 8
+    save_every: int = 0
+    keep_last: int = 2
+    log_every: int = 20
+    max_skips: int = 10
+    zero: Zero | None = None
+    workers: int = 1
+    threads: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.precision not in PRECISIONS:
+            raise UnknownName("precision", self.precision, PRECISIONS)
+        if self.normalization not in METHODS[:2]:
+            raise UnknownName("normalization", self.normalization, METHODS[:2])
+        for name in ("steps", "batch_size", "keep_last", "log_every", "max_skips"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run '{self.name}': {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("validate_every", "val_batches", "save_every", "workers", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"run '{self.name}': {name} must not be negative (0: never, or as the machine has it)")
+        if isinstance(self.embodiments, str) or not self.embodiments:
+            raise UserError(f"run '{self.name}': embodiments must be a tuple of robots, such as ('metaworld_sawyer',)")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"run '{self.name}': ema_decay must be in (0, 1), or None; not {self.ema_decay}")
+        if max(self.history_s, default=1) != 0 or list(self.history_s) != sorted(self.history_s):
+            raise UserError(f"run '{self.name}': history_s must rise and end at 0.0 (now), not {self.history_s}")
+        if self.model is None and self.init is None:
+            raise UserError(f"run '{self.name}' has neither a model nor a checkpoint to start from (init)")
+
+    def check(self, world: int = 1) -> None:
+        """Raises UserError, naming the nearest sizes that work, unless the batch divides over `world` ranks."""
+        unit = world * (self.microbatch or 1)
+        if self.batch_size % unit:
+            low = self.batch_size // unit * unit
+            near = " or ".join(str(size) for size in (low, low + unit) if size)
+            pieces = f"{world} ranks" + (f" x micro-batches of {self.microbatch}" if self.microbatch else "")
+            raise UserError(f"run '{self.name}': a batch of {self.batch_size} does not divide over {pieces}. Use --batch-size {near}.")
+
+    def microbatches(self, world: int) -> int:
+        """Forward passes per rank and optimizer step."""
+        return self.batch_size // (world * (self.microbatch or self.batch_size // world))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain facts of the run. Robots and mixtures given as objects are recorded by value elsewhere, here by name."""
+        names = tuple(robot.name if isinstance(robot, Embodiment) else robot for robot in self.embodiments)
+        mixture = self.mixture if isinstance(self.mixture, str) else self.mixture.name
+        return to_json(replace(self, embodiments=names, mixture=mixture))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(unsafe, harmless) changes between two runs' JSON, one line each: `optim.lr: 0.001 -> 0.01`."""
+    before, after = _flat(old), _flat(new)
+    unsafe, harmless = [], []
+    for key in sorted({*before, *after}):
+        if before.get(key, "absent") != after.get(key, "absent"):
+            line = f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+            (harmless if key.split(".")[0] in HARMLESS else unsafe).append(line)
+    return unsafe, harmless
+
+
+def load_recipe(path: str | Path) -> Run:
+    """Runs a recipe file, which is code that the user named, and returns its `RUN`. Mistakes in it become one line."""
+    path = Path(path)
+    if not path.is_file():
+        folders = {path.parent, Path("pretrain"), Path("finetune")}
+        raise UnknownName("recipe", path, {found for folder in folders for found in folder.glob("*.py")})
+    spec = importlib.util.spec_from_file_location(f"vla_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        error.args = (f"{_line(path, error)}: {error}",)
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except (TypeError, NameError, AttributeError, ImportError, ValueError) as error:
+        hint = f" Settings of a Run: {', '.join(f.name for f in fields(Run))}." if "Run" in str(error) else ""
+        raise UserError(f"{_line(path, error)}: {error}.{hint}") from error
+    run = getattr(module, "RUN", None)
+    if not isinstance(run, Run):
+        raise UserError(f"{path} defines no RUN. A recipe ends with RUN = Run(...); see finetune/forkme.py.")
+    return run
+
+
+def _line(path: Path, error: BaseException) -> str:
+    """`recipe.py, line 12`: the deepest frame that is in the recipe."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        return {key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): list(data) if isinstance(data, tuple) else data}
