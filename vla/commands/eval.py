@@ -1,0 +1,133 @@
+"""`vla eval`: a checkpoint (or a baseline) in closed loop in a simulator."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vla.evaluate.result import EvalResult
+    from vla.evaluate.runner import Progress
+
+SUMMARY = "Evaluate a checkpoint in closed loop in a simulator."
+EXAMPLES = """
+vla eval runs/sawyer/checkpoint --suite metaworld-objects --episodes 40 --json runs/sawyer/eval.json
+vla eval runs/sawyer/checkpoint --suite metaworld-heldout --tasks coffee-button --video runs/sawyer/videos
+vla eval expert --suite fetch --episodes 20
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", metavar="CKPT", help="checkpoint folder, or a baseline: random, hold, expert (the scripted one)")
+    parser.add_argument("--suite", required=True, help="name of a suite (`vla collect --list`), or a .py file that defines SUITE")
+    parser.add_argument("--tasks", default="", help="comma-separated; all of the suite by default")
+    parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the episodes; the same seed pairs two policies (default: 0)")
+    parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
+    parser.add_argument("--ensemble", type=float, metavar="DECAY", help="average overlapping chunks with ACT's weights, e.g. 0.01")
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes, one thread each; changes no result (default: 2)")
+    parser.add_argument("--slots", type=int, default=4, help="episodes at once per process; changes no result (default: 4)")
+    parser.add_argument("--image-size", type=int, help="pixels, square (default: what the checkpoint's backbone sees)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="a simulator silent for longer is killed (default: 60)")
+    parser.add_argument("--video", type=Path, metavar="DIR", help="animations of the first successes and failures of each task")
+    parser.add_argument("--videos", type=int, default=1, metavar="N", help="so many of each outcome (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="raw rows, rates with intervals, versions")
+    parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
+    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0 whatever the success rate; 1 if the checkpoint is damaged or the simulator cannot run here."""
+    from vla.config import load_plugin
+    from vla.evaluate.result import write_result
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    result = _evaluate_with_bar(args)
+    print_result(result)
+    if args.json:
+        write_result(args.json, result)
+    return 0
+
+
+def print_result(result: EvalResult) -> None:
+    """The table of successes, and what a reader must know beside it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "successes", "rate", "95% interval", "mean steps", "failures")
+    for name, rate in [*result.tasks.items(), ("all", result.pooled)]:
+        rows = [row for row in result.rows if name in (row.task, "all")]
+        if name == "all":
+            table.add_section()
+        reasons = {reason: sum(row.reason == reason for row in rows) for row in rows for reason in [row.reason] if not row.success}
+        table.add_row(
+            name,
+            f"{rate.successes}/{rate.episodes}",
+            f"{rate.rate:.1%}",
+            f"{rate.low:.1%} – {rate.high:.1%}",
+            f"{sum(row.steps for row in rows) / len(rows):.0f}",
+            ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
+        )
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}")
+    if result.videos:
+        console.print(f"{len(result.videos)} videos written")
+    rate = len(result.rows) / max(result.seconds, 1e-9) * 60
+    console.print(
+        f"{result.policy['name']} on {result.suite}, seed {result.seed}: {len(result.rows)} episodes in {result.seconds:.0f} s "
+        f"({rate:.0f} a minute), {result.cpu_seconds:.0f} CPU s"
+    )
+
+
+def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from vla.evaluate.runner import evaluate
+    from vla.execute.ensemble import TemporalEnsemble
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+
+        def show(progress: Progress) -> None:
+            if progress.row is None:  # every argument has been understood
+                bars.add_task("starting", total=progress.total, rate="")
+                return
+            name = "making videos" if progress.done == progress.total and args.video else progress.row.task
+            rate = f"{progress.successes / progress.done:.0%} success"
+            bars.update(bars.task_ids[0], completed=progress.done, description=name, rate=rate)
+
+        return evaluate(
+            args.policy,
+            args.suite,
+            [name.strip() for name in args.tasks.split(",") if name.strip()],
+            args.episodes,
+            args.seed,
+            execute=args.execute,
+            ensemble=TemporalEnsemble(args.ensemble) if args.ensemble is not None else None,
+            workers=args.workers,
+            slots=args.slots,
+            image_size=args.image_size,
+            video=args.video,
+            videos_per_outcome=args.videos,
+            timeout_s=args.timeout,
+            device=args.device,
+            progress=show,
+            command=_command(args),
+        )
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that repeats this evaluation."""
+    given = ["vla", "eval", args.policy]
+    for name, value in vars(args).items():
+        for item in value if isinstance(value, list) else [value]:
+            if name != "policy" and item not in (None, ""):
+                given += [f"--{name.replace('_', '-')}", str(item)]
+    return shlex.join(given)

@@ -1,0 +1,178 @@
+"""What an evaluation found: a row per episode, and everything one needs to repeat it or to doubt it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vla.errors import UserError
+
+FORMAT_VERSION = 1
+
+FIRST_SEED = 2**30
+"""Evaluations draw their seeds from here up to 2**31, collections from 0 up to here: what is evaluated was never trained on."""
+
+TERMINATION = (
+    "An episode is a success at the first control step whose info['success'] is true, and ends there. It is a failure after the "
+    "task's max_steps control steps, or when its simulator crashes or gives no answer in time (see the row's reason)."
+)
+
+PACKAGES = ("vla", "torch", "numpy", "scipy", "transformers", "mujoco", "metaworld", "gymnasium", "gymnasium-robotics", "gym-aloha")
+
+
+def episode_seed(seed: int, task: str, episode: int) -> int:
+    """The simulator's seed of one episode: the same for every policy evaluated under `seed`, so results pair up."""
+    return FIRST_SEED + stable_hash("episode", seed, task, episode) % FIRST_SEED
+
+
+def stable_hash(*parts: object) -> int:
+    """A non-negative int64 that depends on the parts alone, not on the process or the machine."""
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One episode. `steps`: control steps run. `reason`: success, max_steps, crashed: ..., or timed out: .... `reward`: their sum."""
+
+    task: str
+    episode: int
+    seed: int
+    success: bool
+    steps: int
+    reason: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Successes out of episodes, with the Wilson interval [low, high] and the exact (Clopper-Pearson) one; 95%."""
+
+    successes: int
+    episodes: int
+    rate: float
+    low: float
+    high: float
+    exact_low: float
+    exact_high: float
+
+    @staticmethod
+    def of(rows: Iterable[Row]) -> Rate:
+        from vla.evaluate.statistics import clopper_pearson, wilson
+
+        outcomes = [row.success for row in rows]
+        count, successes = len(outcomes), sum(outcomes)
+        score, exact = wilson(successes, count), clopper_pearson(successes, count)
+        return Rate(successes, count, successes / count, score.low, score.high, exact.low, exact.high)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """`policy`: name, and for a checkpoint its manifest's sha256. `time`: seconds of each activity, summed over processes.
+
+    `videos`: file names by task and outcome, beside the JSON or in the folder that was asked for. `notes`: what a reader must know.
+    """
+
+    policy: Mapping[str, Any]
+    suite: str
+    embodiment: str
+    held_out: bool
+    seed: int
+    execute: int
+    ensemble: str
+    image_size: int
+    max_steps: Mapping[str, int]
+    rows: tuple[Row, ...]
+    seconds: float
+    cpu_seconds: float
+    workers: int
+    time: Mapping[str, float]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    command: str = ""
+    videos: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> dict[str, Rate]:
+        """By task, in the suite's order."""
+        return {name: Rate.of(row for row in self.rows if row.task == name) for name in self.max_steps}
+
+    @property
+    def pooled(self) -> Rate:
+        """Over all episodes: the mean of the tasks, since each has the same number of episodes."""
+        return Rate.of(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        summary = {
+            "kind": "evaluation",
+            "format_version": FORMAT_VERSION,
+            "success": asdict(self.pooled),
+            "tasks": {name: asdict(rate) for name, rate in self.tasks.items()},
+            "termination": TERMINATION,
+        }
+        return {**summary, **data}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> EvalResult:
+        known = {name: data[name] for name in EvalResult.__dataclass_fields__}
+        rows = tuple(Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in data["rows"])
+        return EvalResult(**{**known, "rows": rows, "videos": tuple(data["videos"]), "notes": tuple(data["notes"])})
+
+
+def read_result(path: str | Path) -> EvalResult:
+    """What `vla eval --json` wrote. Raises UserError for anything else."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}. Give a file that `vla eval --json FILE` wrote.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON. Give a file that `vla eval --json FILE` wrote.") from error
+    if not isinstance(data, dict) or data.get("kind") != "evaluation" or data.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} is no evaluation of format {FORMAT_VERSION}. Give a file that `vla eval --json FILE` wrote.")
+    try:
+        return EvalResult.from_json(data)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is an incomplete evaluation ({error}). Run `vla eval` again.") from error
+
+
+def write_result(path: str | Path, result: EvalResult) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result; those not installed are left out."""
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that `vla` runs from, with "+changes" if files differ from it; None outside a checkout."""
+    import vla
+
+    root = Path(vla.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changes.strip() else "")

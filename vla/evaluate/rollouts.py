@@ -1,0 +1,215 @@
+"""Episodes in several simulator processes at once, one policy in this one.
+
+A process holds a few slots and runs their episodes in turn; each slot keeps to one task as long as it can, since building an
+environment costs as much as several episodes. Images are rendered only where the policy looks. What an episode's outcome depends on
+is its task, its seed and the policy: not the number of processes, nor which episodes ran beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vla.errors import UserError
+from vla.evaluate.baselines import Expert
+from vla.evaluate.batching import MAX_BATCH, Batcher
+from vla.evaluate.pool import Process, ready
+from vla.evaluate.result import Row, episode_seed, stable_hash
+from vla.types import Observation
+
+EPISODES_WORTH_AN_ENVIRONMENT = 10
+"""A task gets one more environment only while this many of its episodes wait per environment it has: building one (0.6 s of CPU, most
+of it the GL context) costs about five."""
+LOSSES_BEFORE_STOPPING = 3
+_LOOK_AGAIN_S = 0.5
+
+
+class SimulatorFailed(UserError):
+    """The simulator cannot run here at all; no statement about the policy."""
+
+    exit_code = 1
+
+
+@dataclass
+class Job:
+    """One episode to run; `commands` and `calls` of its current attempt."""
+
+    task: str
+    episode: int
+    seed: int
+    calls: int = 0
+    commands: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class Slot:
+    worker: int
+    index: int
+    task: str | None = None
+    job: Job | None = None
+    observation: Observation | None = None
+
+
+class Rollouts:
+    """Runs `episodes` of each task once. `rows` in order of task and episode; `commands` by (task, episode), float64 (steps, A)."""
+
+    def __init__(
+        self,
+        policy: Batcher | Expert,
+        setup: Mapping[str, Any],
+        tasks: Sequence[str],
+        episodes: int,
+        seed: int,
+        workers: int,
+        slots: int,
+        timeout_s: float,
+        on_row: Callable[[Row], None],
+    ) -> None:
+        self.policy, self.setup, self.seed, self.timeout_s, self.on_row = policy, setup, seed, timeout_s, on_row
+        self.waiting = {task: deque(Job(task, i, episode_seed(seed, task, i)) for i in range(episodes)) for task in tasks}
+        self.slots = [Slot(worker, index) for index in range(slots) for worker in range(workers)]
+        self.processes: dict[int, Process] = {}
+        self.commands: dict[tuple[str, int], np.ndarray] = {}
+        self.clock = {"policy": 0.0}
+        self.policy_calls = 0
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._wanted = len(tasks) * episodes
+        self._begun: set[str] = set()  # tasks whose environment was built at least once
+        self._losses: dict[str | None, int] = {}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._rows[key] for task in self.waiting for key in sorted(self._rows) if key[0] == task)
+
+    def run(self) -> None:
+        """Raises SimulatorFailed if a task's environment cannot be built. The caller closes."""
+        while len(self._rows) < self._wanted:
+            self._assign()
+            for process in ready(self.processes.values(), _LOOK_AGAIN_S):
+                self._hear(process)
+            for process in list(self.processes.values()):
+                if process.silent_s() > self.timeout_s:
+                    process.kill()
+                    self._lose(process, f"timed out: no answer in {self.timeout_s:g} s")
+            if self._somebody_waits_for_the_policy():
+                self._act()
+
+    def process(self, worker: int) -> Process:
+        """That worker's process, started if need be."""
+        if worker not in self.processes:
+            self.processes[worker] = Process(self.setup)
+        return self.processes[worker]
+
+    def close(self) -> None:
+        for process in list(self.processes.values()):
+            process.kill()
+            self.forget(process)
+
+    def forget(self, process: Process) -> int:
+        """Drops an ended process, keeping its clock. Returns its worker, which starts another one when it is needed."""
+        worker = next(index for index, known in self.processes.items() if known is process)
+        del self.processes[worker]
+        for what, seconds in process.clock.items():
+            self.clock[what] = self.clock.get(what, 0.0) + seconds
+        return worker
+
+    def _assign(self) -> None:
+        """Gives every free slot its next episode, of its own task if any is left."""
+        for slot in self.slots:
+            if slot.job is not None:
+                continue
+            if slot.task is None or not self.waiting[slot.task]:
+                task = self._worth_an_environment()
+                if task is None:
+                    continue
+                slot.task = task
+            job = slot.job = self.waiting[slot.task].popleft()
+            start = {"op": "start", "slot": slot.index, "task": job.task, "seed": job.seed, "expert": isinstance(self.policy, Expert)}
+            self.process(slot.worker).send(start)
+
+    def _worth_an_environment(self) -> str | None:
+        def environments(task: str) -> int:
+            return sum(slot.task == task and slot.job is not None for slot in self.slots)
+
+        open_tasks = [
+            task
+            for task, jobs in self.waiting.items()
+            if jobs and len(jobs) >= EPISODES_WORTH_AN_ENVIRONMENT * environments(task)
+        ]
+        return max(open_tasks, key=lambda task: len(self.waiting[task]) / (environments(task) + 1), default=None)
+
+    def _hear(self, process: Process) -> None:
+        answer = process.receive()
+        if answer is None:
+            self._lose(process, f"crashed: {process.close()}")
+            return
+        message, arrays = answer
+        slot = self._slot(process, message["slot"])
+        job = slot.job
+        assert job is not None
+        self._begun.add(job.task)
+        if "commands" in arrays:
+            job.commands.append(arrays["commands"])
+        if message["ended"]:
+            reason = "success" if message["success"] else "max_steps"
+            self._finish(slot, Row(job.task, job.episode, job.seed, message["success"], message["steps"], reason, message["reward"]))
+        elif isinstance(self.policy, Expert):
+            process.send({"op": "act", "slot": slot.index})
+        else:
+            images = {name.removeprefix("image:"): array for name, array in arrays.items() if name.startswith("image:")}
+            robot = self.policy.robot.name
+            slot.observation = Observation(images, arrays["state"], message["instruction"], robot, tuple(message["offsets_s"]))
+
+    def _finish(self, slot: Slot, row: Row) -> None:
+        assert slot.job is not None
+        commands = slot.job.commands
+        self.commands[row.task, row.episode] = np.concatenate(commands) if commands else np.zeros((0, 0))
+        slot.job = slot.observation = None
+        self._rows[row.task, row.episode] = row
+        self.on_row(row)
+
+    def _somebody_waits_for_the_policy(self) -> bool:
+        """A process with nothing to do but to wait for the policy. Otherwise waiting makes the next batch larger, and calls fewer."""
+        ready_slots = [slot for slot in self.slots if slot.observation is not None]
+        idle = any(not self.processes[slot.worker].pending for slot in ready_slots)
+        return idle or len(ready_slots) >= MAX_BATCH
+
+    def _act(self) -> None:
+        assert isinstance(self.policy, Batcher)
+        slots = [(slot, slot.job, slot.observation) for slot in self.slots if slot.observation is not None and slot.job is not None]
+        keys = [stable_hash("call", self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
+        start = time.process_time()
+        chunks = self.policy.act([observation for _, _, observation in slots], keys)
+        self.clock["policy"] += time.process_time() - start
+        self.policy_calls += len(slots)
+        for (slot, job, _), chunk in zip(slots, chunks, strict=True):
+            slot.observation, job.calls = None, job.calls + 1
+            self.processes[slot.worker].send({"op": "act", "slot": slot.index}, {"chunk": chunk.action_TA})
+
+    def _lose(self, process: Process, reason: str) -> None:
+        """The episode whose answer was due has failed; the others of that process start again from their seeds."""
+        blamed = self._slot(process, process.pending[0]) if process.pending else None
+        worker = self.forget(process)
+        culprit = blamed.job.task if blamed is not None and blamed.job is not None else None
+        if culprit not in self._begun:
+            self._losses[culprit] = self._losses.get(culprit, 0) + 1
+            if self._losses[culprit] >= LOSSES_BEFORE_STOPPING:
+                what = f"the environment of task '{culprit}'" if culprit else "a simulator process"
+                raise SimulatorFailed(f"{what} failed {LOSSES_BEFORE_STOPPING} times; the last {reason}. `vla doctor` checks rendering.")
+        for slot in self.slots:
+            if slot.worker != worker:
+                continue
+            job = slot.job
+            if slot is blamed and job is not None:
+                self._finish(slot, Row(job.task, job.episode, job.seed, False, sum(map(len, job.commands)), reason, 0.0))
+            elif job is not None:
+                self.waiting[job.task].appendleft(Job(job.task, job.episode, job.seed))
+            slot.task = slot.job = slot.observation = None
+
+    def _slot(self, process: Process, index: int) -> Slot:
+        return next(slot for slot in self.slots if slot.index == index and self.processes.get(slot.worker) is process)

@@ -1,0 +1,159 @@
+"""One simulator process: `python -m vla.evaluate.worker FD` obeys messages that come over the socket FD, one at a time.
+
+It holds a few slots, each an environment with an episode in it. Answers come in the order of the messages, so whoever waits knows
+which episode is to blame when none comes. It imports no torch.
+
+    {"op": "start", slot, task, seed, expert}     -> an observation
+    {"op": "act", slot} + chunk (T, A)            -> an observation, or the end of the episode, + the commands that were sent
+    {"op": "replay", slot, task, seed, size, stride, frame_s} + commands -> an animation
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from vla.evaluate.wire import receive, send
+from vla.execute.ensemble import Ensemble, TemporalEnsemble
+from vla.execute.queue import ChunkQueue
+from vla.sim.env import SimEnv, Suite
+from vla.sim.suites import load_suite
+from vla.types import Chunk
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair; its end closes the socket
+    connection = Connection(int(argv[0]))
+    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        setup, _ = receive(connection)
+        worker = Worker(load_suite(setup["suite"]), setup["image_size"], setup["execute"], setup["ensemble_decay"])
+        while True:
+            message, arrays = receive(connection)
+            answer, arrays = worker.obey(message, arrays)
+            answer["clock"] = {**worker.clock, "cpu": time.process_time()}
+            send(connection, answer, arrays)
+    return 0
+
+
+class Slot:
+    """An environment, and the episode in it."""
+
+    def __init__(self, env: SimEnv, task: str) -> None:
+        self.env, self.task = env, task
+        self.queue: ChunkQueue | None = None
+        self.expert: Callable[[], np.ndarray] | None = None
+        self.steps, self.reward, self.state_P = 0, 0.0, np.zeros(0)
+
+
+class Worker:
+    """`clock`: CPU seconds spent building environments, resetting, stepping and rendering, so far."""
+
+    def __init__(self, suite: Suite, image_size: int, execute: int, ensemble_decay: float | None) -> None:
+        self.suite, self.image_size, self.execute = suite, image_size, execute
+        self.ensemble: Ensemble | None = None if ensemble_decay is None else TemporalEnsemble(ensemble_decay)
+        self.slots: dict[int, Slot] = {}
+        self.clock = {"build": 0.0, "reset": 0.0, "step": 0.0, "render": 0.0, "replay": 0.0}
+
+    def obey(self, message: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The answer to one message."""
+        if message["op"] == "start":
+            return self._start(message["slot"], message["task"], message["seed"], message["expert"])
+        if message["op"] == "act":
+            return self._act(message["slot"], arrays.get("chunk"))
+        assert message["op"] == "replay", message
+        with self._timed("replay"):
+            return self._replay(message, arrays["commands"])
+
+    def _start(self, index: int, task: str, seed: int, expert: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        slot = self.slots.get(index)
+        if slot is None or slot.task != task:
+            if slot is not None:
+                slot.env.close()
+            with self._timed("build"):
+                slot = self.slots[index] = Slot(self.suite.make(task, self.image_size), task)
+        with self._timed("reset"):
+            slot.env.reset(seed=seed)
+        slot.queue = ChunkQueue(slot.env.embodiment, self.execute, self.ensemble)
+        slot.expert = slot.env.expert() if expert else None
+        slot.steps, slot.reward = 0, 0.0
+        return self._seen(index, slot)
+
+    def _act(self, index: int, chunk_TA: np.ndarray | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Executes until the queue wants another chunk or the episode ends. Without a chunk the expert acts, to the end."""
+        slot = self.slots[index]
+        robot, queue = slot.env.embodiment, slot.queue
+        assert queue is not None
+        if chunk_TA is not None:
+            queue.put(Chunk(chunk_TA, robot.name, robot.rate_hz))
+        commands, success, ended = [], False, False
+        with self._timed("step"):
+            while not ended and (slot.expert is not None or not queue.wants_chunk):
+                command_A = queue.pop() if slot.expert is None else slot.expert()
+                _, reward, terminated, truncated, info = slot.env.step(command_A)
+                commands.append(command_A)
+                slot.steps += 1
+                slot.reward += float(reward)
+                success = bool(info["success"])
+                ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
+        sent = {"commands": np.array(commands, dtype=np.float64)}
+        if ended:
+            return {"slot": index, "ended": True, "success": success, "steps": slot.steps, "reward": slot.reward}, sent
+        answer, arrays = self._seen(index, slot)
+        return answer, {**arrays, **sent}
+
+    def _seen(self, index: int, slot: Slot) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        if slot.expert is not None:
+            return {"slot": index, "ended": False}, {}
+        with self._timed("render"):
+            observation = slot.env.observation()
+        images = {f"image:{role}": image for role, image in observation.images.items()}
+        answer = {"slot": index, "ended": False, "instruction": observation.instruction, "offsets_s": observation.offsets_s}
+        return answer, {**images, "state": observation.state}
+
+    def _replay(self, message: dict[str, Any], commands: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Runs recorded commands again in a new environment with larger images: every `stride` steps a frame of all cameras."""
+        env = self.suite.make(message["task"], message["size"])
+        env.reset(seed=message["seed"])
+        frames, success = [_side_by_side(env)], False
+        for step, command_A in enumerate(commands, start=1):
+            success = bool(env.step(command_A)[4]["success"])
+            if step % message["stride"] == 0 or step == len(commands):
+                frames.append(_side_by_side(env))
+        env.close()
+        movie = animate(frames, message["frame_s"])
+        return {"slot": message["slot"], "success": success}, {"movie": np.frombuffer(movie, dtype=np.uint8)}
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.clock[what] += time.process_time() - start
+
+
+def animate(frames: list[np.ndarray], frame_s: float) -> bytes:
+    """Frames uint8 (H, W, 3) -> an animated WebP that loops, and rests on its last frame for a second."""
+    from PIL import Image
+
+    images = [Image.fromarray(frame) for frame in frames]
+    durations_ms = [round(frame_s * 1000)] * (len(images) - 1) + [1000]
+    out = io.BytesIO()
+    images[0].save(
+        out, "WEBP", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, quality=60, method=2, minimize_size=False
+    )
+    return out.getvalue()
+
+
+def _side_by_side(env: SimEnv) -> np.ndarray:
+    return np.concatenate(list(env.cameras().values()), axis=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
