@@ -34,9 +34,7 @@ def jpeg(value: int, size: int = 16, camera: int = 0) -> bytes:
     return simplejpeg.encode_jpeg(picture(value, size, camera), quality=95, colorsubsampling="444")
 
 
-def make_episode(
-    name: str, steps: int = 12, seed: int = 0, every: tuple[int, int] = (1, 1), rate_hz: Fraction = ROBOT.rate_hz
-) -> Episode:
+def make_episode(name: str, steps: int = 12, seed: int = 0, every: tuple[int, int] = (1, 1), rate_hz: Fraction = ROBOT.rate_hz) -> Episode:
     """`every`: a frame each so many steps, for the two cameras. The red channel of a frame is its step."""
     rng = np.random.default_rng([seed, steps])
     rows = rng.normal(size=(2, steps, 4))

@@ -40,9 +40,7 @@ def test_permutations_of_large_sets_and_mixed_sizes():
 def test_permutations_look_random():
     """Over keys, every place is equally likely for every index; neighbours are not kept; two keys share no more than chance."""
     size, keys = 10, 20_000
-    out = permute(np.tile(np.arange(size), keys), np.full(size * keys, size), np.repeat(mix(np.arange(keys)), size)).reshape(
-        keys, size
-    )
+    out = permute(np.tile(np.arange(size), keys), np.full(size * keys, size), np.repeat(mix(np.arange(keys)), size)).reshape(keys, size)
     counts = np.stack([np.bincount(out[:, i], minlength=size) for i in range(size)])
     chi2 = ((counts - keys / size) ** 2 / (keys / size)).sum(1)
     assert chi2.max() < 40  # 9 degrees of freedom: 1e-5 tail is 40

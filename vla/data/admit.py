@@ -58,9 +58,7 @@ def _check_spans(episode: Episode, where: str) -> None:
             raise SchemaError(f"{where}: instruction span {span.start}..{span.stop} does not fit {episode.steps} steps")
         covered[span.start : span.stop] = True
     if not covered.all():
-        raise SchemaError(
-            f"{where}: step {int(covered.argmin())} has no instruction; give a span with an empty text if so recorded"
-        )
+        raise SchemaError(f"{where}: step {int(covered.argmin())} has no instruction; give a span with an empty text if so recorded")
 
 
 def _check_frames(frames: Frames, steps: int, where: str) -> None:

@@ -84,9 +84,7 @@ class Order:
 
     def substitute(self, position: int, source: int, attempt: int) -> int:
         """Which sample of the same source stands in for a bad one: a function of the position and the attempt alone."""
-        return int(
-            mix(self.seed, self._key_S[source : source + 1], position, attempt, 0x5AB)[0] % np.uint64(self._samples_S[source])
-        )
+        return int(mix(self.seed, self._key_S[source : source + 1], position, attempt, 0x5AB)[0] % np.uint64(self._samples_S[source]))
 
     def quotas(self, block_number: int) -> np.ndarray:
         """Draws of each source in one block, int64 (S,)."""

@@ -46,9 +46,7 @@ class Pool:
                 self._episodes[key] = found
                 self._held += found.nbytes
                 while self._held > self.episode_bytes and len(self._episodes) > 1:
-                    self._held -= self._episodes.popitem(last=False)[
-                        1
-                    ].nbytes  # first in, first out: a hit costs no bookkeeping
+                    self._held -= self._episodes.popitem(last=False)[1].nbytes  # first in, first out: a hit costs no bookkeeping
         return found
 
     def shard(self, dataset: Dataset, number: int) -> ShardFiles:

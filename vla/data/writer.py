@@ -29,9 +29,7 @@ class ShardWriter:
     `max_shard_bytes` are stored in segments; the reader joins them.
     """
 
-    def __init__(
-        self, folder: str | Path, info: fmt.DatasetInfo, max_shard_bytes: int = 64 << 20, resume: bool = False
-    ) -> None:
+    def __init__(self, folder: str | Path, info: fmt.DatasetInfo, max_shard_bytes: int = 64 << 20, resume: bool = False) -> None:
         self.folder, self.info, self.max_shard_bytes = Path(folder), info, max_shard_bytes
         self._action, self._state = info.recorded_action, info.recorded_state
         self._cameras: tuple[str, ...] | None = None
@@ -209,9 +207,7 @@ class _Shard:
         self.rows: list[_Group] = []  # without their bytes, which are on disk by then
         self._hash = hashlib.sha256()
         self._tar: IO[bytes] = self._part("tar").open("wb")
-        self._parts: dict[str, list[Any]] = {
-            name: [] for name in ("member", "frame", "crc", "span", "time_s", "state", "action")
-        }
+        self._parts: dict[str, list[Any]] = {name: [] for name in ("member", "frame", "crc", "span", "time_s", "state", "action")}
         self._texts: dict[str, int] = {}
 
     def append(self, group: _Group) -> None:

@@ -1,0 +1,43 @@
+"""JPEG bytes -> pixels, kept in memory as far as a budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import simplejpeg
+
+from vla.data.format import MAX_PIXELS
+from vla.data.quarantine import BadSample
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """One JPEG -> uint8 (H, W, 3) RGB. BadSample for what is no JPEG, has no RGB form, or is larger than MAX_PIXELS."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > MAX_PIXELS:  # before a byte of it is allocated
+            raise BadSample("oversize", f"image of {height} x {width} pixels; at most {MAX_PIXELS} are decoded")
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except BadSample:
+        raise
+    except ValueError as error:
+        raise BadSample("decode", f"image does not decode: {error}") from error
+
+
+class FrameCache:
+    """Decoded frames up to `limit_bytes`. The first to come stay: under a permuted order every frame is as likely to be needed
+    again as any other, so replacing one gains nothing."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.held_bytes = limit_bytes, 0
+        self._frames: dict[Hashable, np.ndarray] = {}
+
+    def get(self, key: Hashable) -> np.ndarray | None:
+        return self._frames.get(key)
+
+    def offer(self, key: Hashable, image: np.ndarray) -> None:
+        """Keeps the frame if there is room. Kept frames are read-only: they are handed out many times."""
+        image.flags.writeable = False
+        if self.held_bytes + image.nbytes <= self.limit_bytes and key not in self._frames:
+            self._frames[key] = image
+            self.held_bytes += image.nbytes

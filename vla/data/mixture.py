@@ -1,0 +1,229 @@
+"""Mixtures: which datasets, in which proportion, and why. YAML in, a tree out.
+
+name: demo
+why: what this mixture is for
+val_fraction: 0.02              # optional; episodes held out, by a hash of their name
+sources:
+  - path: demo/sawyer           # a dataset folder under the data root; or `name: sawyer`, the folder of that name
+    weight: 3                   # relative to the others of this file; or `steps` for all: in proportion to their size
+    max_epochs: 20              # optional: then it leaves, and the others share its place
+    cameras: [third_person]     # optional: only these roles (leaving a camera out is a decision, so it is written down)
+    why: most tasks
+  - mixture: more_robots.yaml   # another mixture as one weighted source; relative to this file
+    weight: 1
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from vla.data.reader import Dataset, Pool
+from vla.data.verify import verify as verify_dataset
+from vla.errors import Damaged, SchemaError, UnknownName, UserError
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+VAL_FRACTION = 0.02
+DATA_ROOT_VARIABLE = "VLA_DATA"
+
+_MIXTURE_KEYS = ("name", "why", "val_fraction", "sources")
+_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "why")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of a mixture. `share` of all draws; the shares of a mixture add up to 1."""
+
+    name: str
+    dataset: Dataset
+    share: float
+    max_epochs: float | None = None
+    cameras: tuple[str, ...] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weighted sources; `children` is how the file is written (sources, and mixtures with their share), for the tree."""
+
+    name: str
+    children: tuple[Source | tuple[Mixture, float], ...]
+    val_fraction: float = VAL_FRACTION
+    why: str = ""
+
+    @staticmethod
+    def load(path: str | Path, root: str | Path | None = None, verify: Literal["full", "size"] = "full") -> Mixture:
+        """Reads a mixture file and opens every dataset in it.
+
+        `root`: the data root; by default $VLA_DATA, else `data`. `verify`: `full` compares every byte with the manifests before
+        a run starts, `size` the sizes only (frames are still checked when they are read). UserError for a wrong file, Damaged
+        for a source that fails, always with its name.
+        """
+        path, root = Path(path), Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE, "data"))
+        mixture = _Reader(root, verify, Pool()).mixture(path, ())
+        repeated = _repeated([source.name for source in mixture.sources])
+        if repeated:
+            raise SchemaError(f"{path}: source {repeated} stands in it twice; give one of them another `name`")
+        return mixture
+
+    @staticmethod
+    def of(
+        weights: Mapping[str | Path, float] | Sequence[str | Path], name: str = "mixture", val_fraction: float = VAL_FRACTION
+    ) -> Mixture:
+        """A mixture of dataset folders, without a file: {folder: weight}, or folders in proportion to their size."""
+        pool = Pool()
+        datasets = [Dataset.open(folder, pool) for folder in weights]
+        raw = list(weights.values()) if isinstance(weights, Mapping) else [dataset.anchors for dataset in datasets]
+        children = tuple(Source(d.info.name, d, w / sum(raw)) for d, w in zip(datasets, raw, strict=True))
+        repeated = _repeated([child.name for child in children])
+        if repeated or not children:
+            raise UserError(f"a mixture needs at least one dataset, and distinct names; {repeated or 'nothing'} was given")
+        return Mixture(name, children, val_fraction)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All sources in file order; shares multiplied through."""
+        return tuple(self._flat(1.0))
+
+    def source(self, name: str) -> Source:
+        for source in self.sources:
+            if source.name == name:
+                return source
+        raise UnknownName("source", name, [source.name for source in self.sources])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must find unchanged: names, shares, caps and the digest of every dataset."""
+        rows = {s.name: [s.dataset.digest, s.share, s.max_epochs, s.cameras and list(s.cameras)] for s in self.sources}
+        return {"val_fraction": self.val_fraction, "sources": rows}
+
+    def tree(self, positions: int | None = None) -> Tree:
+        """A rich tree: share, hours, steps, licence; with `positions`, how often each source's samples are seen."""
+        from vla.data.tree import mixture_tree
+
+        return mixture_tree(self, positions)
+
+    def _flat(self, share: float) -> Iterator[Source]:
+        for child in self.children:
+            if isinstance(child, Source):
+                yield replace(child, share=child.share * share)
+            else:
+                yield from child[0]._flat(child[1] * share)
+
+
+class _Reader:
+    """Reads mixture files; `above` is the chain of files that include the one being read."""
+
+    def __init__(self, root: Path, verify: str, pool: Pool) -> None:
+        self.root, self.verify, self.pool = root, verify, pool
+
+    def mixture(self, path: Path, above: tuple[Path, ...]) -> Mixture:
+        if not path.is_file():
+            raise UserError(f"no mixture file {path}; there {_neighbours(path)}")
+        if path.resolve() in above:
+            raise SchemaError(f"{path} includes itself, by way of {' -> '.join(p.name for p in above)}")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise SchemaError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        _check_keys(data, _MIXTURE_KEYS, str(path))
+        rows = data.get("sources")
+        if not isinstance(rows, list) or not rows:
+            raise SchemaError(f"{path}: `sources` must be a list of at least one source")
+        children = [self._child(row, f"{path}: source {number}", path, above) for number, row in enumerate(rows, 1)]
+        weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], str(path))
+        shared = tuple(
+            replace(child, share=weight) if isinstance(child, Source) else (child, weight)
+            for child, weight in zip(children, weights, strict=True)
+        )
+        val_fraction = _number(data.get("val_fraction", VAL_FRACTION), f"{path}: val_fraction", low=0.0)
+        if above and data.get("val_fraction") is not None:
+            raise SchemaError(f"{path}: val_fraction belongs in the outermost mixture, {above[0].name}")
+        return Mixture(str(data.get("name", path.stem)), shared, val_fraction, str(data.get("why", "")))
+
+    def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...]) -> Source | Mixture:
+        _check_keys(row, _SOURCE_KEYS, where)
+        if "mixture" in row:
+            extra = sorted(set(row) - {"mixture", "weight", "why"})
+            if extra:
+                raise SchemaError(f"{where}: a mixture takes only `weight` and `why`; remove {extra}")
+            return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
+        if "path" not in row and "name" not in row:
+            raise SchemaError(f"{where} needs one of `path`, `name` or `mixture`")
+        folder = self.root / str(row.get("path", row.get("name")))
+        dataset = self._open(folder, f"{where} ('{row.get('name', row.get('path'))}')")
+        cameras = row.get("cameras")
+        if cameras is not None:
+            unknown = sorted(set(map(str, cameras)) - set(dataset.cameras))
+            if unknown or not cameras:
+                raise UnknownName("camera role", ", ".join(unknown) or "(none)", dataset.cameras, f"{where} names it.")
+            cameras = tuple(map(str, cameras))
+        epochs = row.get("max_epochs")
+        if epochs is not None:
+            epochs = _number(epochs, f"{where}: max_epochs", low=0.0)
+        return Source(str(row.get("name", dataset.info.name)), dataset, 0.0, epochs, cameras, str(row.get("why", "")))
+
+    def _open(self, folder: Path, where: str) -> Dataset:
+        if not folder.is_dir():
+            hint = f"the data root {self.root} holds {_folders(self.root)}"
+            raise UserError(f"{where}: no folder {folder}; {hint}. Set {DATA_ROOT_VARIABLE} or --root, or collect it first.")
+        problems = verify_dataset(folder, full=self.verify == "full")
+        if problems:
+            more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise Damaged(f"{where}: {problems[0]}{more}. `vla check {folder}` lists all; a run does not start on damaged data.")
+        try:
+            return Dataset.open(folder, self.pool)
+        except UserError as error:
+            raise type(error)(f"{where}: {error}") from error
+
+
+def _weights(given: list[Any], sizes: list[int], where: str) -> list[float]:
+    """Weights as written -> shares that add up to 1."""
+    if all(weight == "steps" for weight in given):
+        weights = [float(size) for size in sizes]
+    elif any(isinstance(weight, str) for weight in given):
+        raise SchemaError(f"{where}: weights {given}: give numbers, or `steps` for every source of the file")
+    else:
+        weights = [_number(weight, f"{where}: weight", low=0.0) for weight in given]
+    if min(weights) <= 0:
+        raise SchemaError(f"{where}: weights {given} must be positive; take a source out instead of giving it no weight")
+    return [weight / sum(weights) for weight in weights]
+
+
+def _size(child: Source | Mixture) -> int:
+    sources = (child,) if isinstance(child, Source) else child.sources
+    return sum(source.dataset.anchors for source in sources)
+
+
+def _number(value: Any, where: str, low: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
+        raise SchemaError(f"{where} is {value!r}; give a number of at least {low:g}")
+    return float(value)
+
+
+def _check_keys(data: Any, known: Sequence[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise SchemaError(f"{where} must be a mapping with keys among {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise UnknownName("key", key, known, f"It stands in {where}.")
+
+
+def _repeated(names: list[str]) -> str:
+    return ", ".join(sorted({f"'{name}'" for name in names if names.count(name) > 1}))
+
+
+def _neighbours(path: Path) -> str:
+    found = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"are {', '.join(found)}" if found else "are none in that folder"
+
+
+def _folders(root: Path) -> str:
+    found = sorted(str(p.parent.relative_to(root)) for p in root.glob("*/**/dataset.json")) if root.is_dir() else []
+    return ", ".join(found[:12]) or "no dataset"

@@ -1,0 +1,257 @@
+"""Position -> sample. Everything about a sample follows from its position, the seed and the mixture; nothing is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vla.data.images import FrameCache, decode_jpeg
+from vla.data.keyed import mix, uniform
+from vla.data.latents import read_latents
+from vla.data.mixture import Mixture, Source
+from vla.data.order import Order, OrderSource
+from vla.data.quarantine import BadRecord, BadSample, Quarantine, TooManyBad
+from vla.data.reader import StoredEpisode
+from vla.data.split import Split
+from vla.data.window import Targets, frame_at, history_steps
+from vla.embodiment import Embodiment
+from vla.errors import Damaged, SchemaError, UnknownName, UserError
+from vla.types import Observation, Sample
+
+MAX_SUBSTITUTES = 16
+Ledger = Callable[[int, str, str, int], None]
+"""Called with (position, source, episode, step) for every sample, as its batch is handed out."""
+Place = tuple[int, int, int, int]
+
+
+class Pipeline:
+    """Samples of a mixture, in the robots' learned frames.
+
+    `embodiments`: by name, the robots to learn; a source's rows are encoded for the one it was recorded on, and its spaces and
+    camera roles must be that robot's. `split`: training episodes or held-out ones. `history_s`: offsets of what is seen,
+    seconds, rising to 0. `future_gap_s`: (low, high) for frame pairs; each sample draws its gap. `latents`: hash of the model whose
+    cached codes come along. `cache_bytes`: decoded frames kept in memory. `max_bad_rate`: share of bad samples that stops the run.
+
+    `sources`: name -> number, for the books. `order`, `quarantine` may be looked at. `without`: names of the sources that have no
+    episode in this split (a small dataset may have none held out).
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        embodiments: Mapping[str, Embodiment],
+        split: Literal["train", "val"] = "train",
+        seed: int = 0,
+        block: int = 10_000,
+        window: int | None = None,
+        history_s: Sequence[float] = (0.0,),
+        future_gap_s: tuple[float, float] | None = None,
+        latents: str | None = None,
+        cache_bytes: int = 1 << 30,
+        max_bad_rate: float = 0.01,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.mixture, self.seed, self.ledger = mixture, seed, ledger
+        self.history_s = _history(history_s)
+        self.future_gap_s = _gap(future_gap_s)
+        every = [_Feed.open(s, embodiments, Split(s.dataset, split, mixture.val_fraction), latents) for s in mixture.sources]
+        self.without = tuple(feed.source.name for feed in every if not feed.split.anchors)
+        self._feeds = [feed for feed in every if feed.split.anchors]
+        if not self._feeds or (split == "train" and self.without):
+            raise UserError(
+                f"mixture '{mixture.name}': no {split} episodes in {', '.join(self.without)} with val_fraction "
+                f"{mixture.val_fraction:g}; add episodes or change it"
+            )
+        rows = [OrderSource(f.source.name, f.source.share, f.split.anchors_per_shard, f.source.max_epochs) for f in self._feeds]
+        if split == "val":  # a cap is about what training sees too often
+            rows = [OrderSource(row.name, row.weight, row.samples_per_shard) for row in rows]
+        self.order = Order(rows, seed, block, window)
+        self.sources = {feed.source.name: number for number, feed in enumerate(self._feeds)}
+        self.cache = FrameCache(cache_bytes)
+        self.quarantine = Quarantine(max_bad_rate)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position: a pure function of it. A bad one is counted and replaced, by the same rule every time."""
+        return self.samples([position])[0]
+
+    def samples(self, positions: Sequence[int] | np.ndarray) -> list[Sample]:
+        """Several at once, which is cheaper; float64 actions, uint8 images that must not be written to."""
+        samples, bad = self.collect(self.look_up(positions))
+        self.quarantine.add(len(samples) + len(bad), bad)
+        return samples
+
+    def look_up(self, positions: Sequence[int] | np.ndarray) -> list[Place]:
+        """Where positions lie: rows of (position, source number, episode number in its dataset, anchor number in the episode)."""
+        position_N = np.asarray(positions, np.int64)
+        source_N, index_N = self.order.at(position_N)
+        episode_N, anchor_N = np.zeros_like(index_N), np.zeros_like(index_N)
+        for number in np.unique(source_N):
+            rows = source_N == number
+            episode_N[rows], anchor_N[rows] = self._feeds[number].split.locate(index_N[rows])
+        return list(zip(position_N.tolist(), source_N.tolist(), episode_N.tolist(), anchor_N.tolist(), strict=True))
+
+    def collect(self, places: Sequence[Place]) -> tuple[list[Sample], list[BadRecord]]:
+        """The samples there, and the bad ones that were replaced, which are not counted yet (loader processes count at home)."""
+        bad: list[BadRecord] = []
+        return [self._sample_or_substitute(*place, bad) for place in places], bad
+
+    def at_anchor(self, source: str, anchor: int, gap_s: float | None = None) -> Sample:
+        """The sample at anchor number `anchor` of a whole dataset (held-out episodes included, storage order), for labelling.
+
+        With `gap_s`, `future` is the anchor nearest that far ahead, or the episode's last: `Sample.gap_s` says how far it is.
+        """
+        if source not in self.sources:
+            raise UnknownName("source", source, self.sources)
+        feed = self._feeds[self.sources[source]]
+        episode, number = feed.whole.locate(np.array([anchor]))
+        return self._build(-1, feed, int(episode[0]), int(number[0]), gap_s)
+
+    def batches(self, start_position: int = 0, **options: Any) -> Iterator[tuple[np.ndarray, Any]]:
+        """See `vla.data.batches.batches`, which this calls with `self`."""
+        from vla.data.batches import batches
+
+        return batches(self, start_position, **options)
+
+    def _sample_or_substitute(self, position: int, source: int, episode: int, anchor: int, bad: list[BadRecord]) -> Sample:
+        feed = self._feeds[source]
+        for attempt in range(MAX_SUBSTITUTES):
+            try:
+                return self._build(position, feed, episode, anchor, None)
+            except BadSample as error:
+                bad.append(self._record(position, feed, episode, anchor, error.cause, str(error)))
+            except Damaged as error:
+                bad.append(self._record(position, feed, episode, anchor, "altered", str(error)))
+            except SchemaError as error:  # what `check_episode` would have refused, from another writer
+                bad.append(self._record(position, feed, episode, anchor, "schema", str(error)))
+            index = np.array([self.order.substitute(position, source, attempt)])
+            (episode,), (anchor,) = (part.tolist() for part in feed.split.locate(index))
+        raise TooManyBad(f"position {position}: {MAX_SUBSTITUTES} samples in a row are bad; the last: {bad[-1]}. Run `vla check`.")
+
+    def _record(self, position: int, feed: _Feed, episode: int, anchor: int, cause: str, detail: str) -> BadRecord:
+        try:
+            stored = feed.source.dataset.episode(episode)
+            name, step = stored.id, int(stored.anchors[anchor])
+        except Damaged:  # not even its name can be read
+            name, step = f"#{episode}", -1
+        return BadRecord(cause, feed.source.name, name, step, position, detail)
+
+    def _build(self, position: int, feed: _Feed, index: int, anchor: int, gap_s: float | None) -> Sample:
+        episode = feed.source.dataset.episode(index)
+        future, actual_gap_s = None, 0.0
+        if gap_s is not None:
+            ahead = _nearest(episode.time_s[episode.anchors], episode.time_s[episode.anchors[anchor]] + gap_s)
+        elif self.future_gap_s is not None:
+            anchor, ahead = self._pair(position, episode, anchor)
+        if gap_s is not None or self.future_gap_s is not None:
+            later = int(episode.anchors[ahead])
+            future = {role: self._image(feed, index, episode, role, later) for role in feed.roles}
+            actual_gap_s = float(episode.time_s[later] - episode.time_s[episode.anchors[anchor]])
+        step = int(episode.anchors[anchor])
+        observation = self._observation(position, feed, index, episode, step)
+        action_TA, valid_T = None, np.zeros(feed.robot.horizon if feed.robot else 0, bool)
+        if feed.targets is not None:
+            action_TA, valid_T = feed.targets.chunk(episode, step)
+        latent_N = None
+        if feed.latents is not None:
+            latent_N = feed.latents[feed.first_anchor_E[index] + anchor].astype(np.int64)
+            latent_N = latent_N if (latent_N >= 0).all() else None
+        return Sample(position, feed.source.name, episode.id, step, observation, action_TA, valid_T, latent_N, future, actual_gap_s)
+
+    def _observation(self, position: int, feed: _Feed, index: int, episode: StoredEpisode, step: int) -> Observation:
+        steps = history_steps(episode, step, self.history_s)
+        if len(steps) == 1:
+            images = {role: self._image(feed, index, episode, role, step)[None] for role in feed.roles}
+        else:
+            images = {role: np.stack([self._image(feed, index, episode, role, earlier) for earlier in steps]) for role in feed.roles}
+        state = np.zeros((len(steps), 0)) if episode.state is None else episode.state[steps]
+        if not np.isfinite(state).all():
+            raise BadSample("nonfinite", f"state at step {step} holds NaN or infinity")
+        texts = episode.instructions(step)
+        text = texts[0] if len(texts) == 1 else texts[int(mix(self.seed, position, 0x7E87)[0] % len(texts))] if texts else ""
+        return Observation(images, state, text, feed.robot.name if feed.robot else "", self.history_s)
+
+    def _image(self, feed: _Feed, index: int, episode: StoredEpisode, role: str, step: int) -> np.ndarray:
+        number = frame_at(episode.cameras[role].step, step)
+        key = (feed.source.name, index, role, number)
+        image = self.cache.get(key)
+        if image is None:
+            image = decode_jpeg(feed.source.dataset.frame(index, role, number))
+            self.cache.offer(key, image)
+        return image
+
+    def _pair(self, position: int, episode: StoredEpisode, anchor: int) -> tuple[int, int]:
+        """(now, later) anchors about a drawn gap apart. An anchor too near the end is exchanged for an earlier one, drawn evenly,
+        so that no pair is shorter than asked for; only an episode shorter than the gap gives its first and last."""
+        assert self.future_gap_s is not None
+        low, high = self.future_gap_s
+        gap_s = low + (high - low) * float(uniform(self.seed, position, 0x6A9)[0])
+        time_s = episode.time_s[episode.anchors]
+        if len(time_s) < 2:
+            raise BadSample("short", f"episode '{episode.id}' has a single frame; a pair needs two")
+        half_tick_s = 0.5 / float(episode.rate_hz)
+        room = int(np.searchsorted(time_s, time_s[-1] - gap_s + half_tick_s, side="right"))
+        if room == 0:
+            return 0, len(time_s) - 1
+        if anchor >= room:
+            anchor = int(mix(self.seed, position, 0x9A12)[0] % np.uint64(room))
+        return anchor, max(_nearest(time_s, time_s[anchor] + gap_s), anchor + 1)
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """One source, ready to be sampled: its split, what its numbers mean, and the roles it shows, in the robot's order."""
+
+    source: Source
+    split: Split
+    whole: Split
+    robot: Embodiment | None
+    targets: Targets | None
+    roles: tuple[str, ...]
+    latents: np.ndarray | None
+    first_anchor_E: np.ndarray
+
+    @staticmethod
+    def open(source: Source, embodiments: Mapping[str, Embodiment], split: Split, latents: str | None) -> _Feed:
+        dataset, info = source.dataset, source.dataset.info
+        robot, targets = info.robot, None
+        roles = source.cameras or dataset.cameras
+        if robot is not None:
+            if robot.name in embodiments:
+                robot = embodiments[robot.name]
+            elif info.supervision != "none":
+                raise UnknownName("embodiment", robot.name, embodiments, f"Source '{source.name}' was recorded on it.")
+            if set(roles) != set(robot.cameras):
+                raise SchemaError(
+                    f"source '{source.name}' shows the camera roles {sorted(roles)}; '{robot.name}' has {sorted(robot.cameras)}. "
+                    "Name the roles to use in the mixture (`cameras:`), or rename them in the embodiment or the data."
+                )
+            roles = robot.cameras
+            if info.recorded_state is not None and info.recorded_state != robot.state:
+                raise SchemaError(
+                    f"source '{source.name}' recorded the state {info.recorded_state.to_json()}; '{robot.name}' has {robot.state.to_json()}"
+                )
+            if info.recorded_action is not None:
+                targets = Targets(robot, info.recorded_action)
+        codes = read_latents(dataset, latents) if latents is not None else None
+        first_E = np.cumsum(dataset.anchors_E) - dataset.anchors_E
+        return _Feed(source, split, Split(dataset, "all", 0.0), robot, targets, tuple(roles), codes, first_E)
+
+
+def _nearest(time_s: np.ndarray, want_s: float) -> int:
+    return int(np.abs(time_s - want_s).argmin())
+
+
+def _history(offsets_s: Sequence[float]) -> tuple[float, ...]:
+    offsets = tuple(float(offset) for offset in offsets_s)
+    if not offsets or offsets[-1] != 0 or list(offsets) != sorted(set(offsets)):
+        raise UserError(f"history {list(offsets_s)}: give offsets in seconds that rise to 0, such as (-0.5, 0.0)")
+    return offsets
+
+
+def _gap(gap_s: tuple[float, float] | None) -> tuple[float, float] | None:
+    if gap_s is not None and not 0 < gap_s[0] <= gap_s[1] < float("inf"):
+        raise UserError(f"future gap {gap_s}: give (low, high) in seconds with 0 < low <= high")
+    return gap_s

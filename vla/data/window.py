@@ -1,0 +1,80 @@
+"""What a sample sees and what it must do: windows in seconds around one step of an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from vla.data.quarantine import BadSample
+from vla.data.reader import StoredEpisode
+from vla.embodiment import Embodiment, Space, resample
+from vla.errors import SchemaError
+
+
+def history_steps(episode: StoredEpisode, step: int, offsets_s: Sequence[float]) -> list[int]:
+    """The steps seen at `step` and the given offsets before it (seconds, <= 0): the latest at or before each time, within half
+    a tick. Before the first step, the first."""
+    half_tick_s = (0.5 + 1e-6) / float(episode.rate_hz)  # a hair more, so that rounding decides no tie
+    now_s = episode.time_s[step]
+    steps = []
+    for offset_s in offsets_s:
+        if offset_s == 0:
+            steps.append(step)
+        else:
+            at = int(np.searchsorted(episode.time_s, now_s + offset_s + half_tick_s, side="right")) - 1
+            steps.append(min(max(at, 0), step))
+    return steps
+
+
+def frame_at(step_N: np.ndarray, step: int) -> int:
+    """Which frame of a camera is seen at a step: the latest one at or before it (before the first, the first)."""
+    return max(int(np.searchsorted(step_N, step, side="right")) - 1, 0)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Action chunks of one source in a robot's learned frames and rate. `recorded`: the space its rows were recorded in."""
+
+    robot: Embodiment
+    recorded: Space
+
+    def __post_init__(self) -> None:
+        have = [(f.name, f.size, f.unit) for f in self.recorded.fields]
+        want = [(f.name, f.size, f.unit) for f in self.robot.command.fields]
+        if have != want:
+            raise SchemaError(f"recorded actions {have} are not those of '{self.robot.name}': {want}")
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether a row means the same in every chunk: then encoding leaves it as recorded."""
+        return [f.frame for f in self.recorded.fields] == [f.frame for f in self.robot.action.fields]
+
+    def chunk(self, episode: StoredEpisode, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The chunk that starts at `step`: float64 (T, A), and bool (T,), False past the end (the last row repeats there).
+
+        BadSample for NaN or infinity, SchemaError for what the robot's fields cannot be (a quaternion that is none).
+        """
+        assert episode.action is not None and episode.state is not None
+        T, from_hz, to_hz = self.robot.horizon, episode.rate_hz, self.robot.rate_hz
+        if from_hz == to_hz:
+            rows, count = episode.action[step : step + T], min(T, episode.steps - step)
+        else:
+            recorded = episode.action[step : step + _rows_needed(T, from_hz, to_hz)]
+            count = min(T, len(recorded) * to_hz // from_hz)
+            rows = resample(recorded, self.recorded, from_hz, to_hz, max(count, 1))
+        if not np.isfinite(rows).all():
+            raise BadSample("nonfinite", f"the chunk at step {step} holds NaN or infinity")
+        if not self.plain:
+            rows = self.robot.encode(rows, episode.state[step], self.recorded)
+        if len(rows) < T:
+            rows = np.concatenate([rows, np.repeat(rows[-1:], T - len(rows), axis=0)])
+        return rows, np.arange(T) < count
+
+
+def _rows_needed(steps: int, from_hz: Fraction, to_hz: Fraction) -> int:
+    """Recorded rows that `steps` rows at another rate reach into, and one more to interpolate towards."""
+    return -(-steps * from_hz // to_hz) + 1
