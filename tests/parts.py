@@ -26,6 +26,7 @@ TINY = Tiny(width=32, depth=2, heads=2, channels=8, keypoints=8, words=64, image
 BACKBONES = {"tiny": TINY}
 DECODERS = {
     "parallel": Parallel(),
+    "parallel_folded": Parallel(steps_per_token=3),
     "tokens": AutoregressiveTokens(),
     "masked": MaskedDiffusion(evaluations=4),
     "flow": DiT(evaluations=4),
@@ -33,7 +34,7 @@ DECODERS = {
     "ddpm": DiT(path=DDPM(steps=20), evaluations=5),
     "flow_cross": DiT(conditioning=CrossAttention(width=32, depth=2, heads=2), evaluations=3),
     "ddpm_pooled": DiT(path=DDPM(steps=20), conditioning=Pooled(width=32, depth=2, heads=2), evaluations=10),
-    "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2),
+    "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2, steps_per_token=2),
     "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
 }
 

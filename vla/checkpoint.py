@@ -9,6 +9,7 @@ Written to a temporary sibling, flushed to disk, then renamed. The manifest dete
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -93,7 +95,12 @@ def load_checkpoint(folder: str | Path) -> tuple[Contents, dict[str, Tensor]]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """safetensors, with the umask's file mode (the library's own is 0600, unreadable for a colleague)."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(held, path)
+    except SafetensorError as error:  # the library's own type hides what the system said
+        needed = sum(tensor.nbytes for tensor in held.values())
+        raise OSError(errno.EIO, f"{path.name} needs {needed / 1e6:.1f} MB: {error}") from error
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

@@ -19,6 +19,7 @@ from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.conditioning import Body, InContext
+from vla.decoders.fold import StepFold
 from vla.diffusion.flow import Flow
 from vla.noise import Noise
 from vla.roster import Roster
@@ -27,20 +28,21 @@ from vla.types import ActionSpec, Loss, Target
 
 @dataclass(frozen=True)
 class DiT:
-    """`samples_per_context`: K. `evaluations`: denoising steps when acting."""
+    """`samples_per_context`: K. `evaluations`: denoising steps when acting. `steps_per_token`: action steps that share a token."""
 
     kind: ClassVar[str] = "decoder.dit"
     path: Any = field(default_factory=Flow)
     conditioning: Any = field(default_factory=InContext)
     samples_per_context: int = 4
     evaluations: int = 5
+    steps_per_token: int = 1
 
     def build(self, width: int, roster: Roster) -> DiTDecoder:
         return DiTDecoder(self, width, roster)
 
 
 class DiTDecoder(ActionDecoder):
-    """One token per action step and noise sample; per-robot maps in and out."""
+    """A token per noise sample and action step (or several steps); per-robot maps in and out."""
 
     def __init__(self, config: DiT, width: int, roster: Roster) -> None:
         super().__init__()
@@ -48,6 +50,7 @@ class DiTDecoder(ActionDecoder):
         self.path = config.path.build()
         self.conditioning = config.conditioning.build(width)
         inner = self.conditioning.width
+        self.fold = StepFold(roster.horizon, config.steps_per_token, inner, reads=True)
         self.action_in = Bank(len(roster), roster.action_width, inner, axes=("A", None))
         self.time_mix = nn.Sequential(nn.Linear(2 * inner, inner), nn.SiLU(), nn.Linear(inner, inner))
         self.roster_axes = {"step_TD": ("T", None)}
@@ -85,13 +88,15 @@ class DiTDecoder(ActionDecoder):
         dtype = follows.x_BSD.dtype
         # What does not exist is 0 going in: a wider robot in the roster changes nothing for a narrow one.
         x_BKTA = (x_BKTA * like.mask_BTA[:, None]).to(dtype)
-        action_BKTD = self.action_in(x_BKTA, like.embodiment_B) + self.step_TD
-        time_BKTD = time_embedding(t_BK, action_BKTD.shape[-1]).to(dtype)[:, :, None].expand_as(action_BKTD)
-        x_BSD = self.time_mix(torch.cat([action_BKTD, time_BKTD], dim=-1)).view(B, K * T, -1)
-        valid_BS = like.mask_BTA.any(-1).repeat(1, K)
-        suffix = suffix_tokens(follows, x_BSD, causal=False, samples=K, valid_BS=valid_BS)
+        # Steps that do not exist here are empty, so that sharing a token with a real one tells nothing.
+        step_BKTD = (self.action_in(x_BKTA, like.embodiment_B) + self.step_TD) * like.mask_BTA.any(-1)[:, None, :, None]
+        action_BKSD = self.fold.fold(step_BKTD)
+        time_BKSD = time_embedding(t_BK, action_BKSD.shape[-1]).to(dtype)[:, :, None].expand_as(action_BKSD)
+        x_BSD = self.time_mix(torch.cat([action_BKSD, time_BKSD], dim=-1)).flatten(1, 2)
+        suffix = suffix_tokens(follows, x_BSD, causal=False, samples=K, valid_BS=self.fold.valid(like.mask_BTA).repeat(1, K))
         hidden = body(suffix, cache=cache)
-        return self.out(hidden.last(K * T), like.embodiment_B).view(B, K, T, A)
+        out_BKSD = hidden.last(x_BSD.shape[1]).unflatten(1, (K, -1))
+        return self.out(self.fold.unfold(out_BKSD), like.embodiment_B).view(B, K, T, A)
 
 
 def time_embedding(t: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:

@@ -1,7 +1,7 @@
-"""Parallel decoding with L1 (OpenVLA-OFT, Kim et al. 2025): one learned query per action step, all at once, regressed.
+"""Parallel decoding with L1 (OpenVLA-OFT, Kim et al. 2025): learned queries for all action steps at once, regressed.
 
-Deviation: OFT gives each action number its own (zeroed) token and an MLP-ResNet head; here a step is a token and a robot's numbers are
-read by one linear map of its own (`Bank`).
+Deviation: OFT gives each action number its own (zeroed) token and an MLP-ResNet head; here a token stands for one or several whole steps,
+and a robot's numbers are read by one linear map of its own (`Bank`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.fold import StepFold
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Target
@@ -23,21 +24,23 @@ from vla.types import ActionSpec, Loss, Target
 
 @dataclass(frozen=True)
 class Parallel:
-    """No settings: sizes come from the backbone and the roster."""
+    """`steps_per_token`: action steps that share one query; more is cheaper and hardly blunter (docs/design.md)."""
 
     kind: ClassVar[str] = "decoder.parallel"
+    steps_per_token: int = 1
 
     def build(self, width: int, roster: Roster) -> ParallelDecoder:
-        return ParallelDecoder(width, roster)
+        return ParallelDecoder(self, width, roster)
 
 
 class ParallelDecoder(ActionDecoder):
-    """A bidirectional suffix of T queries, then a linear map per robot. Deterministic: the noise is unused."""
+    """A bidirectional suffix of queries, unfolded to T steps, then a linear map per robot. Deterministic: the noise is unused."""
 
-    def __init__(self, width: int, roster: Roster) -> None:
+    def __init__(self, config: Parallel, width: int, roster: Roster) -> None:
         super().__init__()
+        self.fold = StepFold(roster.horizon, config.steps_per_token, width)
+        self.query_TD = nn.Parameter(torch.randn(self.fold.tokens, width) * 0.5)
         self.roster_axes = {"query_TD": ("T", None)}
-        self.query_TD = nn.Parameter(torch.randn(roster.horizon, width) * 0.5)
         self.out = Bank(len(roster), width, roster.action_width, axes=(None, "A"))
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
@@ -51,7 +54,7 @@ class ParallelDecoder(ActionDecoder):
         return (self._predict(backbone, prefix, like) * like.mask_BTA).float()
 
     def _predict(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> Tensor:
-        x_BTD = self.query_TD.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
-        suffix = suffix_tokens(prefix, x_BTD, causal=False, valid_BS=like.mask_BTA.any(-1))
+        x_BSD = self.query_TD.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
+        suffix = suffix_tokens(prefix, x_BSD, causal=False, valid_BS=self.fold.valid(like.mask_BTA))
         hidden = backbone(prefix.cat(suffix))
-        return self.out(hidden.last(len(suffix)), like.embodiment_B)
+        return self.out(self.fold.unfold(hidden.last(len(suffix))), like.embodiment_B)
