@@ -19,6 +19,8 @@ import numpy as np
 import vla
 from vla.evaluate.wire import receive, send
 
+START_TIMEOUT_S = 120.0
+"""For Python, numpy and gymnasium to be imported on a busy machine; nothing of the policy or the simulator is in it."""
 ONE_THREAD = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -45,6 +47,7 @@ class Process:
         self.connection = Connection(ours.detach())
         self.pending: deque[int] = deque()
         self.clock: dict[str, float] = {}
+        self._greeted = False
         self.heard = time.monotonic()
         """When it last said something, or was given work after having none."""
         self.send(setup)
@@ -71,9 +74,21 @@ class Process:
         assert oldest == message["slot"], (oldest, message)
         return message, arrays
 
-    def silent_s(self) -> float:
-        """Seconds that it has owed an answer without a word."""
-        return time.monotonic() - self.heard if self.pending else 0.0
+    def greeted(self) -> bool:
+        """Takes its first word, which says that it has started, if that is what there is to read."""
+        if self._greeted:
+            return False
+        try:
+            receive(self.connection)
+        except (EOFError, ConnectionResetError):
+            return False
+        self._greeted, self.heard = True, time.monotonic()
+        return True
+
+    def overdue(self, timeout_s: float) -> bool:
+        """Whether it has owed an answer for longer than that."""
+        silent_s = time.monotonic() - self.heard if self.pending else 0.0
+        return silent_s > (timeout_s if self._greeted else START_TIMEOUT_S)
 
     def kill(self) -> str:
         """Ends it at once. Returns its last words, or by what it ended."""
@@ -103,4 +118,5 @@ class Process:
 def ready(processes: Iterable[Process], timeout_s: float) -> list[Process]:
     """Those with an answer to read (or dead), waiting at most so long for the first."""
     by_connection = {process.connection: process for process in processes}
-    return [by_connection[connection] for connection in wait(list(by_connection), timeout_s)]  # type: ignore[index]
+    readable = [by_connection[connection] for connection in wait(list(by_connection), timeout_s)]  # type: ignore[index]
+    return [process for process in readable if not process.greeted()]

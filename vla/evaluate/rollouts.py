@@ -93,7 +93,7 @@ class Rollouts:
             for process in ready(self.processes.values(), _LOOK_AGAIN_S):
                 self._hear(process)
             for process in list(self.processes.values()):
-                if process.silent_s() > self.timeout_s:
+                if process.overdue(self.timeout_s):
                     process.kill()
                     self._lose(process, f"timed out: no answer in {self.timeout_s:g} s")
             if self._somebody_waits_for_the_policy():

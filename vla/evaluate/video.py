@@ -37,31 +37,25 @@ def film(rollouts: Rollouts, rows: Sequence[Row], folder: Path, workers: int) ->
     """Writes one animated WebP per row into the folder. Returns the videos' rows, and notes on those that could not be made."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting, videos, notes = deque(enumerate(rows)), [], []
-    busy = 0
-    while waiting or busy:
+    while waiting or any(process.pending for process in rollouts.processes.values()):
         for worker in range(workers):
             if waiting and not rollouts.process(worker).pending:
                 index, row = waiting.popleft()
                 rollouts.process(worker).send(_request(index, row), {"commands": rollouts.commands[row.task, row.episode]})
-                busy += 1
+        lost = [(process, "") for process in rollouts.processes.values() if process.overdue(rollouts.timeout_s)]
         for process in ready(rollouts.processes.values(), 0.5):
-            busy -= 1
-            row = rows[process.pending[0]]
+            row = rows[process.pending[0]] if process.pending else None
             answer = process.receive()
             if answer is None:
-                notes.append(f"no video of {row.task} {row.episode}: {process.close()}")
-                rollouts.forget(process)
-            elif answer[0]["success"] != row.success:
-                notes.append(f"no video of {row.task} {row.episode}: run again, it ended differently; is its simulator deterministic?")
-            else:
+                lost.append((process, process.close()))
+            elif row is not None and answer[0]["success"] == row.success:
                 videos.append(_write(folder, row, answer[1]["movie"]))
-        for process in list(rollouts.processes.values()):
-            if process.silent_s() > rollouts.timeout_s:
-                busy -= 1
-                row = rows[process.pending[0]]
-                process.kill()
-                rollouts.forget(process)
-                notes.append(f"no video of {row.task} {row.episode}: no answer in {rollouts.timeout_s:g} s")
+            elif row is not None:
+                notes.append(f"no video of {row.task} {row.episode}: run again, it ended differently; is its simulator deterministic?")
+        for process, words in lost:
+            words = words or f"no answer in {rollouts.timeout_s:g} s; {process.kill()}"
+            notes += [f"no video of {rows[index].task} {rows[index].episode}: {words}" for index in process.pending]
+            rollouts.forget(process)
     return tuple(sorted(videos, key=lambda video: (video["task"], video["episode"]))), tuple(notes)
 
 
@@ -73,4 +67,4 @@ def _request(index: int, row: Row) -> dict[str, Any]:
 def _write(folder: Path, row: Row, movie: np.ndarray) -> dict[str, Any]:
     name = f"{row.task}-{row.episode:03d}-{'success' if row.success else 'failure'}.webp"
     (folder / name).write_bytes(movie.tobytes())
-    return {"task": row.task, "episode": row.episode, "success": row.success, "steps": row.steps, "file": name}
+    return {"task": row.task, "episode": row.episode, "success": row.success, "steps": row.steps, "folder": str(folder), "file": name}

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         setup, _ = receive(connection)
         worker = Worker(load_suite(setup["suite"]), setup["image_size"], setup["execute"], setup["ensemble_decay"])
+        send(connection, {"op": "ready"})
         while True:
             message, arrays = receive(connection)
             answer, arrays = worker.obey(message, arrays)
