@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vla.errors import UserError
 
 if TYPE_CHECKING:
-    from vla.sim.collect import CollectReport
+    from vla.sim.collect import CollectReport, Plan
 
 SUMMARY = "Record demonstrations of scripted experts in a simulator as shards."
 EXAMPLES = """
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.suite or not args.out:
         raise UserError("vla collect: give --suite and --out (or --list)")
+    if args.workers < 1:
+        raise UserError(f"{args.workers} workers; give at least 1")
     from vla.sim.collect import Plan
 
     plan = Plan(
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.missing else 0
 
 
-def _collect_with_bar(plan, args: argparse.Namespace) -> CollectReport:
+def _collect_with_bar(plan: Plan, args: argparse.Namespace) -> CollectReport:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -76,7 +78,7 @@ def _collect_with_bar(plan, args: argparse.Namespace) -> CollectReport:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("starting", total=plan.episodes * len(plan.tasks), rate="")
 
         def show(done: int, wanted: int, task: str) -> None:

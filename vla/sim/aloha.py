@@ -16,8 +16,8 @@ from vla.sim.rendering import Cameras, aim_camera
 
 _LEVELS = {"lift": 2, "transfer": 4}
 """Task -> reward level of gym-aloha's transfer task: 2 the right gripper holds the cube off the table, 4 the left one does."""
-_HELD_STEPS = 10
-"""For so long (0.2 s) the level must hold, so that a cube that is knocked up is no success."""
+_HELD_STEPS, _HEIGHT_M = 10, 0.07
+"""For so long (0.2 s) the level must hold with the cube's centre so high (50 mm above where it lay): a knock is no success."""
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 _FACING = {"left": Rotation.identity(), "right": Rotation.from_euler("z", 180, degrees=True)}
 
@@ -82,12 +82,13 @@ class AlohaEnv(SimEnv):
 
         self._task.before_step(command_A, self._physics)
         self._physics.step(round(DT / self._physics.timestep()))
-        self._held = self._held + 1 if self._task.get_reward(self._physics) >= _LEVELS[self.task] else 0
+        high = self._physics.named.data.qpos["red_box_joint"][2] >= _HEIGHT_M
+        self._held = self._held + 1 if high and self._task.get_reward(self._physics) >= _LEVELS[self.task] else 0
         return self._held >= _HELD_STEPS
 
     def _plan(self) -> np.ndarray:
         """The whole demonstration as commands (T, 14), from where the cube lies now."""
-        cube = self._physics.named.data.qpos[-7:-4].copy()
+        cube = self._physics.named.data.qpos["red_box_joint"][:3].copy()
         cube[2] = 0.02  # it is dropped from a little above the table
         ways = _transfer_ways(cube) if self.task == "transfer" else _lift_ways(cube)
         state = self.embodiment.state.unpack(self.state())

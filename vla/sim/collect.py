@@ -77,9 +77,8 @@ class TaskYield:
     cpu_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Without times, which would change the bytes from run to run."""
-        mean_steps = round(self.steps / self.successes, 1) if self.successes else None
-        return {"task": self.task, "attempts": self.attempts, "successes": self.successes, "mean_steps": mean_steps}
+        """What goes into the dataset: nothing that another run, or a resumed one, would find otherwise."""
+        return {"task": self.task, "attempts": self.attempts, "successes": self.successes}
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,14 @@ Progress = Callable[[int, int, str], None]
 """Called after each attempt with (episodes done, episodes wanted, task of that attempt)."""
 
 
-def collect(plan: Plan, out: str | Path, workers: int = 2, progress: Progress | None = None, resume: bool = False) -> CollectReport:
+def collect(
+    plan: Plan,
+    out: str | Path,
+    workers: int = 2,
+    progress: Progress | None = None,
+    resume: bool = False,
+    max_shard_bytes: int = 64 << 20,
+) -> CollectReport:
     """Runs a plan and writes its episodes as a dataset folder: by task, then by seed, whatever finished first.
 
     The same plan gives the same bytes. `resume` keeps the complete shards of an interrupted run. A task that runs out of
@@ -121,7 +127,7 @@ def collect(plan: Plan, out: str | Path, workers: int = 2, progress: Progress | 
         supervision=suite.supervision,
         notes=f"{suite.summary}. Scripted experts in simulation.",
     )
-    with ShardWriter(out, info, resume=resume) as writer:
+    with ShardWriter(out, info, max_shard_bytes, resume) as writer:
         for attempt in attempts(plan, workers, stored=writer.has, progress=progress):
             row = yields[attempt.task]
             row.attempts += 1
@@ -131,6 +137,9 @@ def collect(plan: Plan, out: str | Path, workers: int = 2, progress: Progress | 
                 row.steps += attempt.steps
             if attempt.episode is not None:
                 writer.add(attempt.episode)
+        if not writer.episodes:
+            tried = ", ".join(f"{row.task} {row.attempts}" for row in yields.values())
+            raise UserError(f"the experts of {suite.name} succeeded in no attempt ({tried}); nothing was written")
         writer.info_update(
             plan={name: getattr(plan, name) for name in ("seed", "noise_share", "image_size", "image_every", "jpeg_quality")},
             yields=[row.to_json() for row in yields.values()],

@@ -5,6 +5,8 @@ The experts are slow on purpose: at full speed a reach takes 2 to 6 steps, less 
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -18,13 +20,16 @@ _STEP_M = 0.05
 """How far a command of 1.0 moves the gripper's target; see the embodiment."""
 _OPEN, _CLOSE = 1.0, -1.0
 _LIFTED_M = 0.08
+_LEAST_WAY_M = 0.1
+"""To the goal at the start: success is within 50 mm of it, and some of gymnasium-robotics' layouts begin there."""
 
 
 class FetchEnv(SimEnv):
     """Tasks `reach`, `push` and `lift`. Option `marker_m`: radius at which the goal's red marker is drawn."""
 
     def __init__(self, task: Task, image_size: int) -> None:
-        from gymnasium_robotics.envs.fetch import pick_and_place, push, reach
+        with contextlib.redirect_stderr(io.StringIO()):  # importing it prints news about other robots
+            from gymnasium_robotics.envs.fetch import pick_and_place, push, reach
 
         super().__init__(task, EMBODIMENT, image_size, noise_A=[1, 1, 1, 0])
         classes = {
@@ -55,7 +60,6 @@ class FetchEnv(SimEnv):
                 "side": free_camera((1.33, 0.75, 0.5), 0.85, 90, -15),
             }
             self._cameras = Cameras(self._env.model, views, self.image_size)
-        self._env._render_callback()  # puts the marker at the goal
         return self._cameras.draw(self._env.data)
 
     def state(self) -> np.ndarray:
@@ -72,7 +76,13 @@ class FetchEnv(SimEnv):
 
     def _start(self, seed: int) -> None:
         self._env.reset(seed=seed)
+        while self.task != "lift" and np.linalg.norm(self._env.goal - self._moved()) < _LEAST_WAY_M:
+            self._env.reset()  # draws on from the seed
         self._table_z = self._block()[2] if self.task != "reach" else 0.0
+        # Here and not when drawing, as gymnasium-robotics does: a forward pass in the middle changes what follows.
+        model = self._env.model
+        model.site("target0").pos[:] = self._env.goal - model.body("floor0").pos
+        self._env._mujoco.mj_forward(model, self._env.data)
 
     def _advance(self, command_A: np.ndarray) -> bool:
         _, _, _, _, info = self._env.step(command_A)
@@ -85,6 +95,10 @@ class FetchEnv(SimEnv):
 
     def _block(self) -> np.ndarray:
         return self._env.data.site("object0").xpos.copy()
+
+    def _moved(self) -> np.ndarray:
+        """What has to get to the goal."""
+        return self._hand() if self.task == "reach" else self._block()
 
     def _reach(self) -> np.ndarray:
         return _towards(self._env.goal - self._hand(), _CLOSE, speed=0.2)

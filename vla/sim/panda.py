@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -116,9 +115,11 @@ class PandaEnv(SimEnv):
 def _make(name: str) -> object:
     if importlib.util.find_spec("robosuite") is None:
         raise UserError(f"the panda embodiment needs robosuite, which is not installed. Run: {INSTALL}")
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it warns about parts that a Panda has not
-    with contextlib.redirect_stdout(None):
-        import robosuite
+    logging.disable(logging.WARNING)  # importing it warns about files and packages that a Panda does not need
+    import robosuite
+
+    logging.disable(logging.NOTSET)
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     return robosuite.make(
         name,
         robots="Panda",

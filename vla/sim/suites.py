@@ -157,7 +157,7 @@ def _aloha() -> Suite:
         "ALOHA's two arms: the right one lifts a cube, or hands it to the left one",
         load_embodiment("aloha"),
         (
-            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 0.5, tail=10),
+            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 0.3, tail=10),
             Task("transfer", "hand the red cube from the right arm to the left arm", _make_aloha, 500, 0.1, tail=10),
         ),
         held_out=True,

@@ -1,0 +1,80 @@
+"""Every built-in robot file: short, self-consistent, and the identity through frames, JSON and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vla.embodiments
+from vla.embodiment import Embodiment, built_in_embodiments, load_embodiment
+from vla.errors import SchemaError
+
+NAMES = built_in_embodiments()
+
+
+def random_state(robot: Embodiment, rng: np.random.Generator) -> np.ndarray:
+    parts = {}
+    for field in robot.state.fields:
+        value = rng.uniform(-0.5, 0.5, field.size)
+        if field.unit == "rot6d":
+            q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+            value = np.concatenate([q[:, 0], q[:, 1]])
+        parts[field.name] = value
+    return robot.state.pack(parts)
+
+
+def test_four_robots_come_with_the_package() -> None:
+    assert {"metaworld_sawyer", "fetch", "aloha", "panda"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_robot_is_one_short_file_of_its_own_name(name: str) -> None:
+    source = Path(vla.embodiments.__path__[0]) / f"{name}.py"
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= 60
+    assert load_embodiment(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_gives_the_robot_back(name: str) -> None:
+    robot = load_embodiment(name)
+    assert Embodiment.from_json(robot.to_json()) == robot
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_survive_the_learned_frames(name: str) -> None:
+    robot, rng = load_embodiment(name), np.random.default_rng(0)
+    state_P = random_state(robot, rng)
+    low_A, high_A = np.array(robot.limits).T
+    command_TA = rng.uniform(low_A, high_A, (robot.horizon, robot.command.size))
+    learned_TA = robot.encode(command_TA, state_P)
+    np.testing.assert_allclose(robot.decode(learned_TA, state_P), command_TA, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_outside_the_limits_or_not_finite_is_sent(name: str) -> None:
+    robot = load_embodiment(name)
+    high_A = np.array(robot.limits)[:, 1]
+    sent_TA = robot.limit(np.full((1, robot.command.size), 1e6))
+    np.testing.assert_array_equal(sent_TA[0], high_A)
+    with pytest.raises(SchemaError):
+        robot.limit(np.full((1, robot.command.size), np.nan))
+    with pytest.raises(SchemaError):
+        robot.limit(np.zeros((1, robot.command.size + 1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_of_the_robot_and_chunks_take_a_reasonable_time(name: str) -> None:
+    robot = load_embodiment(name)
+    assert robot.state.size >= 4
+    assert {field.name.split("_")[-1] for field in robot.state.fields} <= {"hand", "gripper", "rotation", "arm"}
+    assert 0.1 <= robot.horizon / robot.rate_hz <= 1.0
+
+
+def test_aloha_learns_joints_from_the_state_they_start_at() -> None:
+    robot = load_embodiment("aloha")
+    state_P = np.linspace(-0.3, 0.3, 14)
+    learned_TA = robot.encode(np.tile(state_P, (3, 1)), state_P)
+    np.testing.assert_allclose(learned_TA[:, :6], 0, atol=1e-15)
+    np.testing.assert_allclose(learned_TA[:, 6], state_P[6])  # openings stay as they are
