@@ -198,9 +198,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
     """Contents and the model in evaluation mode with its weights."""
     contents, weights = load_checkpoint(folder)
     model = contents.build()
-    problems = model.load_state_dict(weights, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        raise Damaged(
-            f"{folder}: weights do not fit: missing {problems.missing_keys[:3]}, unexpected {problems.unexpected_keys[:3]}"
-        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name in sorted({*shapes, *weights}) if name not in weights or shapes.get(name) != tuple(weights[name].shape)]
+    if wrong:
+        raise Damaged(f"{folder}: weights do not fit its model: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+    model.load_state_dict(weights)
     return contents, model.to(device).eval()
