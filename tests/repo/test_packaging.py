@@ -99,7 +99,9 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_wheel_carries_every_card_and_mixture(installed):
-    for path in tracked(under=("data_mixtures",)):
+    paths = tracked(under=("data_mixtures",))
+    assert paths
+    for path in paths:
         carried = installed / "vla" / "_data" / path
         assert carried.read_bytes() == (ROOT / path).read_bytes()
         if path.suffix == ".yaml":
