@@ -66,8 +66,8 @@ class Mixture:
         a run starts, `size` the sizes only (frames are still checked when they are read). UserError for a wrong file, Damaged
         for a source that fails, always with its name.
         """
-        path, root = Path(path), Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE, "data"))
-        mixture = _Reader(root, verify, Pool()).mixture(path, ())
+        path = Path(path)
+        mixture = _Reader(data_root(root), verify, Pool()).mixture(path, ())
         repeated = _repeated([source.name for source in mixture.sources])
         if repeated:
             raise SchemaError(f"{path}: source {repeated} stands in it twice; give one of them another `name`")
@@ -117,25 +117,70 @@ class Mixture:
                 yield from child[0]._flat(child[1] * share)
 
 
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that mixtures find datasets under: as given, else $VLA_DATA, else `data`."""
+    return Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE, "data"))
+
+
+def source_folders(path: str | Path, root: str | Path | None = None) -> list[tuple[str, Path]]:
+    """(name as written, folder) of every dataset that a mixture file names, without opening any. UserError for a wrong file."""
+    return list(_folders_of(Path(path), data_root(root), ()))
+
+
+def _folders_of(path: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    for number, row in enumerate(_read(path, above)["sources"], 1):
+        if "mixture" in _check_row(row, f"{path}: source {number}"):
+            yield from _folders_of(path.parent / str(row["mixture"]), root, (*above, path.resolve()))
+        else:
+            name = str(row.get("name", row.get("path")))
+            yield name, _folder(row, root, f"{path}: source {number} ('{name}')")
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Mapping[str, Any]:
+    """One mixture file as plain data, its outer keys checked; `above`: the chain of files that include it."""
+    if not path.is_file():
+        raise UserError(f"no mixture file {path}; there {_neighbours(path)}")
+    if path.resolve() in above:
+        raise SchemaError(f"{path} includes itself, by way of {' -> '.join(p.name for p in above)}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SchemaError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    _check_keys(data, _MIXTURE_KEYS, str(path))
+    if not isinstance(data.get("sources"), list) or not data["sources"]:
+        raise SchemaError(f"{path}: `sources` must be a list of at least one source")
+    if above and data.get("val_fraction") is not None:
+        raise SchemaError(f"{path}: val_fraction belongs in the outermost mixture, {above[0].name}")
+    return data
+
+
+def _check_row(row: Any, where: str) -> Mapping[str, Any]:
+    _check_keys(row, _SOURCE_KEYS, where)
+    extra = sorted(set(row) - {"mixture", "weight", "why"})
+    if "mixture" in row and extra:
+        raise SchemaError(f"{where}: a mixture takes only `weight` and `why`; remove {extra}")
+    if not {"path", "name", "mixture"} & set(row):
+        raise SchemaError(f"{where} needs one of `path`, `name` or `mixture`")
+    return row
+
+
+def _folder(row: Mapping[str, Any], root: Path, where: str) -> Path:
+    folder = root / str(row.get("path", row.get("name")))
+    if not folder.is_dir():
+        hint = f"the data root {root} holds {_folders(root)}"
+        raise UserError(f"{where}: no folder {folder}; {hint}. Set {DATA_ROOT_VARIABLE} or the root, or collect it first.")
+    return folder
+
+
 class _Reader:
-    """Reads mixture files; `above` is the chain of files that include the one being read."""
+    """Mixture files -> mixtures with their datasets open."""
 
     def __init__(self, root: Path, verify: str, pool: Pool) -> None:
         self.root, self.verify, self.pool = root, verify, pool
 
     def mixture(self, path: Path, above: tuple[Path, ...]) -> Mixture:
-        if not path.is_file():
-            raise UserError(f"no mixture file {path}; there {_neighbours(path)}")
-        if path.resolve() in above:
-            raise SchemaError(f"{path} includes itself, by way of {' -> '.join(p.name for p in above)}")
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise SchemaError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        _check_keys(data, _MIXTURE_KEYS, str(path))
-        rows = data.get("sources")
-        if not isinstance(rows, list) or not rows:
-            raise SchemaError(f"{path}: `sources` must be a list of at least one source")
+        data = _read(path, above)
+        rows = data["sources"]
         children = [self._child(row, f"{path}: source {number}", path, above) for number, row in enumerate(rows, 1)]
         weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], str(path))
         shared = tuple(
@@ -143,23 +188,17 @@ class _Reader:
             for child, weight in zip(children, weights, strict=True)
         )
         val_fraction = _number(data.get("val_fraction", VAL_FRACTION), f"{path}: val_fraction", low=0.0)
-        if above and data.get("val_fraction") is not None:
-            raise SchemaError(f"{path}: val_fraction belongs in the outermost mixture, {above[0].name}")
         return Mixture(str(data.get("name", path.stem)), shared, val_fraction, str(data.get("why", "")))
 
     def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...]) -> Source | Mixture:
-        _check_keys(row, _SOURCE_KEYS, where)
-        if "mixture" in row:
-            extra = sorted(set(row) - {"mixture", "weight", "why"})
-            if extra:
-                raise SchemaError(f"{where}: a mixture takes only `weight` and `why`; remove {extra}")
+        if "mixture" in _check_row(row, where):
             return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
-        if "path" not in row and "name" not in row:
-            raise SchemaError(f"{where} needs one of `path`, `name` or `mixture`")
-        folder = self.root / str(row.get("path", row.get("name")))
-        dataset = self._open(folder, f"{where} ('{row.get('name', row.get('path'))}')")
+        where = f"{where} ('{row.get('name', row.get('path'))}')"
+        dataset = self._open(_folder(row, self.root, where), where)
         cameras = row.get("cameras")
         if cameras is not None:
+            if not isinstance(cameras, list):
+                raise SchemaError(f"{where}: cameras is {cameras!r}; give a list of roles among {', '.join(dataset.cameras)}")
             unknown = sorted(set(map(str, cameras)) - set(dataset.cameras))
             if unknown or not cameras:
                 raise UnknownName("camera role", ", ".join(unknown) or "(none)", dataset.cameras, f"{where} names it.")
@@ -170,9 +209,6 @@ class _Reader:
         return Source(str(row.get("name", dataset.info.name)), dataset, 0.0, epochs, cameras, str(row.get("why", "")))
 
     def _open(self, folder: Path, where: str) -> Dataset:
-        if not folder.is_dir():
-            hint = f"the data root {self.root} holds {_folders(self.root)}"
-            raise UserError(f"{where}: no folder {folder}; {hint}. Set {DATA_ROOT_VARIABLE} or --root, or collect it first.")
         problems = verify_dataset(folder, full=self.verify == "full")
         if problems:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

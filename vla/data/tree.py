@@ -16,11 +16,18 @@ def mixture_tree(mixture: Mixture, positions: int | None = None) -> Tree:
     """`positions`: length of a run in samples; then each source shows how often its training samples are seen."""
     sources = mixture.sources
     epochs = _epochs(mixture, positions) if positions is not None else {}
-    total = f"{sum(s.dataset.hours for s in sources):.2f} h, {sum(s.dataset.steps for s in sources):,} steps"
+    total = f"{duration(sum(s.dataset.hours for s in sources))}, {sum(s.dataset.steps for s in sources):,} steps"
     run = f", {positions:,} samples" if positions is not None else ""
     top = Tree(f"[bold]{escape(mixture.name)}[/bold]  {total}, held out {mixture.val_fraction:.1%}{run}{_why(mixture.why)}")
     _grow(top, mixture, 1.0, epochs)
     return top
+
+
+def duration(hours: float) -> str:
+    """`3.25 h`, or minutes or seconds where those say more."""
+    if hours >= 1:
+        return f"{hours:,.2f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 def _grow(tree: Tree, mixture: Mixture, share: float, epochs: dict[str, float]) -> None:
@@ -38,7 +45,7 @@ def _leaf(source: Source, share: float, epochs: dict[str, float]) -> str:
     robot = info.embodiment["name"] if info.embodiment else "video"
     parts = [
         f"{share:6.1%}  [cyan]{escape(source.name)}[/cyan]  {escape(robot)}",
-        f"{source.dataset.hours:.2f} h",
+        duration(source.dataset.hours),
         f"{source.dataset.steps:,} steps",
         f"{len(source.dataset):,} episodes",
         f"{info.supervision}",
