@@ -128,7 +128,7 @@ class _Stem(nn.Module):
             nn.Conv2d(2 * c, keypoints, 1),
         )
         self.width = 3 * keypoints
-        self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.log_sharpness = nn.Parameter(torch.zeros(1))  # DeepSpeed takes no parameter without a dimension
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps = self.convs(pixels.contiguous(memory_format=torch.channels_last))

@@ -17,10 +17,11 @@ from vla.collate import Collate
 from vla.config import to_json
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
+from vla.data.statistics import compute_stats
 from vla.embodiment import Embodiment, load_embodiment
 from vla.errors import StatsMissing, UnknownName, UserError
 from vla.model import VLA, Model
-from vla.normalize import RobotNormalizer, RobotStats, StatsKey
+from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
 from vla.train.ranks import Ranks
 from vla.train.run import Run
@@ -166,36 +167,19 @@ def _normalizers(
     run: Run, robots: list[Embodiment], mixture: Mixture, origin: Contents | None
 ) -> tuple[dict[str, RobotNormalizer], list[str]]:
     """A robot that the starting checkpoint knows keeps its numbers there, which its weights expect; others get the data's."""
+    found = compute_stats(mixture, {robot.name: robot for robot in robots})
     normalizers, notes = {}, []
     for robot in robots:
-        known = origin is not None and robot.name in origin.normalizers and origin.normalizers[robot.name].key == StatsKey.of(robot)
-        if origin is not None and known:
-            normalizers[robot.name] = origin.normalizers[robot.name]
-            notes.append(f"{robot.name}: normalised as in {run.init}, not by this data")
+        known = origin.normalizers.get(robot.name) if origin is not None else None
+        if known is not None and known.key == StatsKey.of(robot):
+            normalizers[robot.name] = known
+            notes.append(f"{robot.name}: normalised as in {run.init}, which its weights expect")
+        elif robot.name in found:
+            normalizers[robot.name] = RobotNormalizer.fit(found[robot.name], run.normalization)
         else:
-            normalizers[robot.name] = RobotNormalizer.fit(_stats(mixture, robot), run.normalization)
+            fix = "Add a source with its actions, or take it out of the run's embodiments."
+            raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions. {fix}")
     return normalizers, notes
-
-
-def _stats(mixture: Mixture, robot: Embodiment) -> RobotStats:
-    from vla.data.split import Split
-    from vla.data.window import Targets
-
-    stats = RobotStats.empty(robot)
-    for source in mixture.sources:
-        info = source.dataset.info
-        if info.robot is None or info.robot.name != robot.name or info.supervision != "actions":
-            continue
-        targets = Targets(robot, info.recorded_action)
-        for index in Split(source.dataset, "train", mixture.val_fraction).episode_E:
-            episode = source.dataset.episode(int(index))
-            stats.state.update(episode.state)
-            for step in episode.anchors:
-                chunk_TA, valid_T = targets.chunk(episode, int(step))
-                stats.action.update(chunk_TA[valid_T])
-    if not stats.action.count:
-        raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions.")
-    return stats
 
 
 def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Mapping[str, Tensor]) -> list[str]:

@@ -135,11 +135,13 @@ def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: 
 
 def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:
     """Collective. Losses on held-out episodes with the EMA's weights: the same samples and noise every time. {} without any."""
-    ranks, split = engine.ranks, job.held_out
-    size = run.batch_size // ranks.world // run.microbatches(ranks.world)
-    count = 0 if split is None else min(run.val_batches, -(-sum(row.samples for row in split.order.sources) // (size * ranks.world)))
-    if not count:
+    ranks, split, micro = engine.ranks, job.held_out, run.microbatches(engine.ranks.world)
+    count = (
+        0 if split is None else min(run.val_batches, -(-sum(source.samples for source in split.order.sources) // run.batch_size)) * micro
+    )
+    if split is None or not count:
         return {}
+    size = run.batch_size // ranks.world // micro
     books = Books(job.sources, job.robots, ranks)
     job.model.eval()
     with engine.averaged():
