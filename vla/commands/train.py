@@ -23,7 +23,9 @@ exit codes: 0 done; 75 stopped on request with everything saved (go on with --re
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="a Python file that defines RUN (it is run: name only files you trust)")
+    parser.add_argument(
+        "recipe", type=Path, help="a Python file that defines RUN, or FILE.py:NAME for a variant in it (it is run: name only files you trust)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/<name of the run>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
     parser.add_argument("--allow-changed", action="store_true", help="resume although the run or its data have changed")

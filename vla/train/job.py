@@ -186,7 +186,7 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
     """Loads the parts of the starting checkpoint that the run asks for. Returns what to say about it."""
     top = [name for name, _ in model.named_children()]
     same = to_json(old.model.decoder) == to_json(contents.model.decoder)
-    parts = run.init_parts or tuple(name for name in top if same or name != "decoder")
+    parts = tuple(name for name in top if same or name != "decoder") if run.init_parts is None else run.init_parts
     carried = adapted = 0
     for part in parts:
         if part not in top:
@@ -196,6 +196,6 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
     new = [name for name in contents.roster.names if name not in old.roster.names]
     fresh = [name for name in top if name not in parts]
-    line = f"from {run.init}: {', '.join(parts)} ({carried} tensors as they are, {adapted} fitted to these robots)"
+    line = f"from {run.init}: {', '.join(parts) or 'the architecture alone'} ({carried} tensors as they are, {adapted} fitted to these robots)"
     line += f"; new robots: {', '.join(new)}" if new else ""
     return [line + (f"; fresh: {', '.join(fresh)} (the checkpoint's decoder is {old.model.decoder.kind})" if fresh else "")]

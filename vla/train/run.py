@@ -31,9 +31,10 @@ class Run:
     `mixture`: path of a mixture file, or the object. `embodiments`: names or .py files, in bank order. `batch_size`: samples per
     optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
     rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
-    which top modules to carry (None: all where the decoders agree, else all but the decoder). `freeze`: prefixes of parameter
+    which top modules to carry (None: all where the decoders agree, else all but the decoder; none: its architecture alone, fresh). `freeze`: prefixes of parameter
     names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent codes that `vla label` wrote.
     `max_skips`: non-finite updates in a row before the run stops.
+    `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
 
     name: str
@@ -61,7 +62,7 @@ class Run:
     log_every: int = 20
     max_skips: int = 10
     zero: Zero | None = None
-    workers: int = 1
+    workers: int = 0
     threads: int = 0
     tensorboard: bool = False
 
@@ -117,9 +118,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
     return unsafe, harmless
 
 
-def load_recipe(path: str | Path) -> Run:
-    """Runs a recipe file, which is code that the user named, and returns its `RUN`. Mistakes in it become one line."""
-    path = Path(path)
+def load_recipe(recipe: str | Path) -> Run:
+    """Runs a recipe file, which is code that the user named, and returns its `RUN`; for `FILE.py:NAME` its variant of that name.
+
+    Mistakes in it become one line.
+    """
+    name, colon, variant = str(recipe).partition(".py:")
+    path = Path(f"{name}.py" if colon else recipe)
     if not path.is_file():
         folders = {path.parent, Path("pretrain"), Path("finetune")}
         raise UnknownName("recipe", path, {found for folder in folders for found in folder.glob("*.py")})
@@ -136,10 +141,12 @@ def load_recipe(path: str | Path) -> Run:
     except (TypeError, NameError, AttributeError, ImportError, ValueError) as error:
         hint = f" Settings of a Run: {', '.join(f.name for f in fields(Run))}." if "Run" in str(error) else ""
         raise UserError(f"{_line(path, error)}: {error}.{hint}") from error
-    run = getattr(module, "RUN", None)
-    if not isinstance(run, Run):
+    runs = {key: value for key, value in vars(module).items() if isinstance(value, Run)}
+    if "RUN" not in runs:
         raise UserError(f"{path} defines no RUN. A recipe ends with RUN = Run(...); see finetune/forkme.py.")
-    return run
+    if (variant or "RUN") not in runs:
+        raise UnknownName(f"variant of {path}", variant, runs)
+    return runs[variant or "RUN"]
 
 
 def _line(path: Path, error: BaseException) -> str:
