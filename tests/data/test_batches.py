@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
@@ -125,6 +126,15 @@ def test_bad_samples_are_counted_at_home_and_stop_the_run(tmp_path, workers):
     handed = rows(lenient, batch_size=8, count=10, workers=workers)
     assert len(handed) == 80 and {row[2] for row in handed} == {"e0", "e2", "e3"}
     assert lenient.quarantine.tried == 80 + lenient.quarantine.bad > 90
+
+
+def test_a_pipeline_goes_to_a_spawned_process(folders):
+    pipeline = open_pipeline(folders)
+    pipeline.samples(range(50))
+    sent = ForkingPickler.dumps(pipeline)
+    assert len(sent) < 50_000  # datasets are opened again there; no frames travel
+    arrived = ForkingPickler.loads(sent)
+    assert names(arrived.samples(range(40, 60))) == names(pipeline.samples(range(40, 60)))
 
 
 def test_nonsense_is_refused(folders):

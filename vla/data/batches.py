@@ -131,12 +131,12 @@ def _from_workers(job: _Job, count: int | None, workers: int, prefetch: int, tim
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        _Numbered(job),  # type: ignore[arg-type]
+        _Numbered(job),
         batch_size=None,
-        sampler=_Numbers(count),  # type: ignore[arg-type]
+        sampler=_Numbers(count),
         num_workers=workers,
         prefetch_factor=max(prefetch, 1),
-        worker_init_fn=_share_cache,
+        worker_init_fn=_begin_worker,
         timeout=timeout_s,
     )
     for item in loader:
@@ -177,8 +177,8 @@ class _Numbers:
             number += 1
 
 
-def _share_cache(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     from torch.utils.data import get_worker_info
 
     info = get_worker_info()
-    info.dataset.job.pipeline.cache.limit_bytes //= info.num_workers
+    info.dataset.job.pipeline.begin_worker(info.num_workers)

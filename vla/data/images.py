@@ -32,6 +32,9 @@ class FrameCache:
         self.limit_bytes, self.held_bytes = limit_bytes, 0
         self._frames: dict[Hashable, np.ndarray] = {}
 
+    def __reduce__(self) -> tuple:
+        return FrameCache, (self.limit_bytes,)  # another process fills its own
+
     def get(self, key: Hashable) -> np.ndarray | None:
         return self._frames.get(key)
 

@@ -115,6 +115,12 @@ class Pipeline:
 
         return batches(self, start_position, **options)
 
+    def begin_worker(self, workers: int) -> None:
+        """In one of so many loader processes: takes its share of the cache, and locks of its own."""
+        self.cache.limit_bytes //= workers
+        for feed in self._feeds:
+            feed.source.dataset.pool.forked()
+
     def _sample_or_substitute(self, position: int, source: int, episode: int, anchor: int, bad: list[BadRecord]) -> Sample:
         feed = self._feeds[source]
         for attempt in range(MAX_SUBSTITUTES):

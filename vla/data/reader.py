@@ -35,6 +35,13 @@ class Pool:
         self._held = 0
         self._lock = threading.RLock()
 
+    def __reduce__(self) -> tuple:
+        return Pool, (self.shards, self.episode_bytes)  # another process opens its own files
+
+    def forked(self) -> None:
+        """In a child process: another thread of the parent may have held the lock as it forked."""
+        self._lock = threading.RLock()
+
     def episode(self, dataset: Dataset, index: int) -> StoredEpisode:
         key = (dataset.digest, index)
         found = self._episodes.get(key)
@@ -132,7 +139,7 @@ class Dataset:
         return Dataset(folder, fmt.read_manifest(folder), pool or Pool())
 
     def __reduce__(self) -> tuple:
-        return Dataset.open, (self.folder, Pool(self.pool.shards, self.pool.episode_bytes))
+        return Dataset.open, (self.folder, self.pool)
 
     def __len__(self) -> int:
         return len(self.key_E)
@@ -274,7 +281,9 @@ class ShardFiles:
     """The three files of one shard: their small tables in memory, all else by positioned reads."""
 
     def __init__(self, stem: Path, only_index: bool = False) -> None:
-        self.stem, self._fds, self._headers = stem, {}, {}  # type: ignore[var-annotated]
+        self.stem = stem
+        self._fds: dict[str, int] = {}
+        self._headers: dict[str, dict[str, tuple[np.dtype, tuple[int, ...], int]]] = {}
         for kind in ("index",) if only_index else ("index", "columns", "tar"):
             self._fds[kind] = os.open(f"{stem}.{kind}", os.O_RDONLY | os.O_CLOEXEC)
             if kind != "tar":
@@ -287,6 +296,8 @@ class ShardFiles:
             os.close(fd)
 
     def pread(self, kind: str, size: int, offset: int) -> bytes:
+        if size < 0 or offset < 0:
+            raise Damaged(f"{self.stem}.index asks for {size} bytes at {offset}; the index is damaged")
         data = os.pread(self._fds[kind], size, offset)
         if len(data) != size:
             raise Damaged(f"{self.stem}.{kind}: ends within a read of {size} bytes at {offset}; the file is truncated")

@@ -239,7 +239,7 @@ class _Shard:
         columns = save({kind: np.concatenate(self._parts[kind]) for kind in ("time_s", "state", "action") if self._parts[kind]})
         fmt.write_atomic(self.stem.with_suffix(".columns"), columns)
         os.replace(self._part("tar"), self.stem.with_suffix(".tar"))
-        record = {
+        record: dict[str, Any] = {
             "name": self.stem.name,
             "cameras": list(self.cameras),
             "segments": len(self.rows),
