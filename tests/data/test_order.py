@@ -69,7 +69,7 @@ def test_every_block_and_every_prefix_is_within_one_draw_of_its_share(weights, b
     assert (np.abs(quotas - period_draws / PERIOD) < 1).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(weights=WEIGHTS, block=st.integers(5, 300), seed=st.integers(0, 2**32), window=st.sampled_from([None, 1, 3]))
 def test_a_block_holds_its_quotas_and_an_epoch_every_sample_once(weights, block, seed, window):
     samples = [10 + 7 * i for i in range(len(weights))]
@@ -94,7 +94,7 @@ def test_one_source_gives_each_sample_exactly_once_an_epoch():
         assert (index[:1000] != index[1000:2000]).mean() > 0.95
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_any_split_of_the_positions_sees_the_same_order(data):
     order = Order(sources([1.0, 2.5, 0.1], [40, 1000, 3], caps=[5, None, None]), 11, block=50)
@@ -104,7 +104,7 @@ def test_any_split_of_the_positions_sees_the_same_order(data):
     for rank in range(world):
         start = data.draw(st.integers(0, 1500))
         some = np.arange(start + rank, min(start + 40 * world * batch, 2000), world)
-        data.draw(st.randoms()).shuffle(some)
+        some = np.random.default_rng(data.draw(st.integers(0, 99))).permutation(some)
         source, index = order.at(some)
         np.testing.assert_array_equal(source, want[0][some])
         np.testing.assert_array_equal(index, want[1][some])
@@ -121,7 +121,7 @@ def test_a_window_keeps_reads_within_its_shards():
     assert len(set(shard[:100].tolist())) == 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     weights=st.lists(st.floats(0.01, 10), min_size=2, max_size=6),
     epochs=st.lists(st.one_of(st.none(), st.floats(0.05, 30)), min_size=6, max_size=6),
