@@ -54,7 +54,7 @@ def test_neither_workers_nor_slots_nor_batches_change_a_result(toy, healthy):
     assert evaluate(toy, TOY, ["easy", "hard"], 6, workers=1, slots=1).rows == healthy.rows
     assert 0 < healthy.tasks["easy"].successes < 6
     assert len({row.steps for row in healthy.rows if row.task == "easy"}) > 1
-    assert evaluate(toy, TOY, ["easy"], 3).rows == healthy.rows[:3]  # nor do the other tasks and episodes
+    assert evaluate(toy, TOY, ["easy"], 3, workers=1).rows == healthy.rows[:3]  # nor do the other tasks and episodes
 
 
 def test_rows_of_a_batch_are_the_same_bits_in_any_batch(toy):
@@ -72,14 +72,14 @@ def test_rows_of_a_batch_are_the_same_bits_in_any_batch(toy):
 
 
 def test_another_seed_gives_other_episodes(toy, healthy):
-    other = evaluate(toy, TOY, ["easy"], 3, seed=1)
+    other = evaluate(toy, TOY, ["easy"], 3, seed=1, workers=1)
     assert {row.seed for row in other.rows}.isdisjoint(row.seed for row in healthy.rows)
     assert all(row.seed == episode_seed(1, "easy", row.episode) >= FIRST_SEED for row in other.rows)
 
 
 def test_the_result_says_how_it_came_about(toy):
     seen: list[Progress] = []
-    result = evaluate(toy, TOY, ["hard", "easy"], 2, execute=3, ensemble=TemporalEnsemble(0.1), progress=seen.append)
+    result = evaluate(toy, TOY, ["hard", "easy"], 2, execute=3, ensemble=TemporalEnsemble(0.1), workers=1, progress=seen.append)
     assert list(result.tasks) == ["hard", "easy"]
     assert (result.execute, result.ensemble) == (3, "TemporalEnsemble(decay=0.1)")
     assert result.max_steps == {"hard": 24, "easy": 24}
@@ -101,7 +101,7 @@ def test_a_failing_simulator_costs_its_own_episode_only(toy, healthy, task, reas
 
 def test_an_environment_that_cannot_be_built_stops_the_evaluation(toy):
     with pytest.raises(SimulatorFailed, match=r"'broken' failed 3 times; the last crashed: OSError: no such mesh: dot.stl"):
-        evaluate(toy, TOY, ["broken"], 10)
+        evaluate(toy, TOY, ["broken"], 4, workers=1)
 
 
 def test_no_process_outlives_its_evaluation(toy):
@@ -123,7 +123,7 @@ def _children() -> set[str]:
 
 
 def test_baselines_bound_what_a_policy_can_do():
-    rates = {name: evaluate(name, TOY, ["hard"], 5).pooled.rate for name in ("hold", "random", "expert")}
+    rates = {name: evaluate(name, TOY, ["hard"], 5, workers=1).pooled.rate for name in ("hold", "random", "expert")}
     assert rates["hold"] == 0 and rates["expert"] == 1 and 0 <= rates["random"] < 1
 
 

@@ -77,10 +77,10 @@ def print_result(result: EvalResult) -> None:
         console.print(f"note: {note}")
     if result.videos:
         console.print(f"{len(result.videos)} videos written")
-    rate = len(result.rows) / max(result.seconds, 1e-9) * 60
+    per_minute = len(result.rows) / max(result.seconds, 1e-9) * 60
     console.print(
         f"{result.policy['name']} on {result.suite}, seed {result.seed}: {len(result.rows)} episodes in {result.seconds:.0f} s "
-        f"({rate:.0f} a minute), {result.cpu_seconds:.0f} CPU s"
+        f"({per_minute:.0f} a minute), {result.cpu_seconds:.0f} CPU s"
     )
 
 

@@ -29,9 +29,7 @@ class Random:
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         low_A, high_A = np.array(self.robot.limits).T
         shape = (self.robot.horizon, self.robot.command.size)
-        return [
-            Chunk(np.random.default_rng(key).uniform(low_A, high_A, shape), self.robot.name, self.robot.rate_hz) for key in keys
-        ]
+        return [Chunk(np.random.default_rng(key).uniform(low_A, high_A, shape), self.robot.name, self.robot.rate_hz) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -65,4 +63,5 @@ BASELINES = ("random", "hold", "expert")
 
 
 def baseline(name: str, robot: Embodiment) -> Actor | Expert:
-    return {"random": lambda: Random(robot), "hold": lambda: Hold(robot), "expert": Expert}[name]()
+    made: dict[str, Actor | Expert] = {"random": Random(robot), "hold": Hold(robot), "expert": Expert()}
+    return made[name]

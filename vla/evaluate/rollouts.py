@@ -137,9 +137,7 @@ class Rollouts:
             return sum(slot.task == task and slot.job is not None for slot in self.slots)
 
         open_tasks = [
-            task
-            for task, jobs in self.waiting.items()
-            if jobs and len(jobs) >= EPISODES_WORTH_AN_ENVIRONMENT * environments(task)
+            task for task, jobs in self.waiting.items() if jobs and len(jobs) >= EPISODES_WORTH_AN_ENVIRONMENT * environments(task)
         ]
         return max(open_tasks, key=lambda task: len(self.waiting[task]) / (environments(task) + 1), default=None)
 

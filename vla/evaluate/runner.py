@@ -62,7 +62,8 @@ def evaluate(
     suite when empty. `execute`: commands of each chunk before the next one (by default 5/6 of it). `workers`: simulator processes
     with `slots` episodes each; neither changes a result. `image_size`: pixels, by default what the checkpoint's backbone sees.
     `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a simulator silent for longer is
-    killed and its episode counted as failed.
+    killed and its episode counted as failed. On a GPU the last bits of a chunk may depend on the batch it was in, so single episodes
+    near the edge of success may differ from run to run; on a CPU they do not.
 
     Raises UserError (names the choices) for an unknown suite, task or robot, and SimulatorFailed if a simulator cannot run here.
     """

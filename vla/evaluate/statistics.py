@@ -87,7 +87,7 @@ def newcombe(a: int, episodes_a: int, b: int, episodes_b: int, confidence: float
 
 
 def _proportion(successes: int, episodes: int, confidence: float, method: str) -> Interval:
-    found = stats.binomtest(successes, episodes).proportion_ci(confidence, method)  # type: ignore[arg-type]
+    found = stats.binomtest(successes, episodes).proportion_ci(confidence, method)
     return Interval(float(found.low), float(found.high))
 
 

@@ -44,13 +44,14 @@ def film(rollouts: Rollouts, rows: Sequence[Row], folder: Path, workers: int) ->
                 rollouts.process(worker).send(_request(index, row), {"commands": rollouts.commands[row.task, row.episode]})
         lost = [(process, "") for process in rollouts.processes.values() if process.overdue(rollouts.timeout_s)]
         for process in ready(rollouts.processes.values(), 0.5):
-            row = rows[process.pending[0]] if process.pending else None
             answer = process.receive()
             if answer is None:
                 lost.append((process, process.close()))
-            elif row is not None and answer[0]["success"] == row.success:
+                continue
+            row = rows[answer[0]["slot"]]
+            if answer[0]["success"] == row.success:
                 videos.append(_write(folder, row, answer[1]["movie"]))
-            elif row is not None:
+            else:
                 notes.append(f"no video of {row.task} {row.episode}: run again, it ended differently; is its simulator deterministic?")
         for process, words in lost:
             words = words or f"no answer in {rollouts.timeout_s:g} s; {process.kill()}"

@@ -3,6 +3,8 @@
     4 bytes   length of the header
     header    [message, {array name: [dtype, shape]}] as JSON
     arrays    their bytes, in the header's order
+
+Only what numpy and JSON can hold passes, and only of the types below: reading a message never runs code.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""`vla eval` and `vla compare` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vla.cli import main
+from vla.evaluate.result import read_result
+
+TOY = str(Path(__file__).with_name("toy_suite.py"))
+
+
+def test_eval_then_compare(tmp_path, capsys):
+    for name in ("expert", "hold"):
+        line = f"eval {name} --suite {TOY} --tasks easy,hard --episodes 3 --workers 1 --json {tmp_path / name}.json"
+        assert main(line.split()) == 0
+        out = capsys.readouterr().out
+        assert "easy" in out and ("6/6" if name == "expert" else "6 max_steps") in out
+    found = read_result(tmp_path / "expert.json")
+    assert shlex.split(found.command)[:3] == ["vla", "eval", "expert"] and "--episodes 3" in found.command
+
+    assert main(["compare", str(tmp_path / "expert.json"), str(tmp_path / "hold.json"), "--json", str(tmp_path / "both.json")]) == 0
+    out = capsys.readouterr().out
+    assert "A is better than B" in out and "McNemar" in out and "+100.0" in out
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["paired"] and both["pooled"]["only_a"] == 6 and both["pooled"]["comparison"]["p_value"] == pytest.approx(2 * 0.5**6)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["eval", "hold", "--suite", "nowhere"], "unknown suite 'nowhere'. Choices: "),
+        (["eval", "hold", "--suite", TOY, "--tasks", "easy,fly"], "unknown task of suite toy 'fly'. Choices: broken, easy"),
+        (["eval", "nothing", "--suite", TOY], "no checkpoint folder nothing. Give one, or a baseline: random, hold, expert."),
+        (["eval", "hold", "--suite", TOY, "--execute", "9"], "cannot execute 9 commands of chunks of 4"),
+        (["eval", "hold"], "the following arguments are required: --suite"),
+        (["compare", "a.json", "b.json"], "cannot read a.json: No such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys):
+    assert main(line) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and len(err.splitlines()) == 1 and err.startswith("error: ")
+
+
+def test_a_simulator_that_cannot_run_is_one_line_and_exit_code_1(capsys):
+    assert main(["eval", "hold", "--suite", TOY, "--tasks", "broken", "--episodes", "5", "--workers", "1"]) == 1
+    err = capsys.readouterr().err.strip()
+    assert "error: the environment of task 'broken' failed 3 times" in err.splitlines()[-1]

@@ -1,0 +1,108 @@
+"""Results on disk, and two of them side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vla.errors import UserError
+from vla.evaluate.compare import compare
+from vla.evaluate.result import FIRST_SEED, EvalResult, Row, episode_seed, git_commit, read_result, versions, write_result
+from vla.evaluate.statistics import compare_paired, compare_unpaired, wilson
+from vla.sim.collect import FIRST_SEED as FIRST_COLLECTED
+
+
+def result(outcomes: dict[str, str], seed: int = 0, **changes) -> EvalResult:
+    """`outcomes`: task -> one character per episode, "+" for success."""
+    rows = tuple(
+        Row(task, i, episode_seed(seed, task, i), kind == "+", 80, "success" if kind == "+" else "max_steps", float(kind == "+"))
+        for task, kinds in outcomes.items()
+        for i, kind in enumerate(kinds)
+    )
+    base = EvalResult(
+        policy={"name": "p"},
+        suite="s",
+        embodiment="r",
+        held_out=False,
+        seed=seed,
+        execute=10,
+        ensemble="newest chunk",
+        image_size=64,
+        max_steps=dict.fromkeys(outcomes, 200),
+        rows=rows,
+        seconds=1.5,
+        cpu_seconds=2.5,
+        workers=2,
+        time={"policy": 0.5},
+        versions=versions(),
+        commit=git_commit(),
+    )
+    return replace(base, **changes)
+
+
+def test_a_result_survives_the_disk(tmp_path):
+    before = result({"open": "++-+", "close": "-"}, videos=({"task": "open", "file": "a.webp"},), notes=("one",))
+    assert read_result(write_result(tmp_path / "new" / "r.json", before)) == before
+    data = json.loads((tmp_path / "new" / "r.json").read_text())
+    assert data["success"] == {**data["success"], "successes": 3, "episodes": 5, "low": wilson(3, 5).low, "high": wilson(3, 5).high}
+    assert data["tasks"]["open"]["rate"] == 0.75
+    assert "first control step" in data["termination"]
+    assert data["rows"][2] == {"task": "open", "episode": 2, "seed": episode_seed(0, "open", 2), "success": False, "steps": 80,
+                               "reason": "max_steps", "reward": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no evaluation"),
+        ('{"kind": "evaluation", "format_version": 1}', "incomplete evaluation"),
+        (None, "cannot read"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, content, complaint):
+    if content is not None:
+        (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        read_result(tmp_path / "r.json")
+
+
+def test_evaluations_and_collections_never_share_a_seed():
+    seeds = {episode_seed(seed, task, i) for seed in range(3) for task in ("a", "b") for i in range(200)}
+    assert len(seeds) == 3 * 2 * 200
+    assert min(seeds) >= FIRST_SEED > FIRST_COLLECTED + 10**6 and max(seeds) < 2**31
+
+
+def test_equal_seeds_are_paired_per_task_and_pooled():
+    a, b = result({"open": "++++--", "close": "++"}), result({"open": "++---+", "close": "+-"})
+    got = compare(a, b)
+    assert got.paired and got.notes == ()
+    assert (got.tasks[0].only_a, got.tasks[0].only_b) == (2, 1)
+    assert got.tasks[0].comparison == compare_paired(2, 2, 1, 1)
+    assert got.pooled.comparison == compare_paired(3, 3, 1, 1)
+
+
+def test_only_episodes_with_a_partner_are_compared():
+    got = compare(result({"open": "++++"}), result({"open": "+-", "close": "+"}))
+    assert got.paired and got.pooled.episodes_a == got.pooled.episodes_b == 2
+    assert "only in B, left out: close" in got.notes and "2 episodes without a partner of the same seed left out" in got.notes
+
+
+def test_other_seeds_are_compared_unpaired_and_said_so():
+    got = compare(result({"open": "+++-"}, seed=0), result({"open": "+---"}, seed=1))
+    assert not got.paired and got.pooled.comparison == compare_unpaired(3, 4, 1, 4)
+    assert "seeds differ" in got.notes[-1]
+
+
+def test_settings_that_could_explain_a_difference_are_named():
+    got = compare(result({"open": "+"}), result({"open": "+"}, execute=5, max_steps={"open": 500}))
+    assert "execute: 10 against 5" in got.notes and "max_steps of open: 200 against 500" in got.notes
+
+
+def test_nothing_in_common_is_refused():
+    with pytest.raises(UserError, match="different suites: s and t"):
+        compare(result({"open": "+"}), result({"open": "+"}, suite="t"))
+    with pytest.raises(UserError, match="no task in common: open against close"):
+        compare(result({"open": "+"}), result({"close": "+"}))
