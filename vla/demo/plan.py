@@ -1,0 +1,73 @@
+"""The stages of `make demo`. Every number of the job that is not in a recipe or a mixture stands here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla.demo.stages import Stage
+
+DECODERS = ("parallel", "tokens", "masked", "dit", "latent")
+"""Variants of pretrain/demo.py; the first does best and is the default."""
+
+TASKS = 8
+ROBOT_DEMONSTRATIONS = 50
+EPISODES = 40
+EVALUATE = ("--episodes", str(EPISODES), "--seed", "0", "--workers", "1")
+
+
+def stages(decoder: str, out: Path) -> list[Stage]:
+    """The job for one decoder, in the folder `out`; earlier stages come first where cores are scarce."""
+    data = out / "data"
+    learns_latents = decoder == "latent"
+
+    def collect(name: str, suite: str, *more: str, cores: int, typical_s: float) -> Stage:
+        command = ("collect", "--suite", suite, *more, "--workers", str(cores), "--out", str(data / name))
+        return Stage(f"collect {name}", "collect", command, cores=cores, typical_s=typical_s)
+
+    def train(name: str, phase: str, recipe: str, *more: str, needs: tuple[str, ...], typical_s: float) -> Stage:
+        command = ("train", recipe, *more, "--data-root", str(data), "--out", str(out / name.replace(" ", "_")))
+        return Stage(name, phase, command, needs, typical_s=typical_s)
+
+    def evaluate(name: str, run: str, suite: str, *more: str, typical_s: float) -> Stage:
+        files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))
+        command = ("eval", str(out / run.replace(" ", "_")), "--suite", suite, *more, *EVALUATE, *files)
+        return Stage(name, "evaluate", command, (run,), typical_s=typical_s)
+
+    robots = ("--noise-share", "0.5")
+    latents = ("--latents", str(out / "latent_action")) if learns_latents else ()
+    return [
+        collect("sawyer", "metaworld-objects", "--episodes", "35", *robots, cores=2, typical_s=75),
+        collect("fetch", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *robots, cores=1, typical_s=15),
+        collect("video", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=35),
+        Stage(
+            "latent-action model",
+            "latent",
+            ("train", "pretrain/demo_latent_action.py", "--data-root", str(data), "--out", str(out / "latent_action")),
+            ("collect video", "collect sawyer", "collect fetch"),
+            typical_s=70,
+        ),
+        Stage(
+            "label",
+            "latent",
+            ("label", str(out / "latent_action"), *(str(data / name) for name in ("sawyer", "fetch", "video"))),
+            ("latent-action model",),
+            typical_s=20,
+        ),
+        train(
+            "pretrain",
+            "pretrain",
+            f"pretrain/demo.py:{decoder}",
+            *latents,
+            needs=("label",) if learns_latents else ("collect sawyer", "collect fetch"),
+            typical_s=290,
+        ),
+        collect(
+            "new_robot", "panda", "--tasks", "lift", "--episodes", str(ROBOT_DEMONSTRATIONS), *robots, cores=1, typical_s=70
+        ),
+        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=85),
+        train("fine-tune", "finetune", "finetune/demo.py", "--init", str(out / "pretrain"), needs=("pretrain", "collect new_robot"), typical_s=85),
+        evaluate("evaluate", "pretrain", "metaworld-objects", typical_s=90),
+        evaluate("zero-shot", "pretrain", "metaworld-heldout", typical_s=60),
+        evaluate("evaluate fine-tuned", "fine-tune", "panda", "--tasks", "lift", typical_s=50),
+        evaluate("evaluate from scratch", "from scratch", "panda", "--tasks", "lift", typical_s=50),
+    ]  # fmt: skip
