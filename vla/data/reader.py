@@ -6,6 +6,8 @@ lie) is read together when it is first needed and kept in a `Pool`, bounded in b
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 import zlib
@@ -28,7 +30,7 @@ _TABLES = ("id_end", "parent_end", "text_end", "key", "steps", "first_step", "ra
 class Pool:
     """What readers keep in memory: the open files of at most `shards` shards, and at most `episode_bytes` of episodes."""
 
-    def __init__(self, shards: int = 128, episode_bytes: int = 128 << 20) -> None:
+    def __init__(self, shards: int = 128, episode_bytes: int = 32 << 20) -> None:
         self.shards, self.episode_bytes = shards, episode_bytes
         self._open: OrderedDict[tuple[str, int], ShardFiles] = OrderedDict()
         self._episodes: OrderedDict[tuple[str, int], StoredEpisode] = OrderedDict()
@@ -223,18 +225,19 @@ class Dataset:
     def _load_segment(self, segment: int) -> dict[str, Any]:
         shard, row, first = int(self._shard_S[segment]), int(self._row_S[segment]), int(self._first_S[segment])
         files = self.pool.shard(self, shard)
-        steps_E, table = files.tables["steps"], files.tables
-        begin = int(steps_E[:row].sum())
-        stop = begin + int(steps_E[row])
-        cameras, frame_end = {}, table["frame_end"].ravel()
-        for number, camera in enumerate(self.cameras):
-            where = row * len(self.cameras) + number
-            low, high = _range(frame_end, where)
-            parts = [files.rows(f"frame_{name}", low, high) for name in ("step", "offset", "size", "crc")]
-            step = _frozen(parts[0] + np.int32(first))
-            cameras[camera] = CameraTable(step, _frozen(np.full(high - low, shard, np.int32)), *parts[1:])
+        table, C = files.tables, len(self.cameras)
+        begin, stop = _range(files.step_end, row)
+        frame_end = table["frame_end"].ravel()
+        edges = [int(frame_end[row * C - 1]) if row else 0, *frame_end[row * C : (row + 1) * C].tolist()]
+        # The cameras of a segment lie next to each other in the index: four reads, whatever their number.
+        rows = {name: files.rows(f"frame_{name}", edges[0], edges[-1]) for name in ("step", "offset", "size", "crc")}
+        rows["step"] = rows["step"] + np.int32(first)
+        rows["shard"] = np.full(edges[-1] - edges[0], shard, np.int32)
+        cameras = {}
+        for camera, (low, high) in zip(self.cameras, itertools.pairwise(edge - edges[0] for edge in edges), strict=True):
+            cameras[camera] = CameraTable(**{name: _frozen(values[low:high]) for name, values in rows.items()})
         spans = [
-            Span(files.text("text", int(text)), int(low) + first, int(high) + first)
+            Span(files.instruction(int(text)), int(low) + first, int(high) + first)
             for low, high, text in files.rows("span", *_range(table["span_end"], row))
         ]
         return {
@@ -283,13 +286,16 @@ class ShardFiles:
     def __init__(self, stem: Path, only_index: bool = False) -> None:
         self.stem = stem
         self._fds: dict[str, int] = {}
-        self._headers: dict[str, dict[str, tuple[np.dtype, tuple[int, ...], int]]] = {}
+        self._arrays: dict[str, dict[str, _Array]] = {}
+        self._texts: dict[int, str] = {}
         for kind in ("index",) if only_index else ("index", "columns", "tar"):
             self._fds[kind] = os.open(f"{stem}.{kind}", os.O_RDONLY | os.O_CLOEXEC)
             if kind != "tar":
-                self._headers[kind] = fmt.read_header(Path(f"{stem}.{kind}"))[0]
+                header = fmt.read_header(Path(f"{stem}.{kind}"))[0]
+                self._arrays[kind] = {name: _Array(*entry) for name, entry in header.items()}
         wanted = ("key", "steps", "first_step", "anchor_end") if only_index else _TABLES
         self.tables: dict[str, np.ndarray] = {name: self._array("index", name, 0, None) for name in wanted}
+        self.step_end = np.cumsum(self.tables["steps"])
 
     def __del__(self) -> None:
         for fd in self._fds.values():
@@ -307,19 +313,32 @@ class ShardFiles:
         return self._array("index", name, start, stop)
 
     def columns(self, name: str, start: int, stop: int) -> np.ndarray | None:
-        return self._array("columns", name, start, stop) if name in self._headers["columns"] else None
+        return self._array("columns", name, start, stop) if name in self._arrays["columns"] else None
+
+    def instruction(self, row: int) -> str:
+        """A text of this shard's table, which holds each different one once."""
+        if row not in self._texts:
+            self._texts[row] = self.text("text", row)
+        return self._texts[row]
 
     def text(self, name: str, row: int) -> str:
         return self._array("index", name, *_range(self.tables[f"{name}_end"], row)).tobytes().decode()
 
     def _array(self, kind: str, name: str, start: int, stop: int | None) -> np.ndarray:
-        if name not in self._headers[kind]:
+        array = self._arrays[kind].get(name)
+        if array is None:
             raise Damaged(f"{self.stem}.{kind} lacks the array '{name}'")
-        dtype, shape, offset = self._headers[kind][name]
-        stop = shape[0] if stop is None else stop
-        width = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        data = self.pread(kind, (stop - start) * width, offset + start * width)
-        return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+        stop = array.shape[0] if stop is None else stop
+        data = self.pread(kind, (stop - start) * array.width, array.offset + start * array.width)
+        return np.frombuffer(data, array.dtype).reshape(stop - start, *array.shape[1:])
+
+
+class _Array:
+    """Where an array lies in a file; `width`: bytes of one row."""
+
+    def __init__(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> None:
+        self.dtype, self.shape, self.offset = dtype, shape, offset
+        self.width = dtype.itemsize * math.prod(shape[1:])
 
 
 def _range(end: np.ndarray, row: int) -> tuple[int, int]:
