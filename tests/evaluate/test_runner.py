@@ -90,7 +90,7 @@ def test_the_result_says_how_it_came_about(toy):
 
 @pytest.mark.parametrize(("task", "reason"), [("kills", f"crashed: killed by signal {int(signal.SIGSEGV)}"), ("hangs", "timed out")])
 def test_a_failing_simulator_costs_its_own_episode_only(toy, healthy, task, reason):
-    result = evaluate(toy, TOY, [task, "easy"], 4, slots=2, timeout_s=2)
+    result = evaluate(toy, TOY, [task, "easy"], 4, slots=2, timeout_s=4)
     assert [row for row in result.rows if row.task == "easy"] == list(healthy.rows[:4])
     rows = [row for row in result.rows if row.task == task]
     lost = [row for row in rows if row.seed % 3 == 0]
