@@ -30,8 +30,8 @@ class AlohaEnv(SimEnv):
         from gym_aloha.constants import ASSETS_DIR
         from gym_aloha.tasks.sim import TransferCubeTask
 
-        noise = np.array([0.06] * 6 + [0])  # rad; grippers carry none
-        super().__init__(task, EMBODIMENT, image_size, noise_A=np.concatenate([noise, noise]))
+        noise = np.array([0.06] * 6 + [0])  # rad; grippers carry none, nor does an arm that has nothing to do
+        super().__init__(task, EMBODIMENT, image_size, noise_A=np.concatenate([noise * (task.name == "transfer"), noise]))
         if task.name not in _LEVELS:
             raise UnknownName("ALOHA task", task.name, _LEVELS)
         self._physics = mujoco.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_transfer_cube.xml"))

@@ -62,7 +62,10 @@ class Cameras:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         fine = _coarsen_meshes(model, cell_m=0.75 / size if size <= 160 else 0.0)  # 12 mm at 64 px: below one pixel
         self._renderer = mujoco.Renderer(model, size, size)
-        atexit.register(self._renderer.close)  # at exit EGL goes first, and a context freed after it complains
+        _OPEN.add(self._renderer)
+        # A context that is freed after EGL itself complains. Simulators end EGL at exit too, so ours must come last, to go first.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         _restore_meshes(model, fine)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -76,8 +79,16 @@ class Cameras:
         return images
 
     def close(self) -> None:
-        atexit.unregister(self._renderer.close)
+        _OPEN.discard(self._renderer)
         self._renderer.close()
+
+
+_OPEN: set[mujoco.Renderer] = set()
+
+
+def _close_all() -> None:
+    while _OPEN:
+        _OPEN.pop().close()
 
 
 def aim_camera(model: mujoco.MjModel, camera: str, lookat: tuple[float, float, float], fovy_deg: float) -> None:
