@@ -8,6 +8,7 @@ import numpy as np
 
 from vla.backbones.tiny import Tiny
 from vla.checkpoint import Contents
+from vla.codecs.bins import Bins
 from vla.decoders.conditioning import CrossAttention, InContext, Pooled
 from vla.decoders.dit import DiT
 from vla.decoders.latent import LatentActions
@@ -28,6 +29,7 @@ DECODERS = {
     "parallel": Parallel(),
     "parallel_folded": Parallel(steps_per_token=3),
     "tokens": AutoregressiveTokens(),
+    "tokens_coarse": AutoregressiveTokens(codec=Bins(every=2)),
     "masked": MaskedDiffusion(evaluations=4),
     "flow": DiT(evaluations=4),
     "flow_data": DiT(path=Flow(predict="data", times="uniform"), samples_per_context=2, evaluations=2),
@@ -65,9 +67,7 @@ def contents(decoder, backbone=TINY, robots=ROBOTS) -> Contents:
     return Contents(Model(backbone, decoder), robots, {r.name: unit_normalizer(r) for r in robots})
 
 
-def observation(
-    of: Embodiment, rng: np.random.Generator, side: int = 16, state: bool = True, text: str = "open the door"
-) -> Observation:
+def observation(of: Embodiment, rng: np.random.Generator, side: int = 16, state: bool = True, text: str = "open the door") -> Observation:
     return Observation(
         {role: rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8) for role in of.cameras},
         rng.uniform(-1, 1, (2, of.state.size if state else 0)),

@@ -85,9 +85,7 @@ class Collate:
                 label_BTA[row, : want[0], : want[1]] = sample.valid_T[:, None]
             if sample.latent_N is not None and self.codes:
                 if sample.latent_N.shape != (self.codes,):
-                    raise SchemaError(
-                        f"{sample.episode}: {len(sample.latent_N)} latent codes; the decoder predicts {self.codes}"
-                    )
+                    raise SchemaError(f"{sample.episode}: {len(sample.latent_N)} latent codes; the decoder predicts {self.codes}")
                 latent_BN[row], has_latent_B[row] = sample.latent_N, True
         target = Target(
             torch.from_numpy(action_BTA),

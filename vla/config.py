@@ -32,6 +32,16 @@ KINDS = {
     "conditioning.pooled": "vla.decoders.conditioning:Pooled",
     "conditioning.in_context": "vla.decoders.conditioning:InContext",
     "latent_action.model": "vla.latent_action.model:LatentActionConfig",
+    "latent_action.features.pixels": "vla.latent_action.features:Pixels",
+    "latent_action.features.tiny_conv": "vla.latent_action.features:TinyConv",
+    "latent_action.encoder.motion_conv": "vla.latent_action.encoder:MotionConv",
+    "latent_action.encoder.spatio_temporal": "vla.latent_action.encoder:SpatioTemporal",
+    "latent_action.quantizer.residual_vq": "vla.latent_action.quantizer:ResidualVQ",
+    "latent_action.quantizer.vq": "vla.latent_action.quantizer:VQ",
+    "latent_action.quantizer.nsvq": "vla.latent_action.quantizer:NSVQ",
+    "latent_action.quantizer.fsq": "vla.latent_action.quantizer:FSQ",
+    "latent_action.decoder.conv": "vla.latent_action.decoder:ForwardConv",
+    "latent_action.decoder.transformer": "vla.latent_action.decoder:ForwardTransformer",
 }
 """kind -> where it lives. One line per part; third parties add theirs by `load_plugin`, not here."""
 
@@ -71,9 +81,7 @@ def find_kind(kind: str) -> type:
     if kind in _PLUGINS:
         return _PLUGINS[kind]
     if kind not in KINDS:
-        raise UnknownName(
-            "kind", kind, [*KINDS, *_PLUGINS], "If it comes from a plug-in, name it with --plugin module_or_file."
-        )
+        raise UnknownName("kind", kind, [*KINDS, *_PLUGINS], "If it comes from a plug-in, name it with --plugin module_or_file.")
     module, name = KINDS[kind].split(":")
     return getattr(importlib.import_module(module), name)
 

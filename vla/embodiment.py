@@ -193,9 +193,7 @@ def convert(action_TA: np.ndarray, source: Space, target: Space, state_P: np.nda
     action_TA = np.asarray(action_TA, dtype=np.float64)
     source.check(action_TA, "action")
     if [(f.name, f.size, f.unit) for f in source.fields] != [(f.name, f.size, f.unit) for f in target.fields]:
-        raise SchemaError(
-            f"cannot convert {[f.name for f in source.fields]} to {[f.name for f in target.fields]}: only frames may differ"
-        )
+        raise SchemaError(f"cannot convert {[f.name for f in source.fields]} to {[f.name for f in target.fields]}: only frames may differ")
     out = action_TA.copy()
     for name, where in source.slices().items():
         old, new = source.field(name), target.field(name)
@@ -245,9 +243,7 @@ def load_embodiment(name_or_path: str) -> Embodiment:
     if name_or_path.endswith(".py"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise UserError(
-                f"no embodiment file {path}; give a .py file that defines EMBODIMENT, or one of {built_in_embodiments()}"
-            )
+            raise UserError(f"no embodiment file {path}; give a .py file that defines EMBODIMENT, or one of {built_in_embodiments()}")
         spec = importlib.util.spec_from_file_location(f"vla_embodiment_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

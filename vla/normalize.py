@@ -190,11 +190,7 @@ class Normalizer:
             raise UserError(f"unknown normalisation '{self.method}'; choose one of {METHODS}")
         if self.method == "identity" and not self.reason:
             raise UserError("identity normalisation must be asked for with a reason")
-        if (
-            len(self.offset) != len(self.scale)
-            or not np.isfinite([*self.offset, *self.scale]).all()
-            or min(self.scale, default=1) <= 0
-        ):
+        if len(self.offset) != len(self.scale) or not np.isfinite([*self.offset, *self.scale]).all() or min(self.scale, default=1) <= 0:
             raise SchemaError("a normaliser needs one finite offset and one finite positive scale per dimension")
 
     @staticmethod
@@ -313,9 +309,7 @@ class RobotNormalizer:
 
     @staticmethod
     def from_json(data: Mapping) -> RobotNormalizer:
-        return RobotNormalizer(
-            StatsKey.from_json(data["key"]), Normalizer.from_json(data["state"]), Normalizer.from_json(data["action"])
-        )
+        return RobotNormalizer(StatsKey.from_json(data["key"]), Normalizer.from_json(data["state"]), Normalizer.from_json(data["action"]))
 
 
 def dimension_names(space: Space) -> list[str]:

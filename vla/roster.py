@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -38,17 +39,15 @@ class Roster:
 
     def index(self, name: str) -> int:
         if name not in self.names:
-            raise UnknownName(
-                "embodiment", name, self.names, "The model was not built for it; fine-tune one that is (finetune/forkme.py)."
-            )
+            raise UnknownName("embodiment", name, self.names, "The model was not built for it; fine-tune one that is (finetune/forkme.py).")
         return self.names.index(name)
 
 
 def carry_over(model: nn.Module, roster: Roster, weights: Mapping[str, Tensor], old: Roster) -> dict[str, list[str]]:
     """Loads weights trained for the roster `old` into a model of another; in place.
 
-    Parameters that depend on the roster say how (`roster_axes` of their module: E robots, T steps, A actions, P state, TA both
-    flattened); known robots keep their rows, new ones keep the model's fresh values. Everything else must fit exactly.
+    Parameters that depend on the roster say how (`roster_axes` of their module: E robots, T steps, A actions, P state, T3A
+    every third step and the actions, flattened); known robots keep their rows, new ones keep the model's fresh values. Everything else must fit exactly.
     Returns {"carried": names, "adapted": names, "fresh": robots new to the model}.
     """
     axes = {
@@ -76,10 +75,11 @@ def carry_over(model: nn.Module, roster: Roster, weights: Mapping[str, Tensor], 
 
 
 def _copy_overlap(mine: Tensor, theirs: Tensor, letters: tuple[str | None, ...], old: Roster, new: Roster) -> None:
-    if letters[0] == "TA":  # slots of a flattened chunk: widen (T, A) as a grid
-        tail = theirs.shape[1:]
-        theirs = theirs.view(old.horizon, old.action_width, *tail)
-        mine = mine.view(new.horizon, new.action_width, *tail)
+    grid = re.fullmatch(r"T(\d+)A", letters[0] or "")
+    if grid:  # slots of a flattened chunk: widen (T, A) as a grid
+        tail, every = theirs.shape[1:], int(grid[1])
+        theirs = theirs.view(-(-old.horizon // every), old.action_width, *tail)
+        mine = mine.view(-(-new.horizon // every), new.action_width, *tail)
         letters = ("T", "A", *letters[1:])
     pairs = [(slice(0, min(a, b)),) * 2 for a, b in zip(mine.shape, theirs.shape, strict=True)]
     if letters[0] != "E":

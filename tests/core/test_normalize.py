@@ -20,9 +20,7 @@ def rank_distance(values, quantile, q):
 
 def test_quantiles_and_moments_against_numpy():
     rng = np.random.default_rng(0)
-    rows_NA = np.stack(
-        [rng.normal(size=200_000), rng.exponential(size=200_000) ** 3, np.round(rng.normal(size=200_000), 1)], -1
-    )
+    rows_NA = np.stack([rng.normal(size=200_000), rng.exponential(size=200_000) ** 3, np.round(rng.normal(size=200_000), 1)], -1)
     stats = Stats(3)
     for part in np.array_split(rows_NA, 37):
         stats.update(part)

@@ -11,7 +11,7 @@ from vla.noise import Noise
 from vla.roster import Roster, carry_over
 
 
-@pytest.mark.parametrize("name", ["parallel", "tokens", "masked", "latent"])
+@pytest.mark.parametrize("name", ["parallel", "tokens", "tokens_coarse", "masked", "latent"])
 def test_a_wider_new_robot_leaves_the_old_ones_actions_unchanged(name):
     torch.manual_seed(0)
     old = contents(DECODERS[name])

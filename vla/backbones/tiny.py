@@ -100,9 +100,7 @@ class TinyBackbone(Backbone):
         B, V, Fr = image.shape[:3]
         pixels = image.flatten(0, 2).permute(0, 3, 1, 2).to(self.image_in.weight.dtype) / 127.5 - 1
         seen = self.image_in(self.stem(pixels)).view(B, V, Fr, -1)
-        seen = (
-            seen + self.role_in(inputs["role_BV"])[:, :, None] + self.age_in(inputs["age_BF"].to(seen.dtype)[:, None, :, None])
-        )
+        seen = seen + self.role_in(inputs["role_BV"])[:, :, None] + self.age_in(inputs["age_BF"].to(seen.dtype)[:, None, :, None])
         seen_valid = inputs["image_valid_BV"][:, :, None].expand(B, V, Fr).reshape(B, V * Fr)
         text = self.word_in(inputs["word_BL"])
         x_BSD = torch.cat([text, seen.reshape(B, V * Fr, -1)], dim=1)
@@ -146,9 +144,7 @@ class _Stem(nn.Module):
 def _fit(pixels: np.ndarray, side: int, role: str) -> np.ndarray:
     """uint8 (F, H, W, 3) -> (F, side, side, 3). The same code in training and serving, so both see the same tensors."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise SchemaError(
-            f"camera '{role}': images must be uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}"
-        )
+        raise SchemaError(f"camera '{role}': images must be uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}")
     if pixels.shape[1:3] == (side, side):
         return pixels
     resized = F.interpolate(torch.from_numpy(pixels).permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 class Codec(ABC, torch.nn.Module):
     """`vocabulary`: number of codes. The number of codes per chunk is `length(T, A)`; `slot_axes` says what a place counts, for
-    carrying weights to another roster (`TA`: one place per number, in that order)."""
+    carrying weights to another roster (`TA`: one place per number, in that order; `T3A`: per number of every third step)."""
 
     vocabulary: int
     slot_axes: tuple[str | None, ...]
@@ -24,8 +24,9 @@ class Codec(ABC, torch.nn.Module):
         """float (B, T, A) in about -1..1 -> int64 (B, N) in [0, vocabulary)."""
 
     @abstractmethod
-    def decode(self, code_BN: Tensor, horizon: int, width: int) -> Tensor:
-        """int64 (B, N) -> float32 (B, T, A). Every sequence of codes decodes."""
+    def decode(self, code_BN: Tensor, mask_BTA: Tensor) -> Tensor:
+        """int64 (B, N) -> float32 (B, T, A), 0 where the mask is False. Every sequence of codes decodes, and codes of places that
+        `mask` leaves out move nothing."""
 
     @abstractmethod
     def mask(self, mask_BTA: Tensor) -> Tensor:

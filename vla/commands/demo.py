@@ -74,7 +74,9 @@ def _print(summary: dict, out: Path) -> None:
         ("new robot, fine-tuned", finetune["success"]),
         ("new robot, from scratch", finetune["from_scratch"]),
     ):
-        print(f"{label:34} {row['successes']:3}/{row['episodes']:<4} {row['rate']:6.1%}   95% interval {row['low']:.1%} to {row['high']:.1%}")
+        print(
+            f"{label:34} {row['successes']:3}/{row['episodes']:<4} {row['rate']:6.1%}   95% interval {row['low']:.1%} to {row['high']:.1%}"
+        )
     total = summary["seconds"]["total"]
     print(f"{total:.0f} s, {summary['cpu_seconds']:.0f} CPU s, peak memory {summary['peak_rss_mb']:.0f} MB")
     print(f"report: {out / 'report.html'}   summary: {out / 'summary.json'}")
@@ -116,7 +118,9 @@ class _Display:
     def _table(self, state: State):
         from rich.table import Table
 
-        table = Table(title=f"{len(state.done)}/{self.total} stages, {state.elapsed_s:.0f} s, about {state.remaining_s:.0f} s left", expand=True)
+        table = Table(
+            title=f"{len(state.done)}/{self.total} stages, {state.elapsed_s:.0f} s, about {state.remaining_s:.0f} s left", expand=True
+        )
         for column, width in (("stage", 24), ("seconds", 8), ("", None)):
             table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
         for name, done in state.done.items():

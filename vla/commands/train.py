@@ -24,7 +24,9 @@ exit codes: 0 done; 75 stopped on request with everything saved (go on with --re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recipe", type=Path, help="a Python file that defines RUN, or FILE.py:NAME for a variant in it (it is run: name only files you trust)"
+        "recipe",
+        type=Path,
+        help="a Python file that defines RUN, or FILE.py:NAME for a variant in it (it is run: name only files you trust)",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/<name of the run>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
@@ -91,9 +93,12 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        from vla.train.ranks import Ranks
+
         self._console = Console(highlight=False)
+        self._first = Ranks.number() == 0  # the others are silent
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, disable=not (self._first and self._console.is_terminal))
         self._task = self._bar.add_task("training", total=None, start=False)
 
     def __enter__(self) -> _Bar:
@@ -104,7 +109,8 @@ class _Bar:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        if self._first:
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         if row["kind"] == "train" and row["loss"] is not None:

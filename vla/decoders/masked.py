@@ -65,18 +65,14 @@ class MaskedDecoder(ActionDecoder):
         for step in range(self.config.evaluations):
             hidden_BN = id_BN == self.mask_id
             logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, cache=cache).float()
-            found_BN, confidence_BN = _choose(
-                logits_BNC, noise.fold(step), self.config.temperature, step, self.config.evaluations
-            )
+            found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, self.config.evaluations)
             id_BN = torch.where(hidden_BN, found_BN, id_BN)
             stay_B = still_hidden(exists_BN.sum(1), step, self.config.evaluations).minimum((hidden_BN & exists_BN).sum(1))
             confidence_BN = confidence_BN.masked_fill(~hidden_BN | ~exists_BN, math.inf)
             id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)
         return self.codes.decode(id_BN, like)
 
-    def _logits(
-        self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache=None
-    ) -> Tensor:
+    def _logits(self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache=None) -> Tensor:
         suffix = suffix_tokens(prefix, self.codes.embed(id_BN).to(prefix.x_BSD.dtype), causal=False, valid_BS=exists_BN)
         hidden = backbone(prefix.cat(suffix)) if joint else backbone(suffix, cache=cache)
         return self.codes.head(hidden.last(len(suffix)))

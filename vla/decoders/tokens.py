@@ -40,7 +40,6 @@ class CodeTokens(nn.Module):
     def __init__(self, codec: Codec, width: int, roster: Roster, extra: int) -> None:
         super().__init__()
         self.codec = codec
-        self.horizon, self.action_width = roster.horizon, roster.action_width
         self.length = codec.length(roster.horizon, roster.action_width)
         self.code_in = nn.Embedding(codec.vocabulary + extra, width)
         self.slot_ND = nn.Parameter(torch.randn(self.length, width) * 0.5)
@@ -61,7 +60,7 @@ class CodeTokens(nn.Module):
         )
 
     def decode(self, code_BN: Tensor, like: ActionSpec) -> Tensor:
-        return self.codec.decode(code_BN, self.horizon, self.action_width) * like.mask_BTA
+        return self.codec.decode(code_BN, like.mask_BTA)
 
 
 class TokensDecoder(ActionDecoder):

@@ -185,7 +185,9 @@ class _Running:
     def close(self, digest: str) -> Done:
         if self._status:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise StageFailed(f"stage '{self.stage.name}' failed with exit code {self._status}: {self.stage.line}\n{tail}\nAll of it: {self.log}")
+            raise StageFailed(
+                f"stage '{self.stage.name}' failed with exit code {self._status}: {self.stage.line}\n{tail}\nAll of it: {self.log}"
+            )
         return Done(self.stage.name, self.stage.phase, self.stage.line, self.seconds(), self._cpu_s, self.started_s, digest)
 
     def seconds(self) -> float:

@@ -22,7 +22,9 @@ OTHER_GOAL = 0.60
 
 def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
     """Writes `out`/summary.json and `out`/report.html; returns the summary."""
-    results = {name: read_result(out / f"{name}.json") for name in ("evaluate", "zero-shot", "evaluate_fine-tuned", "evaluate_from_scratch")}
+    results = {
+        name: read_result(out / f"{name}.json") for name in ("evaluate", "zero-shot", "evaluate_fine-tuned", "evaluate_from_scratch")
+    }
     compared = compare(results["evaluate_fine-tuned"], results["evaluate_from_scratch"])
     seconds = {phase: sum(row.seconds for row in state.done.values() if row.phase == phase) for phase in PHASES}
     finetune = {"success": _rate(results["evaluate_fine-tuned"]), "from_scratch": _rate(results["evaluate_from_scratch"])}
@@ -79,7 +81,8 @@ def _report(out: Path, decoder: str, summary: Mapping[str, Any], results: Mappin
     }
     pair = compared.pooled.comparison
     stages = [
-        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]] for row in summary["stages"]
+        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]]
+        for row in summary["stages"]
     ]
     sections = [
         Successes(
@@ -108,7 +111,9 @@ def _report(out: Path, decoder: str, summary: Mapping[str, Any], results: Mappin
         Table("Every stage is a command", ("stage", "started at, s", "seconds", "CPU seconds", "command"), stages),
         Table("Versions", ("package", "version"), [[name, str(version)] for name, version in summary["versions"].items()]),
     ]  # fmt: skip
-    footer = f"commit {summary['commit'] or 'unknown'}, peak memory {summary['peak_rss_mb']:.0f} MB, {summary['cpu_seconds']:.0f} CPU seconds"
+    footer = (
+        f"commit {summary['commit'] or 'unknown'}, peak memory {summary['peak_rss_mb']:.0f} MB, {summary['cpu_seconds']:.0f} CPU seconds"
+    )
     return Report(f"make demo: {decoder}", lead, sections, tiles, footer)
 
 
@@ -121,7 +126,11 @@ def _losses(run: Path, name: str) -> list[Series]:
 def _latent_section(health: Mapping[str, Any] | None) -> list[Table]:
     if not health:
         return []
-    rows = [[name, f"{value:.3g}" if isinstance(value, float) else str(value)] for name, value in health.items() if not isinstance(value, (dict, list))]
+    rows = [
+        [name, f"{value:.3g}" if isinstance(value, float) else str(value)]
+        for name, value in health.items()
+        if not isinstance(value, (dict, list))
+    ]
     return [Table("Latent actions learned from video without actions", ("measure", "value"), rows)]
 
 

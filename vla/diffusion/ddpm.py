@@ -48,9 +48,7 @@ class DDPMPath(Path):
 
     def solve(self, predict: Predict, eps: Tensor, evaluations: int) -> Tensor:
         if not 1 <= evaluations <= self.config.steps:
-            raise UserError(
-                f"{evaluations} evaluations of a path with {self.config.steps} levels; choose 1..{self.config.steps}"
-            )
+            raise UserError(f"{evaluations} evaluations of a path with {self.config.steps} levels; choose 1..{self.config.steps}")
         stride = self.config.steps / evaluations
         levels = [round(self.config.steps - i * stride) - 1 for i in range(evaluations)]
         x = eps

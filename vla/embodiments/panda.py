@@ -11,16 +11,12 @@ from fractions import Fraction
 
 from vla.embodiment import Embodiment, Field, Space
 
-_COMMAND = Space(
-    (Field("move", 3, "command", "step"), Field("turn", 3, "command", "step"), Field("gripper", 1, "command", "absolute"))
-)
+_COMMAND = Space((Field("move", 3, "command", "step"), Field("turn", 3, "command", "step"), Field("gripper", 1, "command", "absolute")))
 
 EMBODIMENT = Embodiment(
     name="panda",
     cameras=("third_person", "wrist"),
-    state=Space(
-        (Field("hand", 3, "m", "absolute"), Field("rotation", 6, "rot6d", "absolute"), Field("gripper", 1, "m", "absolute"))
-    ),
+    state=Space((Field("hand", 3, "m", "absolute"), Field("rotation", 6, "rot6d", "absolute"), Field("gripper", 1, "m", "absolute"))),
     command=_COMMAND,
     action=_COMMAND,
     rate_hz=Fraction(20),

@@ -49,11 +49,14 @@ class Progress:
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """One job per folder: refuses a second. The kernel drops the lock with its process, however that ends."""
+    """One job per folder: refuses a second. The kernel drops the lock with its process, however that ends.
+
+    A POSIX lock: it is the process's own, where `flock` would live on in the loader processes of a killed one.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             raise UserError(f"{out} is in use by process {file.read().strip() or '?'}. Wait for it, or choose another --out.") from error

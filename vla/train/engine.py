@@ -63,12 +63,12 @@ class Engine(ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Collective. The model's state dict in fp32, as in use, complete on rank 0 (on the CPU; {} elsewhere)."""
+        """Collective. A copy of the model's state dict in fp32, as in use, complete on rank 0 (on the CPU; {} elsewhere)."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Collective. Everything that the next step depends on, complete on rank 0: `weight/`, `exp_avg/`, `exp_avg_sq/`, `ema/`
-        and `buffer/` + name, fp32. The same names and shapes whatever the engine or the number of ranks."""
+        and `buffer/` + name, fp32. The same names and shapes whatever the engine or the number of ranks. Good until the next step."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
@@ -142,7 +142,7 @@ class LocalEngine(Engine):
     def weights(self) -> dict[str, Tensor]:
         if not self.ranks.first:
             return {}
-        return {name: tensor.detach().float().cpu() for name, tensor in self.module.state_dict().items()}
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in self.module.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
         if not self.ranks.first:

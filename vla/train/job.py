@@ -104,7 +104,7 @@ def assemble(run: Run, data_root: Path | None = None, near: Path = Path(), verif
             f"{train.order.length:,}. Raise max_epochs there, or lower --steps to {train.order.length // run.batch_size}."
         )
     origin = load_checkpoint(_acting(find(run.init, near))) if run.init else None
-    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin else None)
+    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and run.init_parts != () else None)
     contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
@@ -196,6 +196,8 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
     new = [name for name in contents.roster.names if name not in old.roster.names]
     fresh = [name for name in top if name not in parts]
-    line = f"from {run.init}: {', '.join(parts) or 'the architecture alone'} ({carried} tensors as they are, {adapted} fitted to these robots)"
+    line = (
+        f"from {run.init}: {', '.join(parts) or 'the architecture alone'} ({carried} tensors as they are, {adapted} fitted to these robots)"
+    )
     line += f"; new robots: {', '.join(new)}" if new else ""
     return [line + (f"; fresh: {', '.join(fresh)} (the checkpoint's decoder is {old.model.decoder.kind})" if fresh else "")]

@@ -58,12 +58,14 @@ def train(
     """Trains `run` in the folder `out`, alone or as one rank of a job, and returns when it is done or was asked to stop.
 
     `resume`: go on from the newest sound checkpoint in `out`, if there is one; without it a folder that has one is refused.
-    `data_root`: where datasets lie (default: $VLA_DATA, else `data`); `near`: the recipe's folder, where its relative paths are looked
-    up first. `job`: already assembled. Raises UserError before the first step for every mistake in
-    the run, and `Diverged` after `max_skips` updates in a row that were not finite.
+    `data_root`: where datasets lie (default: $VLA_DATA, else `data`); `near`: the recipe's folder, where its relative paths are
+    looked up first. `job`: already assembled. `watch`: told of every step on each rank, of all else on the first.
+
+    Raises UserError before the first step for every mistake in the run, and `Diverged` after `max_skips` updates in a row that were
+    not finite.
     """
     ranks = Ranks.join()
-    watch = watch if watch and ranks.first else Watch()
+    watch = watch or Watch()
     run.check(ranks.world)
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -78,7 +80,7 @@ def train(
         stack.callback(log.close)
         if ranks.first and not found:
             save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))
-        announce(run, job, engine, start, out, watch)
+        announce(run, job, engine, start, out, watch.say if ranks.first else lambda line: None)
         stop = stack.enter_context(stop_signals())
         return _steps(run, job, engine, start, out, log, stop, watch)
 
@@ -128,9 +130,10 @@ def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: 
                     log.write("validation", done.step, **validation)
             if saving:
                 save()
-    if stop.requested or done.step < run.steps:
-        watch.say(f"stopped at step {done.step} by {stop.requested or 'another rank'}; go on with --resume")
-    return Result(save(), done.step, "" if done.step == run.steps else stop.requested or "another rank", clock.total, validation)
+    stopped = "" if done.step == run.steps else stop.requested or "another rank"
+    if stopped and ranks.first:
+        watch.say(f"stopped at step {done.step} by {stopped}; go on with --resume")
+    return Result(save(), done.step, stopped, clock.total, validation)
 
 
 def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Ranks:
     @staticmethod
     def join() -> Ranks:
         """Reads the launcher's environment; with more than one rank, meets the others."""
-        rank, world, local = _number("RANK", 0), Ranks.world_size(), _number("LOCAL_RANK", 0)
+        rank, world, local = Ranks.number(), Ranks.world_size(), _number("LOCAL_RANK", 0)
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -38,6 +38,11 @@ class Ranks:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
         return Ranks(rank, world, device)
+
+    @staticmethod
+    def number() -> int:
+        """Which rank the launcher says this process is."""
+        return _number("RANK", 0)
 
     @staticmethod
     def world_size() -> int:

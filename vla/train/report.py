@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,6 @@ from vla.noise import Noise
 from vla.train.checkpoint import Progress
 from vla.train.engine import Engine
 from vla.train.job import Job, show_tree
-from vla.train.log import Watch
 from vla.train.run import Run
 
 
@@ -29,10 +29,10 @@ def describe(run: Run, job: Job, world: int) -> list[str]:
     ]
 
 
-def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, watch: Watch) -> None:
+def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say: Callable[[str], None]) -> None:
     """Collective: says the facts and the time that the run will take, from one timed forward pass."""
     for line in describe(run, job, engine.ranks.world):
-        watch.say(line)
+        say(line)
     micro = run.microbatches(engine.ranks.world)
     size = run.batch_size // engine.ranks.world // micro
     batch = job.batch(job.train.samples(range(size))).to(engine.ranks.device)
@@ -42,10 +42,10 @@ def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, wat
         seconds = time.perf_counter() - began
     total = 3 * seconds * micro * (run.steps - start.step)  # backward costs about twice the forward
     begins = f"goes on at step {start.step} of" if start.step else "starts;"
-    watch.say(f"{out}: {begins} {run.steps} steps, about {duration(total)} (from one forward pass)")
+    say(f"{out}: {begins} {run.steps} steps, about {duration(total)} (from one forward pass)")
     needed, free = _bytes_of_saves(run, job.model), shutil.disk_usage(out).free
     if free < needed:
-        watch.say(f"warning: checkpoints here will take about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free in {out}")
+        say(f"warning: checkpoints here will take about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free in {out}")
 
 
 def duration(seconds: float) -> str:

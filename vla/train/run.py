@@ -31,9 +31,9 @@ class Run:
     `mixture`: path of a mixture file, or the object. `embodiments`: names or .py files, in bank order. `batch_size`: samples per
     optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
     rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
-    which top modules to carry (None: all where the decoders agree, else all but the decoder; none: its architecture alone, fresh). `freeze`: prefixes of parameter
-    names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent codes that `vla label` wrote.
-    `max_skips`: non-finite updates in a row before the run stops.
+    which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
+    `freeze`: prefixes of parameter names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent
+    codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
 
