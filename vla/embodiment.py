@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from vla.errors import SchemaError, UnknownName, UserError
+
+if TYPE_CHECKING:  # a third of a second, which simulator processes need not pay
+    from scipy.spatial.transform import Rotation
 
 Frame = Literal["absolute", "from_state", "step"]
 FRAMES = ("absolute", "from_state", "step")
@@ -292,6 +294,8 @@ def _additive_frames(part: np.ndarray, reference: np.ndarray, unit: str, old: Fr
 
 
 def _rotation_frames(part: np.ndarray, reference: np.ndarray, unit: str, old: Frame, new: Frame) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
     turns, base = to_rotation(part, unit), to_rotation(reference[None], unit)[0]
     if old == "absolute":
         absolute = list(turns)
@@ -313,6 +317,8 @@ def _rotation_frames(part: np.ndarray, reference: np.ndarray, unit: str, old: Fr
 
 def to_rotation(values: np.ndarray, unit: str) -> Rotation:
     """(n, width of the unit) -> n rotations. A quaternion or matrix that is not one within 1e-3 is refused, not repaired."""
+    from scipy.spatial.transform import Rotation
+
     if unit == "axis_angle":
         return Rotation.from_rotvec(values)
     if unit == "quat_xyzw":

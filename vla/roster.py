@@ -46,8 +46,9 @@ class Roster:
 def carry_over(model: nn.Module, roster: Roster, weights: Mapping[str, Tensor], old: Roster) -> dict[str, list[str]]:
     """Loads weights trained for the roster `old` into a model of another; in place.
 
-    Parameters that depend on the roster say how (`roster_axes` of their module: E robots, T steps, A actions, P state, T3A
-    every third step and the actions, flattened); known robots keep their rows, new ones keep the model's fresh values. Everything else must fit exactly.
+    Parameters that depend on the roster say how (`roster_axes` of their module: E robots, T steps, A actions, P state, T3A every
+    third step and the actions, flattened); known robots keep their rows, new ones keep the model's fresh values. Everything else
+    must fit exactly.
     Returns {"carried": names, "adapted": names, "fresh": robots new to the model}.
     """
     axes = {

@@ -9,8 +9,10 @@ from vla.demo.stages import Stage
 DECODERS = ("parallel", "tokens", "masked", "dit", "latent")
 """Variants of pretrain/demo.py; the first does best and is the default."""
 
-TASKS = 8
-ROBOT_DEMONSTRATIONS = 50
+NEW_ROBOT = ("--suite", "aloha", "--tasks", "lift")
+"""The held-out robot's task; finetune/demo.py names the robot."""
+
+DEMONSTRATIONS = 50
 EPISODES = 40
 EVALUATE = ("--episodes", str(EPISODES), "--seed", "0", "--workers", "1")
 
@@ -20,37 +22,32 @@ def stages(decoder: str, out: Path) -> list[Stage]:
     data = out / "data"
     learns_latents = decoder == "latent"
 
-    def collect(name: str, suite: str, *more: str, cores: int, typical_s: float) -> Stage:
-        command = ("collect", "--suite", suite, *more, "--workers", str(cores), "--out", str(data / name))
+    def collect(name: str, *what: str, cores: int, typical_s: float) -> Stage:
+        command = ("collect", *what, "--workers", str(cores), "--out", str(data / name))
         return Stage(f"collect {name}", "collect", command, cores=cores, typical_s=typical_s)
 
     def train(name: str, phase: str, recipe: str, *more: str, needs: tuple[str, ...], typical_s: float) -> Stage:
         command = ("train", recipe, *more, "--data-root", str(data), "--out", str(out / name.replace(" ", "_")))
         return Stage(name, phase, command, needs, typical_s=typical_s)
 
-    def evaluate(name: str, run: str, suite: str, *more: str, typical_s: float) -> Stage:
+    def evaluate(name: str, run: str, *what: str, typical_s: float) -> Stage:
         files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))
-        command = ("eval", str(out / run.replace(" ", "_")), "--suite", suite, *more, *EVALUATE, *files)
+        command = ("eval", str(out / run.replace(" ", "_")), *what, *EVALUATE, *files)
         return Stage(name, "evaluate", command, (run,), typical_s=typical_s)
 
-    robots = ("--noise-share", "0.5")
+    noisy = ("--noise-share", "0.5")
     latents = ("--latents", str(out / "latent_action")) if learns_latents else ()
+    initial = ("--init", str(out / "pretrain"))
     return [
-        collect("sawyer", "metaworld-objects", "--episodes", "35", *robots, cores=2, typical_s=75),
-        collect("fetch", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *robots, cores=1, typical_s=15),
-        collect("video", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=35),
-        Stage(
-            "latent-action model",
-            "latent",
-            ("train", "pretrain/demo_latent_action.py", "--data-root", str(data), "--out", str(out / "latent_action")),
-            ("collect video", "collect sawyer", "collect fetch"),
-            typical_s=70,
-        ),
+        collect("sawyer", "--suite", "metaworld-objects", "--episodes", "35", *noisy, cores=2, typical_s=75),
+        collect("fetch", "--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *noisy, cores=1, typical_s=15),
+        collect("video", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=35),
+        train("latent_action", "latent", "pretrain/demo_latent_action.py", needs=("collect video",), typical_s=70),
         Stage(
             "label",
             "latent",
             ("label", str(out / "latent_action"), *(str(data / name) for name in ("sawyer", "fetch", "video"))),
-            ("latent-action model",),
+            ("latent_action", "collect sawyer", "collect fetch"),
             typical_s=20,
         ),
         train(
@@ -61,13 +58,11 @@ def stages(decoder: str, out: Path) -> list[Stage]:
             needs=("label",) if learns_latents else ("collect sawyer", "collect fetch"),
             typical_s=290,
         ),
-        collect(
-            "new_robot", "panda", "--tasks", "lift", "--episodes", str(ROBOT_DEMONSTRATIONS), *robots, cores=1, typical_s=70
-        ),
-        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=85),
-        train("fine-tune", "finetune", "finetune/demo.py", "--init", str(out / "pretrain"), needs=("pretrain", "collect new_robot"), typical_s=85),
-        evaluate("evaluate", "pretrain", "metaworld-objects", typical_s=90),
-        evaluate("zero-shot", "pretrain", "metaworld-heldout", typical_s=60),
-        evaluate("evaluate fine-tuned", "fine-tune", "panda", "--tasks", "lift", typical_s=50),
-        evaluate("evaluate from scratch", "from scratch", "panda", "--tasks", "lift", typical_s=50),
-    ]  # fmt: skip
+        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), *noisy, cores=1, typical_s=30),
+        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=100),
+        train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=100),
+        evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=90),
+        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=60),
+        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=30),
+        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=30),
+    ]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vla.demo.plan import ROBOT_DEMONSTRATIONS
+from vla.demo.plan import DEMONSTRATIONS
+from vla.demo.report import demo_report
 from vla.demo.stages import State
-from vla.evaluate.compare import Compared, compare
-from vla.evaluate.curves import Series
-from vla.evaluate.report import Code, Curves, Gallery, Picture, Report, Successes, Table, Times, gallery_of, write_report
+from vla.evaluate.compare import compare
+from vla.evaluate.report import write_report
 from vla.evaluate.result import EvalResult, git_commit, read_result, versions
 
 PHASES = ("collect", "latent", "pretrain", "finetune", "evaluate")
-GOALS = {"parallel": 0.80}
-OTHER_GOAL = 0.60
 
 
 def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
@@ -28,7 +25,7 @@ def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
     compared = compare(results["evaluate_fine-tuned"], results["evaluate_from_scratch"])
     seconds = {phase: sum(row.seconds for row in state.done.values() if row.phase == phase) for phase in PHASES}
     finetune = {"success": _rate(results["evaluate_fine-tuned"]), "from_scratch": _rate(results["evaluate_from_scratch"])}
-    finetune |= {"demonstrations": ROBOT_DEMONSTRATIONS, "paired_difference": asdict(compared.pooled.comparison)}
+    finetune |= {"demonstrations": DEMONSTRATIONS, "paired_difference": asdict(compared.pooled.comparison)}
     summary = {
         "decoder": decoder,
         "pretrain": {"success": _rates(results["evaluate"])},
@@ -43,7 +40,7 @@ def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
         "commit": git_commit(),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
-    write_report(out / "report.html", _report(out, decoder, summary, results, compared))
+    write_report(out / "report.html", demo_report(out, decoder, summary, results, compared))
     return summary
 
 
@@ -62,82 +59,3 @@ def _rate(result: EvalResult) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _report(out: Path, decoder: str, summary: Mapping[str, Any], results: Mapping[str, EvalResult], compared: Compared) -> Report:
-    pretrain, finetune = summary["pretrain"]["success"], summary["finetune"]
-    goal = GOALS.get(decoder, OTHER_GOAL)
-    lead = (
-        f"A {decoder} policy was pretrained on demonstrations of eight Sawyer tasks and a Fetch arm, evaluated on unseen seeds and on tasks "
-        f"it never saw, then fine-tuned for a Panda arm from {finetune['demonstrations']} demonstrations. All from images, proprioception and "
-        "an instruction; every figure below comes from this run."
-    )
-    tiles = {
-        "eight Sawyer tasks": f"{pretrain['mean']:.0%}",
-        "tasks never seen": f"{summary['zero_shot']['success']['mean']:.0%}",
-        "new robot, fine-tuned": f"{finetune['success']['rate']:.0%}",
-        "new robot, from scratch": f"{finetune['from_scratch']['rate']:.0%}",
-        "minutes": f"{summary['seconds']['total'] / 60:.1f}",
-    }
-    pair = compared.pooled.comparison
-    stages = [
-        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]]
-        for row in summary["stages"]
-    ]
-    sections = [
-        Successes(
-            "Eight Sawyer tasks, unseen seeds",
-            {decoder: results["evaluate"]},
-            goal,
-            "Closed loop from two 64-pixel cameras; 95% Wilson intervals.",
-        ),
-        Successes("Tasks that training never saw (zero-shot)", {decoder: results["zero-shot"]}, note="No gradient step on any of these."),
-        Successes(
-            "A robot that pretraining never saw",
-            {"fine-tuned": results["evaluate_fine-tuned"], "from scratch": results["evaluate_from_scratch"]},
-            OTHER_GOAL,
-            f"Same data, steps and seeds; paired difference {pair.difference:+.0%}, 95% interval {pair.interval.low:+.0%} to "
-            f"{pair.interval.high:+.0%} ({pair.test}, p = {pair.p_value:.2g}).",
-        ),
-        *(
-            Gallery(title, gallery_of(results[name], out / "videos" / name))
-            for title, name in (("Rollouts", "evaluate"), ("Rollouts, zero-shot", "zero-shot"), ("Rollouts, new robot", "evaluate_fine-tuned"))
-        ),
-        Curves("Training loss", [*_losses(out / "pretrain", "pretraining"), *_losses(out / "fine-tune", "fine-tuning"), *_losses(out / "from_scratch", "from scratch")]),
-        *_latent_section(summary["latent_action"]),
-        Code("What it was trained on", _mixture_tree(out)),
-        Picture("The first batch of pretraining", (out / "pretrain" / "first_batch.png").read_bytes(), "samples with their instructions and targets"),
-        Times("Where the time went", {phase: summary["seconds"][phase] for phase in PHASES}, "Wall seconds of each phase; stages run side by side, so they add up to more than the total."),
-        Table("Every stage is a command", ("stage", "started at, s", "seconds", "CPU seconds", "command"), stages),
-        Table("Versions", ("package", "version"), [[name, str(version)] for name, version in summary["versions"].items()]),
-    ]  # fmt: skip
-    footer = (
-        f"commit {summary['commit'] or 'unknown'}, peak memory {summary['peak_rss_mb']:.0f} MB, {summary['cpu_seconds']:.0f} CPU seconds"
-    )
-    return Report(f"make demo: {decoder}", lead, sections, tiles, footer)
-
-
-def _losses(run: Path, name: str) -> list[Series]:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    kept = [(row["step"], row["loss"]) for row in rows if row.get("kind") == "train" and row.get("loss") is not None]
-    return [Series(name, [step for step, _ in kept], [loss for _, loss in kept])]
-
-
-def _latent_section(health: Mapping[str, Any] | None) -> list[Table]:
-    if not health:
-        return []
-    rows = [
-        [name, f"{value:.3g}" if isinstance(value, float) else str(value)]
-        for name, value in health.items()
-        if not isinstance(value, (dict, list))
-    ]
-    return [Table("Latent actions learned from video without actions", ("measure", "value"), rows)]
-
-
-def _mixture_tree(out: Path) -> str:
-    lines = (out / "logs" / "pretrain.log").read_text(errors="replace").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith("mixture")), None)
-    if start is None:
-        return "\n".join(lines[:12])
-    stop = next((i for i, line in enumerate(lines[start + 1 :], start + 1) if line[:1] not in (" ", "├", "└", "│")), len(lines))
-    return "\n".join(lines[start:stop])

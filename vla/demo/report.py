@@ -1,0 +1,116 @@
+"""The demo's page: what was run, what came of it, and where the time went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.evaluate.compare import Compared
+from vla.evaluate.curves import Series
+from vla.evaluate.report import Code, Curves, Gallery, Picture, Report, Successes, Table, Times, gallery_of
+from vla.evaluate.result import EvalResult
+
+GOALS = {"parallel": 0.80}
+"""Success that each decoder is held to on the eight tasks; the others to `OTHER_GOAL`."""
+OTHER_GOAL = 0.60
+
+
+def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Mapping[str, EvalResult], compared: Compared) -> Report:
+    """The page, from what the stages wrote into `out`."""
+    pretrain, finetune = summary["pretrain"]["success"], summary["finetune"]
+    goal = GOALS.get(decoder, OTHER_GOAL)
+    robot = results["evaluate_fine-tuned"].embodiment
+    lead = (
+        f"A {decoder} policy was pretrained on demonstrations of eight Sawyer tasks and a Fetch arm, evaluated on unseen seeds and on "
+        f"tasks it never saw, then fine-tuned for another robot ({robot}) from {finetune['demonstrations']} demonstrations. All from images, "
+        "proprioception and an instruction; every figure below comes from this run."
+    )
+    tiles = {
+        "eight Sawyer tasks": f"{pretrain['mean']:.0%}",
+        "tasks never seen": f"{summary['zero_shot']['success']['mean']:.0%}",
+        "new robot, fine-tuned": f"{finetune['success']['rate']:.0%}",
+        "new robot, from scratch": f"{finetune['from_scratch']['rate']:.0%}",
+        "minutes": f"{summary['seconds']['total'] / 60:.1f}",
+    }
+    pair = compared.pooled.comparison
+    stages = [
+        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]]
+        for row in summary["stages"]
+    ]
+    sections = [
+        Successes(
+            "Eight Sawyer tasks, unseen seeds",
+            {decoder: results["evaluate"]},
+            goal,
+            "Closed loop from two 64-pixel cameras; 95% Wilson intervals.",
+        ),
+        Successes("Tasks that training never saw (zero-shot)", {decoder: results["zero-shot"]}, note="No gradient step on any of these."),
+        Successes(
+            "A robot that pretraining never saw",
+            {"fine-tuned": results["evaluate_fine-tuned"], "from scratch": results["evaluate_from_scratch"]},
+            OTHER_GOAL,
+            f"Same data, steps and seeds; paired difference {pair.difference:+.0%}, 95% interval {pair.interval.low:+.0%} to "
+            f"{pair.interval.high:+.0%} ({pair.test}, p = {pair.p_value:.2g}).",
+        ),
+        *(
+            Gallery(title, gallery_of(results[name], out / "videos" / name))
+            for title, name in (
+                ("Rollouts", "evaluate"),
+                ("Rollouts, zero-shot", "zero-shot"),
+                ("Rollouts, new robot", "evaluate_fine-tuned"),
+            )
+        ),
+        Curves(
+            "Training loss",
+            [
+                _losses(out / run, name)
+                for run, name in (("pretrain", "pretraining"), ("fine-tune", "fine-tuning"), ("from_scratch", "from scratch"))
+            ],
+        ),
+        *_latent_section(summary["latent_action"]),
+        Code("What it was trained on", _mixture_tree(out)),
+        Picture(
+            "The first batch of pretraining",
+            (out / "pretrain" / "first_batch.png").read_bytes(),
+            "samples with their instructions and targets",
+        ),
+        Times(
+            "Where the time went",
+            {phase: seconds for phase, seconds in summary["seconds"].items() if phase != "total"},
+            "Wall seconds of each phase; stages run side by side, so they add up to more than the total.",
+        ),
+        Table("Every stage is a command", ("stage", "started at, s", "seconds", "CPU seconds", "command"), stages),
+        Table("Versions", ("package", "version"), [[name, str(version)] for name, version in summary["versions"].items()]),
+    ]
+    footer = (
+        f"commit {summary['commit'] or 'unknown'}, peak memory {summary['peak_rss_mb']:.0f} MB, {summary['cpu_seconds']:.0f} CPU seconds"
+    )
+    return Report(f"make demo: {decoder}", lead, sections, tiles, footer)
+
+
+def _losses(run: Path, name: str) -> Series:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    kept = [(row["step"], row["loss"]) for row in rows if row.get("kind") == "train" and row.get("loss") is not None]
+    return Series(name, [step for step, _ in kept], [loss for _, loss in kept], smooth=True)
+
+
+def _latent_section(health: Mapping[str, Any] | None) -> list[Table]:
+    if not health:
+        return []
+    rows = [
+        [name, f"{value:.3g}" if isinstance(value, float) else str(value)]
+        for name, value in health.items()
+        if not isinstance(value, (dict, list))
+    ]
+    return [Table("Latent actions learned from video without actions", ("measure", "value"), rows)]
+
+
+def _mixture_tree(out: Path) -> str:
+    lines = (out / "logs" / "pretrain.log").read_text(errors="replace").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("mixture")), None)
+    if start is None:
+        return "\n".join(lines[:12])
+    stop = next((i for i, line in enumerate(lines[start + 1 :], start + 1) if line[:1] not in (" ", "├", "└", "│")), len(lines))
+    return "\n".join(lines[start:stop])
