@@ -36,6 +36,19 @@ SMALL = 200_000
 """Bytes of a shard: several, so that an interrupted run has something to keep."""
 
 
+MISSING = (
+    HOPELESS
+    + """
+from vla.errors import UserError
+
+def make(task, image_size):
+    raise UserError("pip install it")
+
+SUITE = replace(SUITE, tasks=(replace(reach, make=make),))
+"""
+)
+
+
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return Plan("fetch", episodes=3, tasks=("lift", "reach"), noise_share=0.5, seed=40)
@@ -160,6 +173,13 @@ def test_a_simulator_that_dies_is_named(tmp_path: Path) -> None:
     suite.write_text(CRASHING, encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"died at task reach, seed 100000 \(exit code 7\)"):
         list(attempts(Plan(str(suite), episodes=1), workers=1))
+
+
+def test_a_simulator_that_is_not_installed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = tmp_path / "missing.py"
+    suite.write_text(MISSING, encoding="utf-8")
+    assert main(["collect", "--suite", str(suite), "--out", str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err == "error: pip install it\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,21 +70,19 @@ def _collect_with_bar(plan: Plan, args: argparse.Namespace) -> CollectReport:
 
     from vla.sim.collect import collect
 
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("starting", total=plan.episodes * len(plan.tasks), rate="")
+    console, start, tenths = Console(stderr=True), time.monotonic(), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("starting", total=plan.episodes * len(plan.tasks))
 
         def show(done: int, wanted: int, task: str) -> None:
-            seconds = bars.tasks[0].elapsed or 1e-9
-            bars.update(bar, completed=done, total=wanted, description=task, rate=f"{done / seconds:.2f}/s")
+            nonlocal tenths
+            seconds = time.monotonic() - start
+            bars.update(bar, completed=done, description=f"{task}, {done / seconds:.1f} episodes/s")
+            if not console.is_terminal and done * 10 // wanted > tenths:  # a log gets a line at every tenth
+                tenths = done * 10 // wanted
+                left_s = seconds * (wanted - done) / done
+                console.print(f"{done}/{wanted} episodes, {done / seconds:.1f}/s, {left_s:.0f} s left", highlight=False)
 
         return collect(plan, args.out, args.workers, show, args.resume)
 
@@ -97,7 +96,7 @@ def _print_report(report: CollectReport) -> None:
         share = row.successes / max(row.attempts, 1)
         steps = f"{row.steps / row.successes:.0f}" if row.successes else "-"
         table.add_row(row.task, str(row.successes), str(row.attempts), f"{share:.0%}", steps, f"{row.cpu_s:.1f}")
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for task, count in report.missing.items():
         console.print(f"warning: {task} lacks {count} of {report.wanted} episodes: attempts ran out; raise --attempts")

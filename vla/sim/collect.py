@@ -246,11 +246,14 @@ class _Worker:
     def receive(self) -> _Queue:
         queue, number = self.jobs.popleft()
         try:
-            queue.put(number, self.connection.recv())
+            reply = self.connection.recv()
         except EOFError:
             self._process.join()
             where = f"task {queue.task}, seed {self._plan.seed + number}"
             raise RuntimeError(f"a simulator process died at {where} (exit code {self._process.exitcode}); see above") from None
+        if isinstance(reply, str):
+            raise UserError(reply)
+        queue.put(number, reply)
         return queue
 
     def stop(self) -> None:
@@ -260,15 +263,21 @@ class _Worker:
 
 
 def _work(connection: Connection, plan: Plan) -> None:
-    """A worker's life: (task, seed, noise_sd) in, Attempt out, until the other side is gone."""
+    """A worker's life: (task, seed, noise_sd) in, Attempt out (or a user's mistake in words), until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    try:
+        _serve_attempts(connection, plan)
+    except UserError as error:  # such as an optional simulator that is not installed
+        connection.send(str(error))
+    except EOFError:
+        return
+
+
+def _serve_attempts(connection: Connection, plan: Plan) -> None:
     suite, env, cpu_s = load_suite(plan.suite), None, 0.0
     recorder = Recorder(suite, plan.image_every, plan.jpeg_quality)
     while True:
-        try:
-            task, seed, noise_sd = connection.recv()
-        except EOFError:
-            return
+        task, seed, noise_sd = connection.recv()
         if env is None or env.task != task:
             if env is not None:
                 env.close()
