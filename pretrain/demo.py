@@ -11,6 +11,7 @@ Command   vla train pretrain/demo.py --data-root runs/demo/data
 from dataclasses import replace
 
 from vla.backbones.tiny import Tiny
+from vla.codecs.bins import Bins
 from vla.decoders.dit import DiT
 from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
@@ -22,6 +23,7 @@ from vla.train.optim import AdamW, Cosine
 from vla.train.run import Run
 
 BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32)
+CODEC = Bins(every=3)  # at 80 Hz neighbouring commands are nearly equal: 16 tokens a chunk instead of 48
 
 RUN = Run(
     name="demo",
@@ -39,8 +41,8 @@ RUN = Run(
 )
 
 parallel = RUN
-tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens()), steps=1200)
-masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(evaluations=4)), steps=1200)
+tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC)), steps=1200)
+masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1200)
 dit = replace(
     RUN,
     name="demo_dit",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vla.latent_action.run import LatentRun
     from vla.train.run import Run
 
 SUMMARY = "Run a recipe: pretraining or fine-tuning."
@@ -17,6 +18,8 @@ vla train pretrain/tiny.py
 vla train finetune/forkme.py --init runs/tiny --out runs/my_robot
 vla train pretrain/tiny.py --resume
 vla train pretrain/tiny.py --dry-run
+vla train pretrain/demo_latent_action.py --out runs/latent_action
+vla train pretrain/demo.py:latent --latents runs/latent_action
 torchrun --nproc-per-node 2 -m vla train pretrain/tiny.py --zero pretrain/zero2.json
 exit codes: 0 done; 75 stopped on request with everything saved (go on with --resume); 2 a mistake; 1 damaged data or divergence
 """
@@ -34,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop before the first step")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets (default: $VLA_DATA, else data)")
     parser.add_argument("--init", help="checkpoint or run folder to start from")
+    parser.add_argument(
+        "--latents", help="latent codes to learn: the name that `vla label` printed, or the folder of the model that made them"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, help="samples per optimizer step, over all ranks")
     parser.add_argument("--lr", type=float, help="peak learning rate")
@@ -44,11 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from vla.latent_action.run import LatentRun
     from vla.train.loop import train
     from vla.train.run import load_recipe
     from vla.train.stop import EXIT_STOPPED
 
-    recipe = overridden(load_recipe(args.recipe), args)
+    found = load_recipe(args.recipe)
+    if isinstance(found, LatentRun):
+        return _train_latent(found, args)
+    recipe = overridden(found, args)
     if args.dry_run:
         return _dry_run(recipe, args)
     out = args.out or Path("runs") / recipe.name
@@ -63,13 +73,52 @@ def overridden(recipe: Run, args: argparse.Namespace) -> Run:
     """The recipe's run with what the command line says instead."""
     from vla.train.optim import Zero
 
-    names = ("init", "steps", "batch_size", "seed", "workers", "threads")
-    changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    changes = _given(args, ("init", "steps", "batch_size", "seed", "workers", "threads"))
     if args.lr is not None:
         changes["optim"] = replace(recipe.optim, lr=args.lr)
     if args.zero is not None:
         changes["zero"] = Zero.of(args.zero)
+    if args.latents is not None:
+        changes["latents"] = _latents(args.latents)
     return replace(recipe, **changes)
+
+
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _latents(name_or_folder: str) -> str:
+    """The name of the codes that the model in a folder gives at its usual gap; anything else is taken as a name."""
+    from vla.latent_action.checkpoint import load_latent
+    from vla.latent_action.label import label_hash
+
+    return label_hash(load_latent(name_or_folder)) if Path(name_or_folder).is_dir() else name_or_folder
+
+
+def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
+    from vla.errors import UserError
+    from vla.train.job import open_mixture
+
+    meaningless = sorted(_given(args, ("init", "lr", "zero", "workers", "latents")))
+    if meaningless or args.resume or args.allow_changed:
+        wrong = ", ".join(f"--{name}" for name in [*meaningless, *(["resume"] if args.resume or args.allow_changed else [])])
+        raise UserError(f"{wrong}: not for a latent-action model, which trains from the start in minutes on one process")
+    recipe = replace(recipe, **_given(args, ("steps", "batch_size", "seed", "threads")))
+    mixture = open_mixture(recipe.mixture, args.recipe.parent, args.data_root)
+    out = args.out or Path("runs") / recipe.name
+    if args.dry_run:
+        print(f"{args.recipe} is sound; nothing was trained")
+        return 0
+    with _Bar() as bar:
+
+        def progress(step: int, steps: int, row: Mapping[str, Any]) -> None:
+            bar.step(step, steps)
+            unexplained, used = row["prediction"], row["perplexity_share"]
+            bar.line(f"step {step}: {unexplained:.0%} of the change unexplained, {used:.0%} of the codebook in use, {row['seconds']:.0f} s")
+
+        recipe.train(out, mixture, progress)
+        bar.say(f"saved {out / 'model'}")
+    return 0
 
 
 def _dry_run(recipe: Run, args: argparse.Namespace) -> int:
@@ -111,6 +160,13 @@ class _Bar:
     def say(self, line: str) -> None:
         if self._first:
             self._console.print(line, markup=False, soft_wrap=True)
+
+    def line(self, line: str) -> None:
+        """What goes beside the bar, or on a line of its own where there is none."""
+        if self._console.is_terminal:
+            self._bar.update(self._task, description=line)
+        else:
+            self.say(line)
 
     def row(self, row: Mapping[str, Any]) -> None:
         if row["kind"] == "train" and row["loss"] is not None:

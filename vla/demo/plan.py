@@ -46,7 +46,7 @@ def stages(decoder: str, out: Path) -> list[Stage]:
         Stage(
             "label",
             "latent",
-            ("label", str(out / "latent_action"), *(str(data / name) for name in ("sawyer", "fetch", "video"))),
+            ("label", "--json", str(out / "latent_action"), *(str(data / name) for name in ("sawyer", "fetch", "video"))),
             ("latent_action", "collect sawyer", "collect fetch"),
             typical_s=20,
         ),

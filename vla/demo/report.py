@@ -23,9 +23,9 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
     goal = GOALS.get(decoder, OTHER_GOAL)
     robot = results["evaluate_fine-tuned"].embodiment
     lead = (
-        f"A {decoder} policy was pretrained on demonstrations of eight Sawyer tasks and a Fetch arm, evaluated on unseen seeds and on "
-        f"tasks it never saw, then fine-tuned for another robot ({robot}) from {finetune['demonstrations']} demonstrations. All from images, "
-        "proprioception and an instruction; every figure below comes from this run."
+        f"A {decoder} policy was pretrained on demonstrations of eight Sawyer tasks and a Fetch arm, evaluated on unseen seeds and "
+        f"on tasks it never saw, then fine-tuned for another robot ({robot}) from {finetune['demonstrations']} demonstrations. "
+        "All from images, proprioception and an instruction; every figure below comes from this run."
     )
     tiles = {
         "eight Sawyer tasks": f"{pretrain['mean']:.0%}",
@@ -69,7 +69,7 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
                 for run, name in (("pretrain", "pretraining"), ("fine-tune", "fine-tuning"), ("from_scratch", "from scratch"))
             ],
         ),
-        *_latent_section(summary["latent_action"]),
+        _latent_section(summary["latent_action"]),
         Code("What it was trained on", _mixture_tree(out)),
         Picture(
             "The first batch of pretraining",
@@ -96,15 +96,17 @@ def _losses(run: Path, name: str) -> Series:
     return Series(name, [step for step, _ in kept], [loss for _, loss in kept], smooth=True)
 
 
-def _latent_section(health: Mapping[str, Any] | None) -> list[Table]:
-    if not health:
-        return []
-    rows = [
-        [name, f"{value:.3g}" if isinstance(value, float) else str(value)]
-        for name, value in health.items()
-        if not isinstance(value, (dict, list))
-    ]
-    return [Table("Latent actions learned from video without actions", ("measure", "value"), rows)]
+def _latent_section(labels: Mapping[str, Any]) -> Table:
+    rows = []
+    for row in labels["datasets"]:
+        probes = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in row["probe_r2"].items())
+        effective = " ".join(f"{value:.1f}" for value in row["perplexity"])
+        rows.append(
+            [row["dataset"], f"{row['anchors']:,}", effective, f"{row['dead_share']:.0%}", ", ".join(probes) or "no labels to test on"]
+        )
+    header = ("dataset", "frame pairs", "effective entries per code", "entries never used", "linear probe R2 on held-out episodes")
+    note = "Learned from video alone; the probe asks how much of the robot's true motion the codes tell, linearly."
+    return Table("Latent actions", header, rows, note)
 
 
 def _mixture_tree(out: Path) -> str:

@@ -31,7 +31,7 @@ def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
         "pretrain": {"success": _rates(results["evaluate"])},
         "zero_shot": {"success": _rates(results["zero-shot"])},
         "finetune": finetune,
-        "latent_action": _json(out / "latent_action" / "health.json"),
+        "latent_action": _last_json(out / "logs" / "label.log"),
         "seconds": {**seconds, "total": state.elapsed_s},
         "cpu_seconds": sum(row.cpu_seconds for row in state.done.values()),
         "peak_rss_mb": state.peak_rss_mb,
@@ -57,5 +57,6 @@ def _rate(result: EvalResult) -> dict[str, Any]:
     return {"successes": rate.successes, "episodes": rate.episodes, "rate": rate.rate, "low": rate.low, "high": rate.high}
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
+def _last_json(log: Path) -> Any:
+    """What a command printed as JSON on its last line."""
+    return json.loads(log.read_text().splitlines()[-1])

@@ -91,7 +91,7 @@ def assemble(run: Run, data_root: Path | None = None, near: Path = Path(), verif
     """
     robots = [robot if isinstance(robot, Embodiment) else _embodiment(robot, near) for robot in run.embodiments]
     by_name = {robot.name: robot for robot in robots}
-    mixture = run.mixture if isinstance(run.mixture, Mixture) else _mixture(run.mixture, near, data_root, verify)
+    mixture = run.mixture if isinstance(run.mixture, Mixture) else open_mixture(run.mixture, near, data_root, verify)
     for source in mixture.sources:
         recorded = source.dataset.info.robot
         if recorded is not None and recorded.name not in by_name:
@@ -133,7 +133,8 @@ def show_tree(job: Job, positions: int) -> str:
     return console.file.getvalue().rstrip()
 
 
-def _mixture(path: str, near: Path, data_root: Path | None, verify: Literal["full", "size"]) -> Mixture:
+def open_mixture(path: str, near: Path, data_root: Path | None, verify: Literal["full", "size"] = "full") -> Mixture:
+    """A recipe's mixture file: beside the recipe, from the working folder, or under the data root."""
     found = find(path, near)
     if not found.is_file() and data_root is not None and (data_root / path).is_file():
         found = data_root / path  # written beside the data it names

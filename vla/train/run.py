@@ -13,6 +13,7 @@ from vla.config import check_types, to_json
 from vla.data.mixture import Mixture
 from vla.embodiment import Embodiment
 from vla.errors import UnknownName, UserError
+from vla.latent_action.run import LatentRun
 from vla.model import Model
 from vla.normalize import METHODS
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
@@ -118,7 +119,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[st
     return unsafe, harmless
 
 
-def load_recipe(recipe: str | Path) -> Run:
+def load_recipe(recipe: str | Path) -> Run | LatentRun:
     """Runs a recipe file, which is code that the user named, and returns its `RUN`; for `FILE.py:NAME` its variant of that name.
 
     Mistakes in it become one line.
@@ -141,7 +142,7 @@ def load_recipe(recipe: str | Path) -> Run:
     except (TypeError, NameError, AttributeError, ImportError, ValueError) as error:
         hint = f" Settings of a Run: {', '.join(f.name for f in fields(Run))}." if "Run" in str(error) else ""
         raise UserError(f"{_line(path, error)}: {error}.{hint}") from error
-    runs = {key: value for key, value in vars(module).items() if isinstance(value, Run)}
+    runs = {key: value for key, value in vars(module).items() if isinstance(value, (Run, LatentRun))}
     if "RUN" not in runs:
         raise UserError(f"{path} defines no RUN. A recipe ends with RUN = Run(...); see finetune/forkme.py.")
     if (variant or "RUN") not in runs:
