@@ -34,7 +34,7 @@ KINDS = {
     "latent_action.model": "vla.latent_action.model:LatentActionConfig",
     "latent_action.features.pixels": "vla.latent_action.features:Pixels",
     "latent_action.features.tiny_conv": "vla.latent_action.features:TinyConv",
-    "latent_action.encoder.motion_conv": "vla.latent_action.encoder:MotionConv",
+    "latent_action.encoder.state_difference": "vla.latent_action.encoder:StateDifference",
     "latent_action.encoder.spatio_temporal": "vla.latent_action.encoder:SpatioTemporal",
     "latent_action.quantizer.residual_vq": "vla.latent_action.quantizer:ResidualVQ",
     "latent_action.quantizer.vq": "vla.latent_action.quantizer:VQ",

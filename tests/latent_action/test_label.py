@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.latent_action.dots import CONFIG, STEPS, write_dots
+from vla.cli import main
+from vla.data.latents import read_latents
+from vla.data.mixture import Mixture
+from vla.data.pipeline import Pipeline
+from vla.data.quarantine import TooManyBad
+from vla.data.reader import Dataset
+from vla.errors import SchemaError, StatsMissing, UnknownName, UserError
+from vla.latent_action.label import encode_dataset, label, label_hash
+from vla.latent_action.pairs import anchor_pairs, later_anchors
+from vla.latent_action.train import frame_pairs, train_latent
+
+
+@pytest.fixture(name="video")
+def _video(dots, tmp_path):
+    return Dataset.open(shutil.copytree(dots[1], tmp_path / "video"))
+
+
+def test_labels_reach_the_samples_of_a_pipeline(video, trained):
+    model, _ = trained
+    labels = label(video, model)
+    assert labels.hash == label_hash(model) and labels.code_XN.shape == (video.anchors, 2) and labels.bad == 0
+    np.testing.assert_array_equal(read_latents(video, labels.hash), labels.code_XN)
+    pipeline = Pipeline(Mixture.of([video.folder], val_fraction=0.0), {}, latents=labels.hash)
+    first = np.cumsum(video.anchors_E) - video.anchors_E
+    names = [video.episode(index).id for index in range(len(video))]
+    for sample in pipeline.samples(range(20)):
+        row = first[names.index(sample.episode)] + sample.step
+        np.testing.assert_array_equal(sample.latent_N, labels.code_XN[row])
+
+
+def test_codes_of_another_model_or_gap_are_refused(video, dots, trained):
+    model, _ = trained
+    labels = label(video, model)
+    other = train_latent(CONFIG, frame_pairs(CONFIG, [dots[1]]).samples, steps=2, batch=4)
+    assert label_hash(other) != labels.hash
+    with pytest.raises(StatsMissing, match=labels.hash[:12]):
+        read_latents(video, label_hash(other))
+    with pytest.raises(UserError, match="trained on gaps"):
+        label(video, model, gap_s=0.5)
+
+
+def test_pairs_are_clipped_at_the_end(video):
+    episode = video.episode(0)
+    later = later_anchors(episode, 0.2)
+    np.testing.assert_array_equal(later, np.minimum(np.arange(STEPS) + 2, STEPS - 1))
+    np.testing.assert_array_equal(later_anchors(episode, 0.001), np.minimum(np.arange(STEPS) + 1, STEPS - 1))
+    pairs = list(anchor_pairs(video, "front", 0.2))
+    assert len(pairs) == video.anchors
+    assert pairs[STEPS - 1] == (0, STEPS - 1, STEPS - 1, STEPS - 1) and pairs[STEPS] == (1, 0, 0, 2)
+
+
+def test_batch_size_changes_nothing(video, trained):
+    model, _ = trained
+    small, large = (encode_dataset(video, model, 0.2, batch=size)[0] for size in (7, 256))
+    assert (small == large).mean() > 0.99  # a latent on the border of two entries may fall to either, by the last bit
+
+
+def test_labelling_agrees_with_training_pairs(video, trained):
+    model, _ = trained
+    code_XN, _ = encode_dataset(video, model, 0.2)
+    pipeline = frame_pairs(CONFIG, [video.folder])
+    rows = [anchor for anchor in range(100) if anchor % STEPS < STEPS - 2]
+    samples = [pipeline.at_anchor("video", anchor, 0.2) for anchor in rows]
+    assert (model.encode(model.collate(samples)).numpy() == code_XN[rows]).mean() > 0.99
+
+
+def test_altered_frames_have_no_code(video, trained):
+    model, _ = trained
+    tar = video.folder / "shard-00000.tar"
+    table = video.episode(3).cameras["front"]
+    data = bytearray(tar.read_bytes())
+    data[int(table.offset[5]) + 40] ^= 0xFF
+    tar.write_bytes(bytes(data))
+    damaged = Dataset.open(video.folder)
+    labels = label(damaged, model)
+    first = 3 * STEPS
+    assert labels.bad == 2
+    np.testing.assert_array_equal(np.flatnonzero((labels.code_XN < 0).any(1)), [first + 3, first + 5])
+    for number in range(STEPS):  # a whole episode and more: no longer a few bad frames
+        data[int(table.offset[number]) + 40] ^= 0xFF
+    tar.write_bytes(bytes(data))
+    with pytest.raises(TooManyBad, match="altered"):
+        label(Dataset.open(video.folder), model)
+
+
+def test_video_that_does_not_fit(trained, tmp_path):
+    model, _ = trained
+    slow = Dataset.open(write_dots(tmp_path / "slow", episodes=2, labelled=False, every=5))
+    with pytest.raises(SchemaError, match=r"every 0\.5 s"):
+        label(slow, model)
+    short = Dataset.open(write_dots(tmp_path / "short", episodes=2, labelled=False, steps=1))
+    assert label(short, model).code_XN.min() >= 0  # a single frame: the code of no motion
+    with pytest.raises(UnknownName, match="front"):
+        encode_dataset(slow, replace(CONFIG, camera="wrist").build(), 0.2)
+
+
+def test_command(video, dots, trained, tmp_path, capsys):
+    model, out = trained
+    labelled = shutil.copytree(dots[0], tmp_path / "labelled")
+    assert main(["label", str(out / "model"), str(video.folder), str(labelled), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["latents"] == label_hash(model)
+    rows = {row["dataset"]: row for row in answer["datasets"]}
+    assert rows["video"]["probe_r2"] == {} and min(rows["labelled"]["probe_r2"]["action/move"]) > 0.7
+    assert main(["label", str(out / "model"), str(labelled)]) == 0
+    printed = capsys.readouterr().out
+    assert "linear probe R2, displacement/place" in printed and label_hash(model) in printed
+    assert main(["label", str(out / "model"), str(labelled), "--gap", "9"]) == 2
+    assert main(["label", str(labelled), str(labelled)]) == 1
+    assert capsys.readouterr().err.count("error:") == 2

@@ -1,0 +1,118 @@
+"""Codes for every anchor of a dataset, kept beside its shards."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla.data.images import decode_jpeg
+from vla.data.latents import write_latents
+from vla.data.quarantine import BadRecord, BadSample, Quarantine
+from vla.data.reader import Dataset
+from vla.errors import Damaged, UnknownName
+from vla.latent_action.features import fit
+from vla.latent_action.health import Usage
+from vla.latent_action.model import FramePairs, LatentActionModel
+from vla.latent_action.pairs import Pair, anchor_pairs, in_batches
+
+Progress = Callable[[int, int], None]
+"""Called as (anchors done, anchors)."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`hash`: name of the codes, for a run's `latents`. `code_XN`: int64, one row per anchor in storage order, -1 for none."""
+
+    hash: str
+    path: Path
+    gap_s: float
+    code_XN: np.ndarray
+    usage: Usage
+    bad: int
+    seconds: float
+
+
+def label_hash(model: LatentActionModel, gap_s: float | None = None) -> str:
+    """Name of the codes that a model gives at a gap: sha256 of the model's hash and the gap. Another model or gap, another name."""
+    return hashlib.sha256(f"{model.hash()} {model.check_gap(gap_s):.6g}".encode()).hexdigest()
+
+
+def label(
+    dataset: Dataset, model: LatentActionModel, gap_s: float | None = None, batch: int = 256, progress: Progress | None = None
+) -> Labels:
+    """Codes of all anchors, written with `write_latents` under `label_hash(model, gap_s)`.
+
+    An anchor is paired with the one nearest to `gap_s` later, or the episode's last: near the end the last frame repeats. Frames
+    that do not decode leave their anchors without a code; more than 1% of those raise TooManyBad.
+    """
+    start_s = time.monotonic()
+    gap_s = model.check_gap(gap_s)
+    code_XN, bad = encode_dataset(dataset, model, gap_s, batch, progress)
+    usage = Usage.of(code_XN, model.vocabulary)
+    name = label_hash(model, gap_s)
+    meta = {
+        "latent_action_model": model.hash(),
+        "camera": model.config.camera,
+        "gap_s": gap_s,
+        "codes": model.codes,
+        "vocabulary": model.vocabulary,
+        "without_code": bad,
+        "perplexity_share": usage.perplexity_share,
+    }
+    path = write_latents(dataset, name, code_XN, meta)
+    return Labels(name, path, gap_s, code_XN, usage, bad, time.monotonic() - start_s)
+
+
+def encode_dataset(
+    dataset: Dataset, model: LatentActionModel, gap_s: float, batch: int = 256, progress: Progress | None = None
+) -> tuple[np.ndarray, int]:
+    """int64 codes (anchors, N), and how many anchors have none. Reads each frame about once; memory does not grow with pixels."""
+    if model.config.camera not in dataset.cameras:
+        fix = f"Dataset '{dataset.info.name}' does not have it; train a model with another `camera`."
+        raise UnknownName("camera role", model.config.camera, dataset.cameras, fix)
+    model.eval()
+    code_XN = np.full((dataset.anchors, model.codes), -1, np.int64)
+    quarantine, done = Quarantine(max_rate=0.01), 0
+    for pairs in in_batches(anchor_pairs(dataset, model.config.camera, gap_s), batch):
+        code_XN[done : done + len(pairs)], records = _encode(dataset, model, gap_s, pairs, done)
+        quarantine.add(len(pairs), records)
+        done += len(pairs)
+        if progress is not None:
+            progress(done, dataset.anchors)
+    return code_XN, quarantine.bad
+
+
+def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: list[Pair], first: int) -> tuple[np.ndarray, list[BadRecord]]:
+    """Codes of a batch; -1 and a record for a pair with a bad frame. Frames that pairs share are read once."""
+    frames: dict[tuple[int, int], np.ndarray | BadSample] = {}
+    for key in dict.fromkeys((pair.episode, number) for pair in pairs for number in (pair.now, pair.later)):
+        frames[key] = _frame(dataset, model.config.camera, *key)
+    code_BN, bad, rows, images = np.full((len(pairs), model.codes), -1, np.int64), [], [], []
+    for row, pair in enumerate(pairs):
+        both = [frames[pair.episode, number] for number in (pair.now, pair.later)]
+        wrong = next((frame for frame in both if isinstance(frame, BadSample)), None)
+        if wrong is None:
+            rows.append(row), images.append(both)
+        else:
+            episode = dataset.episode(pair.episode).id
+            bad.append(BadRecord(wrong.cause, dataset.info.name, episode, pair.step, first + row, str(wrong)))
+    if rows:
+        now, later = (fit([both[i] for both in images], model.features.image_side) for i in (0, 1))
+        batch = FramePairs(now, later, torch.full((len(rows),), gap_s), torch.arange(len(rows)))
+        code_BN[rows] = model.encode(batch.to(next(model.parameters()).device)).cpu().numpy()
+    return code_BN, bad
+
+
+def _frame(dataset: Dataset, camera: str, episode: int, number: int) -> np.ndarray | BadSample:
+    try:
+        return decode_jpeg(dataset.frame(episode, camera, number))
+    except BadSample as error:
+        return error
+    except Damaged as error:
+        return BadSample("altered", str(error))
