@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class Books:
     def close(self) -> dict[str, Any]:
         """Collective. Means since the last time, and starts anew. What had no weight is left out."""
         names = sorted(self.parts)
-        sums = torch.cat([torch.stack([self.parts[name] for name in names]), self._source_S2, self._robot_E2])
+        sums = torch.cat([*(self.parts[name][None] for name in names), self._source_S2, self._robot_E2])
         mean = [a / b if b > 0 else None for a, b in self.ranks.sum(sums).tolist()]
         keys = [("parts", name) for name in names]
         keys += [("sources", name) for name in self.sources] + [("embodiments", name) for name in self.robots]
@@ -108,7 +109,7 @@ class Log:
     def write(self, kind: str, step: int, **facts: Any) -> None:
         if self._file is None:
             return
-        row = {"kind": kind, "step": step, **facts}
+        row = {"kind": kind, "step": step, **_finite(facts)}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in _scalars(facts):
@@ -133,6 +134,13 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # torn by a crash of the machine
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -1,0 +1,129 @@
+"""Runs, recipes and schedules: what is wrong is said in one line before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.train.toy import toy_run
+from vla.errors import SchemaError, UnknownName, UserError
+from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
+from vla.train.run import differences, load_recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"precision": "fp16"}, "bf16, fp32"),
+        ({"normalization": "minmax"}, "quantile, zscore"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 1.5}, "steps must be int"),
+        ({"seed": True}, "seed must be int"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"embodiments": "narrow"}, "a tuple of robots"),
+        ({"history_s": (0.0, -0.5)}, "end at 0.0"),
+        ({"model": None}, "neither a model nor a checkpoint"),
+        ({"workers": -1}, "workers must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(changes, says):
+    with pytest.raises(UserError, match=says):
+        toy_run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "microbatch", "world", "near"),
+    [(10, None, 4, "8 or 12"), (3, None, 4, "4"), (24, 5, 2, "20 or 30")],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch_size, microbatch, world, near):
+    with pytest.raises(UserError, match=f"--batch-size {near}[.]"):
+        toy_run(batch_size=batch_size, microbatch=microbatch).check(world)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+def test_a_batch_is_ranks_times_microbatches(world, count, size):
+    run = toy_run(batch_size=world * count * size, microbatch=size)
+    run.check(world)
+    assert run.microbatches(world) == count
+
+
+def test_only_what_changes_an_update_is_unsafe():
+    old = toy_run().to_json()
+    same = json.loads(json.dumps(old))
+    assert differences(old, same) == ([], [])
+    new = toy_run(log_every=7, zero=Zero(2), optim=AdamW(lr=0.1), schedule=Constant()).to_json()
+    unsafe, harmless = differences(same, new)
+    assert "optim.lr: 0.003 -> 0.1" in unsafe and "schedule.kind: schedule.cosine -> schedule.constant" in unsafe
+    assert "log_every: 1 -> 7" in harmless and "zero.stage: absent -> 2" in harmless
+
+
+@pytest.mark.parametrize("schedule", [Cosine(10, final=0.1), WSD(10, decay_steps=30, final=0.1), Constant(10)])
+def test_schedules_warm_up_to_the_peak_and_end_where_they_should(schedule):
+    factors = [schedule.factor(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[10] == pytest.approx(1.0)
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
+    assert factors[-1] == pytest.approx(1.0 if isinstance(schedule, Constant) else 0.1, abs=0.04)
+    middle = {"schedule.cosine": 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 50 / 90)), "schedule.wsd": 1.0, "schedule.constant": 1.0}
+    assert factors[60] == pytest.approx(middle[schedule.kind])
+
+
+def test_zero_settings_come_from_a_number_or_deepspeeds_own_block(tmp_path):
+    assert Zero.of("0") is None and Zero.of("3") == Zero(3)
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "overlap_comm": true}}')
+    assert Zero.of(str(path)) == Zero(2, {"overlap_comm": True})
+    path.write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": 8}')
+    with pytest.raises(UserError, match="train_batch_size"):
+        Zero.of(str(path))
+    for wrong in ("4", "zero.json"):
+        with pytest.raises(UnknownName, match="0, 1, 2, 3"):
+            Zero.of(wrong)
+
+
+RECIPE = """
+from tests.train.toy import toy_run
+from dataclasses import replace
+RUN = toy_run({})
+LONGER = replace(RUN, steps=99)
+"""
+
+
+def test_a_recipe_is_a_file_with_a_run_and_its_variants(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE.format("steps=5"))
+    assert load_recipe(path).steps == 5
+    assert load_recipe(f"{path}:LONGER").steps == 99
+    with pytest.raises(UnknownName, match="LONGER, RUN"):
+        load_recipe(f"{path}:SHORTER")
+    with pytest.raises(UnknownName, match=r"mine\.py"):
+        load_recipe(tmp_path / "mime.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (RECIPE.format("stepz=5"), r"mine.py, line 4: .*stepz.*Settings of a Run: name, mixture"),
+        (RECIPE.format("precision='fp64'"), "line 4: unknown precision 'fp64'"),
+        (RECIPE.format("nothing"), "line 4: name 'nothing' is not defined"),
+        ("RUN = (", "line 1"),
+        ("import no_such_module", "line 1: No module"),
+        ("STEPS = 5", "defines no RUN"),
+    ],
+)
+def test_mistakes_in_a_recipe_name_their_line(tmp_path, text, says):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as raised:
+        load_recipe(path)
+    assert raised.value.exit_code == 2 and "\n" not in str(raised.value)
+
+
+def test_a_setting_of_the_wrong_type_is_named():
+    with pytest.raises(SchemaError, match="lr must be float"):
+        AdamW(lr="1e-3")
