@@ -9,4 +9,4 @@ Command   vla train pretrain/demo_latent_action.py --data-root runs/demo/data
 
 from vla.latent_action.run import LatentRun
 
-RUN = LatentRun(name="demo_latent_action", mixture="data_mixtures/demo_latent_action.yaml", steps=600, batch_size=64, threads=1)
+RUN = LatentRun(name="demo_latent_action", mixture="data_mixtures/demo_latent_action.yaml", steps=450, batch_size=64, threads=1)

@@ -66,6 +66,8 @@ class Contents:
 
     @staticmethod
     def from_json(data: Mapping) -> Contents:
+        if "embodiments" not in data:
+            raise UserError("this folder holds no policy: its config.json names no embodiments. A run's folder or its pretrained_model does.")
         if data.get("format_version") != FORMAT_VERSION:
             raise UserError(f"checkpoint format {data.get('format_version')}; this version reads {FORMAT_VERSION}")
         return Contents(

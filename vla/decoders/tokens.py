@@ -24,11 +24,13 @@ from vla.types import ActionSpec, Loss, Target
 
 @dataclass(frozen=True)
 class AutoregressiveTokens:
-    """`codec`: how a chunk becomes codes. `temperature`: 0 takes the likeliest code."""
+    """`codec`: how a chunk becomes codes. `temperature`: 0 takes the likeliest code. `hide`: share of the shown codes that training
+    replaces by the start id. Later codes follow from earlier ones so easily that little is learned from the image otherwise."""
 
     kind: ClassVar[str] = "decoder.tokens"
     codec: Any = field(default_factory=Bins)
     temperature: float = 0.0
+    hide: float = 0.0
 
     def build(self, width: int, roster: Roster) -> TokensDecoder:
         return TokensDecoder(self, width, roster)
@@ -72,7 +74,7 @@ class TokensDecoder(ActionDecoder):
 
     def __init__(self, config: AutoregressiveTokens, width: int, roster: Roster) -> None:
         super().__init__()
-        self.temperature = config.temperature
+        self.temperature, self.hide = config.temperature, config.hide
         self.codes = CodeTokens(config.codec.build(), width, roster, extra=1)
         self.start_id = self.codes.codec.vocabulary
 
@@ -81,7 +83,10 @@ class TokensDecoder(ActionDecoder):
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
         code_BN, exists_BN, label_BN = self.codes.encode(target)
-        x_BND = self.codes.embed(self._shown(code_BN, exists_BN)).to(prefix.x_BSD.dtype)
+        shown_BN = self._shown(code_BN, exists_BN)
+        if self.hide > 0:
+            shown_BN = shown_BN.masked_fill(noise.uniform("hide", shown_BN.shape[1]) < self.hide, self.start_id)
+        x_BND = self.codes.embed(shown_BN).to(prefix.x_BSD.dtype)
         suffix = suffix_tokens(prefix, x_BND, causal=True, valid_BS=exists_BN)
         logits_BNC = self.codes.head(backbone(prefix.cat(suffix)).last(len(suffix)))
         error_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), code_BN, reduction="none")
