@@ -3,13 +3,14 @@
     run.json, log.jsonl, first_batch.png
     checkpoints/000500/pretrained_model   the acting checkpoint (`vla.checkpoint`), with the EMA's weights if there is one
     checkpoints/000500/training_state     state.safetensors (`Engine.state`) and progress.json, under a manifest
-    checkpoints/last -> 000500            for people; resuming looks at the folders themselves
+    checkpoints/last -> 000500            for people, where the file system has links; resuming looks at the folders themselves
 
 A step's folder appears whole or not at all. Nothing here is a pickle.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -137,5 +138,9 @@ def _write_state(folder: Path, state: Mapping[str, Tensor], progress: Progress) 
 def _point(link: Path, name: str) -> None:
     part = link.with_name(".last.partial")
     part.unlink(missing_ok=True)
-    part.symlink_to(name)
-    part.replace(link)
+    try:
+        part.symlink_to(name)
+        part.replace(link)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # a mounted bucket, say, has no links
+            raise

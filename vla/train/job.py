@@ -23,6 +23,7 @@ from vla.errors import StatsMissing, UnknownName, UserError
 from vla.model import VLA, Model
 from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
+from vla.train.checkpoint import MODEL, steps_saved
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Sample
@@ -142,9 +143,9 @@ def open_mixture(path: str, near: Path, data_root: Path | None, verify: Literal[
 
 
 def _acting(folder: Path) -> Path:
-    """A run's folder stands for its last checkpoint."""
-    last = folder / "checkpoints" / "last" / "pretrained_model"
-    return last if last.is_dir() else folder
+    """A run's folder stands for its newest checkpoint."""
+    saved = steps_saved(folder)
+    return saved[-1] / MODEL if saved else folder
 
 
 def _embodiment(name: str, near: Path) -> Embodiment:
