@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.train.toy import MODEL, toy_run
+from vla.cli import main
 from vla.decoders.latent import LatentActions
 from vla.model import Model
 from vla.noise import Noise
@@ -38,6 +39,14 @@ def run_until_step(root: str, out: str, until: int, zero: int = 0, resume: bool 
     asks = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     watch = _Killer(until, signal.SIGTERM) if asks else None
     return 75 if train(run, Path(out), resume=resume, data_root=Path(root), near=Path(root), watch=watch).stopped else 0
+
+
+def command(words: list[str], said: str) -> int:
+    """The `vla` command, as one rank of a launcher's job; what all ranks say goes to the file `said`."""
+    with open(said, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        return main(words)
 
 
 def save_and_die(root: str, out: str, at_write: int) -> int:

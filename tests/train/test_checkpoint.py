@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.train.toy import toy_run
+from tests.train.toy import MODEL, toy_run
 from vla.checkpoint import load_checkpoint
 from vla.errors import Damaged, UnsafeChange, UserError
+from vla.model import Model
 from vla.train import checkpoint
 from vla.train.job import assemble
 from vla.train.log import Watch
@@ -94,6 +97,22 @@ def test_a_changed_run_is_told_and_refused_where_it_matters(go):
         go(told, resume=True, save_every=3, seed=1, log_every=2)
     assert any(line.endswith("log_every: 1 -> 2") for line in told.lines)
     go(resume=True, save_every=3, steps=8, allow_changed=True)
+
+
+def test_another_model_is_refused_even_where_changes_are_allowed(go):
+    go(save_every=3)
+    wider = Model(replace(MODEL.backbone, width=64), MODEL.decoder)
+    with pytest.raises(UserError, match=r"holds another model: weight/backbone.*--init"):
+        go(resume=True, save_every=3, model=wider, allow_changed=True)
+
+
+def test_what_a_run_started_from_may_be_gone_when_it_resumes(go, tmp_path):
+    go(steps=3)
+    (tmp_path / "run").rename(tmp_path / "first")
+    init = str(tmp_path / "first")
+    go(init=init, model=None, save_every=3)
+    shutil.rmtree(init)
+    assert go(init=init, model=None, save_every=3, steps=8, resume=True, allow_changed=True).step == 8
 
 
 def test_changed_data_are_a_changed_run(go, shards, tmp_path):

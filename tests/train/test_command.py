@@ -74,8 +74,8 @@ def test_a_mistyped_word_is_one_line_with_the_choices(vla, recipe, words, says):
     assert code == 2 and says in err and err.count("\n") == 1 and err.startswith("error: ")
 
 
-def test_ranks_of_a_launcher_train_together(recipe, shards, tmp_path):
-    """torchrun, two processes."""
+@pytest.mark.slow
+def test_torchrun_trains(recipe, shards, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vla", "train", recipe, "--data-root", shards]
     done = subprocess.run([*command, "--out", tmp_path / "run"], env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -54,6 +54,21 @@ def test_asked_to_stop_saves_everything_and_says_so(processes, uninterrupted, sh
     assert fingerprint(tmp_path / "run") == uninterrupted
 
 
+def test_ranks_of_a_launcher_train_together(processes, shards, tmp_path):
+    (tmp_path / "mine.py").write_text("from tests.train.toy import toy_run\nRUN = toy_run(steps=3)\n")
+    words = ["train", tmp_path / "mine.py", "--data-root", shards, "--out", tmp_path / "run"]
+    for more, code, says in (
+        ([], 0, "batch: 8 = 2 ranks x 1 micro-batches x 4"),
+        ([], 2, "--resume"),  # the second rank learns from the first that there is a run
+        (["--batch-size", "9"], 2, "Use --batch-size 8 or 10."),
+    ):
+        said = tmp_path / "said"
+        said.write_text("")
+        assert processes.run("command", world=2, words=[*words, *more], said=said) == [code, code]
+        assert says in said.read_text()
+        assert said.read_text().count("saved ") == (code == 0)  # only the first rank speaks
+
+
 @pytest.mark.faults
 def test_killed_at_every_step(processes, uninterrupted, shards, tmp_path):
     for step in range(1, 12):

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 SUMMARY = "Run a recipe: pretraining or fine-tuning."
 EXAMPLES = """
-vla train pretrain/tiny.py
-vla train finetune/forkme.py --init runs/tiny --out runs/my_robot
-vla train pretrain/tiny.py --resume
-vla train pretrain/tiny.py --dry-run
+vla train pretrain/demo.py
+vla train finetune/forkme.py --init runs/demo --out runs/my_robot
+vla train pretrain/demo.py --resume
+vla train pretrain/demo.py --dry-run
 vla train pretrain/demo_latent_action.py --out runs/latent_action
 vla train pretrain/demo.py:latent --latents runs/latent_action
-torchrun --nproc-per-node 2 -m vla train pretrain/tiny.py --zero pretrain/zero2.json
+torchrun --nproc-per-node 2 -m vla train pretrain/demo.py --zero pretrain/zero2.json
 exit codes: 0 done; 75 stopped on request with everything saved (go on with --resume); 2 a mistake; 1 damaged data or divergence
 """
 
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vla.latent_action.run import LatentRun
     from vla.train.loop import train
+    from vla.train.progress import Bar
     from vla.train.run import load_recipe
     from vla.train.stop import EXIT_STOPPED
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(recipe, args)
     out = args.out or Path("runs") / recipe.name
     where = {"data_root": args.data_root, "near": args.recipe.parent}
-    with _Bar() as bar:
+    with Bar() as bar:
         result = train(recipe, out, resume=args.resume, allow_changed=args.allow_changed, watch=bar, **where)
         bar.say(f"saved {result.checkpoint}")
     return EXIT_STOPPED if result.stopped else 0
@@ -98,6 +99,7 @@ def _latents(name_or_folder: str) -> str:
 def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
     from vla.errors import UserError
     from vla.train.job import open_mixture
+    from vla.train.progress import Bar
 
     meaningless = sorted(_given(args, ("init", "lr", "zero", "workers", "latents")))
     if meaningless or args.resume or args.allow_changed:
@@ -109,7 +111,7 @@ def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"{args.recipe} is sound; nothing was trained")
         return 0
-    with _Bar() as bar:
+    with Bar() as bar:
 
         def progress(step: int, steps: int, row: Mapping[str, Any]) -> None:
             bar.step(step, steps)
@@ -133,55 +135,3 @@ def _dry_run(recipe: Run, args: argparse.Namespace) -> int:
         print(line)
     print(f"{args.recipe} is sound; nothing was trained")
     return 0
-
-
-class _Bar:
-    """What is said goes to the terminal above a progress bar; without a terminal, a line of losses now and then."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        from vla.train.ranks import Ranks
-
-        self._console = Console(highlight=False)
-        self._first = Ranks.number() == 0  # the others are silent
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, disable=not (self._first and self._console.is_terminal))
-        self._task = self._bar.add_task("training", total=None, start=False)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def say(self, line: str) -> None:
-        if self._first:
-            self._console.print(line, markup=False, soft_wrap=True)
-
-    def line(self, line: str) -> None:
-        """What goes beside the bar, or on a line of its own where there is none."""
-        if self._console.is_terminal:
-            self._bar.update(self._task, description=line)
-        else:
-            self.say(line)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        if row["kind"] == "train" and row["loss"] is not None:
-            line = f"loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s"
-            if self._console.is_terminal:
-                self._bar.update(self._task, description=line)
-            else:
-                self.say(f"step {row['step']}: {line}, {row['seconds']:.0f} s")
-        elif row["kind"] == "validation":
-            robots = ", ".join(f"{name} {value:.4f}" for name, value in row["embodiments"].items())
-            self.say(f"step {row['step']}: held-out loss {row['loss']:.4f} ({robots})")
-        elif row["kind"] == "skip":
-            self.say(f"step {row['step']}: skipped, not finite (loss {row['loss']}, gradient norm {row['grad_norm']})")
-
-    def step(self, done: int, steps: int) -> None:
-        if self._bar.tasks[0].start_time is None:
-            self._bar.start_task(self._task)
-        self._bar.update(self._task, completed=done, total=steps)

@@ -64,6 +64,8 @@ def lock(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for partial in (out / "checkpoints").glob(".*.partial"):  # of a save that was killed
+            shutil.rmtree(partial)
         yield
 
 
@@ -93,8 +95,6 @@ def steps_saved(out: Path) -> list[Path]:
 
 def newest(out: Path, say: Callable[[str], None]) -> Path | None:
     """The newest step whose every byte is what its manifest says. Damaged ones are named and passed over, never removed."""
-    for name in (out / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(name)
     folders = steps_saved(out)
     for folder in reversed(folders):
         problems = [f"{part}: {line}" for part in (STATE, MODEL) for line in folder_problems(folder / part)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ class Job:
         return replace(self.contents, run={**self.contents.run, "step": step})
 
 
-def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Iterator[list[Batch]]:
+def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Generator[list[Batch], None, None]:
     """This rank's micro-batches of each step from `start` on, prepared ahead.
 
     Step s takes positions s * batch_size and on; micro-batch m of rank r the (m * world + r)-th run of them. So together the ranks
@@ -85,9 +85,16 @@ def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Iterator[list[
         yield [batch, *(next(made)[1] for _ in range(micro - 1))]
 
 
-def assemble(run: Run, data_root: Path | None = None, near: Path = Path(), verify: Literal["full", "size"] = "full") -> Job:
+def assemble(
+    run: Run,
+    data_root: Path | None = None,
+    near: Path = Path(),
+    verify: Literal["full", "size"] = "full",
+    resumed: Path | None = None,
+) -> Job:
     """Opens and checks everything that `run` names; `verify`: how much of the data (see `Mixture.load`).
 
+    `resumed`: the acting checkpoint that the run goes on from. Its normalisers hold, and `init`, which may be gone, is not looked at.
     Raises UserError, which names the fix, or Damaged.
     """
     robots = [robot if isinstance(robot, Embodiment) else _embodiment(robot, near) for robot in run.embodiments]
@@ -104,13 +111,14 @@ def assemble(run: Run, data_root: Path | None = None, near: Path = Path(), verif
             f"run '{run.name}' needs {run.steps * run.batch_size:,} samples; with its caps the mixture '{mixture.name}' has "
             f"{train.order.length:,}. Raise max_epochs there, or lower --steps to {train.order.length // run.batch_size}."
         )
-    origin = load_checkpoint(_acting(find(run.init, near))) if run.init else None
-    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and run.init_parts != () else None)
+    first = resumed or (_acting(find(run.init, near)) if run.init else None)
+    origin = load_checkpoint(first) if first else None
+    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and (resumed or run.init_parts != ()) else None)
     contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         model = contents.build()
-    if origin:
+    if origin and not resumed:
         notes += _carry(run, model, contents, *origin)
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
@@ -175,7 +183,7 @@ def _normalizers(
         known = origin.normalizers.get(robot.name) if origin is not None else None
         if known is not None and known.key == StatsKey.of(robot):
             normalizers[robot.name] = known
-            notes.append(f"{robot.name}: normalised as in {run.init}, which its weights expect")
+            notes.append(f"{robot.name}: normalised as in the checkpoint, which its weights expect")
         elif robot.name in found:
             normalizers[robot.name] = RobotNormalizer.fit(found[robot.name], run.normalization)
         else:

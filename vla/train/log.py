@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vla.types import Batch, Loss
 class Books:
     """Sums and weights since the last `close`. Kept on the device; ranks are added up only when a line is written."""
 
-    def __init__(self, sources: Sequence[str], robots: Sequence[str], ranks: Ranks) -> None:
+    def __init__(self, sources: Iterable[str], robots: Iterable[str], ranks: Ranks) -> None:
         self.sources, self.robots, self.ranks = tuple(sources), tuple(robots), ranks
         self.parts: dict[str, Tensor] = {}
         self.scale: Mapping[str, float] = {}

@@ -71,14 +71,17 @@ def train(
         torch.set_num_threads(run.threads)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        job = job or ranks.all_do(lambda: assemble(run, data_root, near, verify="full" if ranks.first else "size"))
-        ranks.first_does(lambda: stack.enter_context(checkpoint.lock(out)) and None)
-        found = ranks.first_does(lambda: _open(run, job, out, resume, allow_changed, watch))
+        found = Path(ranks.first_does(lambda: _found(out, resume, watch)))
+        resumed, verify = (found / checkpoint.MODEL if found.name else None), ("full" if ranks.first else "size")
+        job = job or ranks.all_do(lambda: assemble(run, data_root, near, verify, resumed))
+        facts = {**run.to_json(), **job.facts}
+        ranks.first_does(lambda: stack.enter_context(checkpoint.lock(out)))
+        ranks.first_does(lambda: checkpoint.record_run(out, facts, not found.name, allow_changed, watch.say))
         engine = make_engine(run, job.model, ranks)
-        start = _restore(engine, Path(found), run) if found else Progress(0, 0, run.batch_size, run.seed)
+        start = _restore(engine, job, found, run) if found.name else Progress(0, 0, run.batch_size, run.seed)
         log = Log(out, ranks, start.step, run.tensorboard, watch)
         stack.callback(log.close)
-        if ranks.first and not found:
+        if ranks.first and not found.name:
             save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))
         announce(run, job, engine, start, out, watch.say if ranks.first else lambda line: None)
         stop = stack.enter_context(stop_signals())
@@ -155,20 +158,23 @@ def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:
     return books.close()
 
 
-def _open(run: Run, job: Job, out: Path, resume: bool, allow_changed: bool, watch: Watch) -> str:
+def _found(out: Path, resume: bool, watch: Watch) -> str:
     """The folder of the step to go on from, or ''."""
     folder = checkpoint.newest(out, watch.say)
     if folder and not resume:
         raise UserError(f"{out} holds a run at step {int(folder.name)}. Add --resume to go on, or choose another --out.")
-    checkpoint.record_run(out, {**run.to_json(), **job.facts}, not folder, allow_changed, watch.say)
     return str(folder or "")
 
 
-def _restore(engine: Engine, folder: Path, run: Run) -> Progress:
+def _restore(engine: Engine, job: Job, folder: Path, run: Run) -> Progress:
     state, progress = checkpoint.load_state(folder)
-    engine.load_state(state, progress.updates)
+    shapes = {f"weight/{name}": tuple(getattr(p, "ds_shape", p.shape)) for name, p in job.model.named_parameters()}
+    wrong = [name for name, shape in shapes.items() if name not in state or tuple(state[name].shape) != shape]
+    if wrong:
+        raise UserError(f"{folder} holds another model: {', '.join(wrong[:3])}. Choose another --out, and start from it with --init.")
     if progress.step > run.steps:
         raise UserError(f"{folder} is at step {progress.step}; the run has only {run.steps} steps")
+    engine.load_state(state, progress.updates)
     return progress
 
 

@@ -90,9 +90,9 @@ class Ranks:
             raise failure
         answer = json.loads(text)
         if "error" in answer:
-            error = UserError(answer["error"])
-            error.exit_code = answer["exit_code"]
-            raise error
+            failure = UserError(answer["error"])
+            failure.exit_code = answer["exit_code"]
+            raise failure
         return answer["value"]
 
     def _broadcast(self, text: str) -> str:

@@ -15,12 +15,12 @@ from vla.embodiment import Embodiment
 from vla.errors import UnknownName, UserError
 from vla.latent_action.run import LatentRun
 from vla.model import Model
-from vla.normalize import METHODS
+from vla.normalize import METHODS, Method
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
 
 PRECISIONS = ("fp32", "bf16")
 
-HARMLESS = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
+HARMLESS: tuple[str, ...] = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
 HARMLESS += ("workers", "threads", "microbatch", "zero")
 """Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
 
@@ -53,7 +53,7 @@ class Run:
     init: str | None = None
     init_parts: tuple[str, ...] | None = None
     freeze: tuple[str, ...] = ()
-    normalization: str = "quantile"
+    normalization: Method = "quantile"
     history_s: tuple[float, ...] = (0.0,)
     latents: str | None = None
     validate_every: int = 0
@@ -111,7 +111,8 @@ class Run:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(unsafe, harmless) changes between two runs' JSON, one line each: `optim.lr: 0.001 -> 0.01`."""
     before, after = _flat(old), _flat(new)
-    unsafe, harmless = [], []
+    unsafe: list[str] = []
+    harmless: list[str] = []
     for key in sorted({*before, *after}):
         if before.get(key, "absent") != after.get(key, "absent"):
             line = f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
