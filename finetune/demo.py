@@ -1,8 +1,8 @@
-"""Fine-tuning of `make demo`: two ALOHA arms that pretraining never saw, from at most 50 demonstrations.
+"""Fine-tuning of `make demo`: a Panda arm that pretraining never saw, from at most 50 demonstrations.
 
 What      every weight trains; the robot's own maps (proprioception in, actions out) start fresh, all else from pretraining.
 Hardware  one CPU core. Time: one to two minutes.
-Expect    at least 60% success on lifting the cube (`make demo` reports it, beside the same run from scratch).
+Expect    at least 60% success on robosuite's Lift (`make demo` reports it, beside the same run from scratch).
 Command   vla train finetune/demo.py --init runs/demo/pretrain --data-root runs/demo/data
           vla train finetune/demo.py:scratch_parallel --data-root runs/demo/data
           (the control: the same model, data and steps, from fresh weights; one variant for each decoder of pretrain/demo.py)
@@ -19,8 +19,8 @@ RUN = Run(
     model=None,  # that of --init
     init="runs/demo/pretrain",
     mixture="data_mixtures/demo_new_robot.yaml",
-    embodiments=("aloha",),
-    steps=700,
+    embodiments=("panda",),
+    steps=900,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),

@@ -9,7 +9,7 @@ from vla.demo.stages import Stage
 DECODERS = ("parallel", "tokens", "masked", "dit", "latent")
 """Variants of pretrain/demo.py; the first does best and is the default."""
 
-NEW_ROBOT = ("--suite", "aloha", "--tasks", "lift")
+NEW_ROBOT = ("--suite", "panda", "--tasks", "lift")
 """The held-out robot's task; finetune/demo.py names the robot."""
 
 DEMONSTRATIONS = 50
@@ -58,11 +58,11 @@ def stages(decoder: str, out: Path) -> list[Stage]:
             needs=("label",) if learns_latents else ("collect sawyer", "collect fetch"),
             typical_s=290,
         ),
-        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), *noisy, cores=1, typical_s=30),
+        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), "--image-every", "1", *noisy, cores=1, typical_s=80),
         train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=100),
         train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=100),
         evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=90),
         evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=60),
-        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=30),
-        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=30),
+        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=60),
+        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=60),
     ]
