@@ -24,6 +24,7 @@ import yaml
 from tests.repo.tracked import ROOT, tracked
 from vla import cli
 from vla.errors import UserError
+from vla.train.run import load_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,10 +74,12 @@ def blocks(path: Path, text: str) -> list[Block]:
 def mistakes(page: list[Block], folder: Path) -> list[str]:
     """What is wrong in the blocks of one page, one line each. `folder`: empty, to run in."""
     found = []
+    made: set[str] = set()  # files that `cp` on this page has made
     for block in page:
         if block.language == "bash":
             for number, command in _commands(block):
-                wrong = _in_command(command)
+                made |= {command[-1]} if command[0] == "cp" else set()
+                wrong = _in_command(command, made)
                 found += [f"{block.path}:{number}: {wrong}"] if wrong else []
             if "run" in block.options and not found:
                 found += _run(["bash", "-eu", "-c", block.text], block, folder)
@@ -154,12 +157,18 @@ def _bare(words: list[str]) -> list[str]:
     return kept
 
 
-def _in_command(words: list[str]) -> str:
+def _in_command(words: list[str], made: set[str]) -> str:
     """What is wrong with a simple command, or ''."""
     program, *rest = words
-    missing = [word for word in words if _is_ours(word) and not (ROOT / word).exists()]
-    if missing:
+    missing = [word for word in words if _is_ours(word) and word not in made and not (ROOT / word).exists()]
+    recipes = [word for word in words if re.fullmatch(r"(pretrain|finetune)/\w+\.py(:\w+)?", word) and word not in made]
+    if missing := [word for word in missing if word not in recipes]:
         return f"there is no {missing[0]}"
+    for recipe in recipes:
+        try:
+            load_recipe(ROOT / recipe)  # FILE.py:NAME: the variant has to be in it
+        except UserError as error:
+            return str(error)
     if program == "vla":
         return _in_vla(rest)
     if program == "make":
