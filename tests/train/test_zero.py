@@ -44,9 +44,12 @@ def test_two_ranks_follow_one_process(steps, case, stage):
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("zero", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_and_resumed_is_bit_identical(processes, shards, tmp_path, zero):
-    settings = {"world": 2, "root": shards, "zero": zero, "steps": 8, "save_every": 3, "microbatch": 2}
+SLOWLY = [pytest.param(zero, precision, marks=pytest.mark.slow) for zero, precision in ((1, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16"))]
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(2, "fp32"), *SLOWLY])
+def test_killed_and_resumed_is_bit_identical(processes, shards, tmp_path, zero, precision):
+    settings = {"world": 2, "root": shards, "zero": zero, "steps": 8, "save_every": 3, "microbatch": 2, "precision": precision}
     assert processes.run("run_and_die", out=tmp_path / "whole", **settings) == [0, 0]
     assert processes.run("run_and_die", out=tmp_path / "run", kill_at=5, **settings)[1] == -signal.SIGKILL
     assert processes.run("run_and_die", out=tmp_path / "run", resume=True, **settings) == [0, 0]
