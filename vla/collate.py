@@ -41,20 +41,22 @@ class Collate:
     def observations(self, observations: Sequence[Observation]) -> Batch:
         """What a policy acts on; no target."""
         roster = self.roster
-        robots = [self.embodiments[roster.index(obs.embodiment)] for obs in observations]
-        observations = [_ordered(obs, robot) for obs, robot in zip(observations, robots, strict=True)]
+        robots = [self.embodiments[roster.index(obs.embodiment)] if obs.embodiment else None for obs in observations]
+        observations = [_ordered(obs, robot) if robot else obs for obs, robot in zip(observations, robots, strict=True)]
         B, F = len(observations), len(observations[0].offsets_s)
         state_BFP = np.zeros((B, F, roster.state_width), dtype=np.float32)
         state_mask_BP = np.zeros((B, roster.state_width), dtype=bool)
         mask_BTA = np.zeros((B, roster.horizon, roster.action_width), dtype=bool)
         for row, (obs, robot) in enumerate(zip(observations, robots, strict=True)):
+            if robot is None:  # video of no robot (people, say): nothing to normalise, no action exists
+                continue
             mask_BTA[row, : robot.horizon, : robot.action.size] = True
-            if obs.state.shape[-1] == 0:  # video: no proprioception was recorded
+            if obs.state.shape[-1] == 0:  # video of a robot: no proprioception was recorded
                 continue
             robot.state.check(obs.state, f"{robot.name} state")
             state_BFP[row, :, : robot.state.size] = self.normalizers[robot.name].state.normalize(obs.state)
             state_mask_BP[row, : robot.state.size] = True
-        index_B = np.array([roster.index(robot.name) for robot in robots], dtype=np.int64)
+        index_B = np.array([roster.index(robot.name) if robot else 0 for robot in robots], dtype=np.int64)
         return Batch(
             inputs=self.inputs(observations),
             state_BFP=torch.from_numpy(state_BFP),
@@ -75,8 +77,8 @@ class Collate:
         has_latent_B = np.zeros(len(samples), dtype=bool)
         robots = {robot.name: robot for robot in self.embodiments}
         for row, sample in enumerate(samples):
-            robot = robots[sample.observation.embodiment]
             if sample.action_TA is not None:
+                robot = robots[sample.observation.embodiment]
                 want = (robot.horizon, robot.action.size)
                 if sample.action_TA.shape != want:
                     raise SchemaError(f"{sample.episode}: actions of shape {sample.action_TA.shape}; '{robot.name}' has {want}")

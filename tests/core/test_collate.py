@@ -11,6 +11,7 @@ import torch
 from tests.parts import DECODERS, ROBOTS, SOURCES, contents, observation, samples, unit_normalizer
 from vla.collate import Collate
 from vla.errors import SchemaError, StatsMissing, UnknownName
+from vla.noise import Noise
 from vla.normalize import StatsKey
 
 
@@ -67,3 +68,16 @@ def test_statistics_of_another_horizon_are_refused():
         Collate((of,), {}, lambda rows: {})
     with pytest.raises(StatsMissing, match="needed for"):
         Collate((of,), {of.name: replace(good, key=replace(StatsKey.of(of), horizon=9))}, lambda rows: {})
+
+
+def test_video_of_no_robot_is_seen_and_has_no_actions(collate):
+    """People, say: any camera roles, no state, no actions; it can still teach latent codes."""
+    one = samples(2)[1]
+    person = replace(one.observation, embodiment="", state=np.zeros((2, 0)), images={"head": one.observation.images["wrist"]})
+    batch = collate.samples([replace(one, observation=person, action_TA=None, valid_T=np.zeros(0, bool)), one], SOURCES)
+    assert not batch.spec.mask_BTA[0].any() and not batch.target.label_BTA[0].any() and not batch.state_mask_BP[0].any()
+    assert batch.target.has_latent_B.tolist() == [True, True]
+    assert batch.inputs["image_valid_BV"].tolist() == [[True, False], [True, True]]
+    holds = contents(DECODERS["latent"])
+    loss = holds.build()(batch, Noise(batch.position_B))
+    assert torch.isfinite(loss.parts["latent"].sum) and loss.parts["latent"].weight == 4

@@ -133,7 +133,7 @@ def test_noise_moves_the_arm_but_not_the_label() -> None:
     assert np.abs(clean.state[3] - noisy.state[3]).max() > 0.001
     env = load_suite("fetch").make("reach", 32)  # the label of a noisy step is what the expert does in that very state
     env.reset(seed=3)
-    expert, noise = env.expert(), ar1_noise(3, 0.15 * env.noise_A)
+    expert, noise = env.expert(), ar1_noise(3, 0.15 * env.noise_A, env.noise_decay)
     for state_P, label_A in zip(noisy.state, noisy.action, strict=True):
         np.testing.assert_array_equal(env.state(), state_P)
         np.testing.assert_array_equal(expert(), label_A)
@@ -142,7 +142,7 @@ def test_noise_moves_the_arm_but_not_the_label() -> None:
 
 
 def test_noise_is_stationary_lasting_and_spares_the_gripper() -> None:
-    noise = ar1_noise(0, np.array([0.5, 0.5, 0.0]))
+    noise = ar1_noise(0, np.array([0.5, 0.5, 0.0]), decay=0.8)
     rows = np.array([next(noise) for _ in range(20_000)])
     assert rows.std(axis=0) == pytest.approx([0.5, 0.5, 0.0], abs=0.02)
     assert np.corrcoef(rows[:-1, 0], rows[1:, 0])[0, 1] == pytest.approx(0.8, abs=0.02)

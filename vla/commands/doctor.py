@@ -24,7 +24,7 @@ vla doctor --json > machine.json
 """
 
 PACKAGES = {
-    "": ("torch", "transformers", "numpy", "scipy", "safetensors", "einops", "simplejpeg", "webdataset"),
+    "": ("torch", "transformers", "numpy", "scipy", "safetensors", "pillow", "simplejpeg", "webdataset"),
     "sim": ("mujoco", "metaworld", "gymnasium", "gymnasium-robotics", "gym-aloha", "dm-control", "av"),
     "train": ("deepspeed", "accelerate", "peft", "tensorboard", "timm", "torchvision"),
     "serve": ("websockets", "msgpack"),

@@ -12,9 +12,6 @@ import simplejpeg
 from vla.sim.env import SimEnv, Suite
 from vla.types import Episode, Frames, Span
 
-NOISE_DECAY = 0.8
-"""Of the AR(1) noise, per control step: it pushes the arm somewhere for a while, where white noise would average out."""
-
 
 @dataclass(frozen=True)
 class Attempt:
@@ -43,12 +40,16 @@ class Recorder:
         (as DART, Laskey et al. 2017).
         """
         env.reset(seed=seed)
-        expert, noise, rows = env.expert(), ar1_noise(seed, noise_sd * env.noise_A), _Rows(self.image_every, self.jpeg_quality)
+        expert, noise, rows = (
+            env.expert(),
+            ar1_noise(seed, noise_sd * env.noise_A, env.noise_decay),
+            _Rows(self.image_every, self.jpeg_quality),
+        )
         success, success_steps, tail = False, 0, self.suite.task(env.task).tail
         while env.steps < env.max_steps or success:
             clean_A = expert()
             rows.add(env, clean_A)
-            _, _, done, _, _ = env.step(clean_A + next(noise))
+            _, _, done, _, _ = env.step(clean_A + env.noise_scale() * next(noise))
             if done and not success:
                 success, success_steps = True, env.steps
             if success and env.steps >= success_steps + tail:
@@ -80,13 +81,16 @@ def episode_id(task: str, seed: int) -> str:
     return f"{task}-{seed:06d}"
 
 
-def ar1_noise(seed: int, sd_A: np.ndarray) -> Iterator[np.ndarray]:
-    """Stationary AR(1) noise of standard deviation `sd_A`, a function of the seed."""
+def ar1_noise(seed: int, sd_A: np.ndarray, decay: float) -> Iterator[np.ndarray]:
+    """Stationary AR(1) noise of standard deviation `sd_A`, a function of the seed.
+
+    It pushes the arm somewhere for a while, where white noise would average out.
+    """
     rng = np.random.default_rng([seed, 1])
     noise_A = sd_A * rng.standard_normal(len(sd_A))
     while True:
         yield noise_A
-        noise_A = NOISE_DECAY * noise_A + np.sqrt(1 - NOISE_DECAY**2) * sd_A * rng.standard_normal(len(sd_A))
+        noise_A = decay * noise_A + np.sqrt(1 - decay**2) * sd_A * rng.standard_normal(len(sd_A))
 
 
 class _Rows:

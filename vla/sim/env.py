@@ -76,12 +76,14 @@ class SimEnv(gymnasium.Env):
     """A gymnasium environment: observations {"state": float64 (P,)}, actions in the embodiment's command space.
 
     An episode ends (`terminated`) at the first success, or (`truncated`) after `max_steps`. The same seed gives the same
-    episode, whatever was run before. `noise_A`: size of a unit of injected noise, per number of the command (0 on grippers).
+    episode, whatever was run before. `noise_A`: size of a unit of injected noise, per number of the command (0 on grippers);
+    `noise_decay`: how much of it is left after a step.
     """
 
-    def __init__(self, task: Task, embodiment: Embodiment, image_size: int, noise_A: np.ndarray) -> None:
+    def __init__(self, task: Task, embodiment: Embodiment, image_size: int, noise_A: np.ndarray, noise_decay: float = 0.8) -> None:
         self.task, self.instruction, self.max_steps = task.name, task.instruction, task.max_steps
         self.embodiment, self.image_size, self.noise_A = embodiment, image_size, np.asarray(noise_A, dtype=np.float64)
+        self.noise_decay = noise_decay
         low, high = np.array(embodiment.limits).T
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float64)
         state = gymnasium.spaces.Box(-np.inf, np.inf, (embodiment.state.size,), dtype=np.float64)
@@ -113,6 +115,10 @@ class SimEnv(gymnasium.Env):
     @abstractmethod
     def state(self) -> np.ndarray:
         """Proprioception, float64 (P,): the robot's own joints or end effector, never an object."""
+
+    def noise_scale(self) -> float:
+        """How much of the injected noise the task stands at this moment, 0 to 1: less where a hand is about to grasp."""
+        return 1.0
 
     @abstractmethod
     def expert(self) -> Callable[[], np.ndarray]:

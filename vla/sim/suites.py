@@ -154,11 +154,11 @@ def _panda() -> Suite:
 def _aloha() -> Suite:
     return Suite(
         "aloha",
-        "ALOHA's two arms: the right one lifts a cube, or hands it to the left one",
+        "ALOHA's two arms: lift a cube (from a square of 0.1 m instead of 0.2), hand it over (from 0.2 m)",
         load_embodiment("aloha"),
         (
-            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 0.3, tail=10),
-            Task("transfer", "hand the red cube from the right arm to the left arm", _make_aloha, 500, 0.1, tail=10),
+            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 1.0, tail=10, options={"spread": 1.0}),
+            Task("transfer", "hand the red cube from the right arm to the left arm", _make_aloha, 500, 0.4, tail=10),
         ),
         held_out=True,
     )
