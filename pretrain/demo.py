@@ -30,23 +30,23 @@ RUN = Run(
     model=Model(BACKBONE, Parallel(steps_per_token=3)),
     mixture="data_mixtures/demo.yaml",
     embodiments=("metaworld_sawyer", "fetch"),
-    steps=2200,
+    steps=1500,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
     ema_decay=0.99,
-    validate_every=1100,
+    validate_every=750,
     workers=0,
     threads=1,
 )
 
 parallel = RUN
-tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC, hide=0.5)), steps=1200)
-masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1200)
+tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC, hide=0.5)), steps=1100)
+masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1000)
 dit = replace(
     RUN,
     name="demo_dit",
     model=Model(BACKBONE, DiT(path=Flow(predict="data", times="uniform"), samples_per_context=4, evaluations=4, steps_per_token=3)),
-    steps=1600,
+    steps=1100,
 )
-latent = replace(RUN, name="demo_latent", model=Model(BACKBONE, LatentActions()), mixture="data_mixtures/demo_video.yaml", steps=1800)
+latent = replace(RUN, name="demo_latent", model=Model(BACKBONE, LatentActions()), mixture="data_mixtures/demo_video.yaml", steps=1200)

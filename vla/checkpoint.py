@@ -67,7 +67,9 @@ class Contents:
     @staticmethod
     def from_json(data: Mapping) -> Contents:
         if "embodiments" not in data:
-            raise UserError("this folder holds no policy: its config.json names no embodiments. A run's folder or its pretrained_model does.")
+            raise UserError(
+                "this folder holds no policy: its config.json names no embodiments. A run's folder or its pretrained_model does."
+            )
         if data.get("format_version") != FORMAT_VERSION:
             raise UserError(f"checkpoint format {data.get('format_version')}; this version reads {FORMAT_VERSION}")
         return Contents(
@@ -89,10 +91,19 @@ def save_checkpoint(folder: Path, contents: Contents, weights: Mapping[str, Tens
 
 
 def load_checkpoint(folder: str | Path) -> tuple[Contents, dict[str, Tensor]]:
-    """Checks the manifest, then reads. Raises UserError (no checkpoint there) or Damaged (naming the file)."""
-    folder = verify_folder(Path(folder))
+    """Checks the manifest, then reads. A run's folder stands for its last checkpoint.
+
+    Raises UserError (no checkpoint there) or Damaged (naming the file).
+    """
+    folder = verify_folder(acting(Path(folder)))
     contents = Contents.from_json(json.loads((folder / "config.json").read_text()))
     return contents, load_file(folder / "model.safetensors")
+
+
+def acting(folder: Path) -> Path:
+    """The folder that acts: itself, or the last checkpoint of the run it is."""
+    last = folder / "checkpoints" / "last" / "pretrained_model"
+    return last if last.is_dir() else folder
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -144,7 +155,7 @@ def verify_folder(folder: Path) -> Path:
     """Raises unless every file of the manifest is there, byte for byte."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no checkpoint at {folder}. A checkpoint is a folder with manifest.json and model.safetensors.")
+        raise UserError(f"no checkpoint at {folder}. Give a run's folder, or one with manifest.json and model.safetensors.")
     problems = folder_problems(folder)
     if problems:
         raise Damaged(f"checkpoint {folder} is damaged: {'; '.join(problems)}. Use an earlier one, or copy it again.")

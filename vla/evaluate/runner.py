@@ -151,9 +151,10 @@ def _resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> 
 def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
-    from vla.checkpoint import sha256
+    from vla.checkpoint import acting, sha256
     from vla.policy import Policy
 
+    folder = acting(folder)
     policy = Policy.load(folder, device)
     robot = _robot_of(policy.contents, suite)
     model = policy.contents.model

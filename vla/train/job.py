@@ -111,7 +111,7 @@ def assemble(
             f"run '{run.name}' needs {run.steps * run.batch_size:,} samples; with its caps the mixture '{mixture.name}' has "
             f"{train.order.length:,}. Raise max_epochs there, or lower --steps to {train.order.length // run.batch_size}."
         )
-    first = resumed or (_acting(find(run.init, near)) if run.init else None)
+    first = resumed or (find(run.init, near) if run.init else None)
     origin = load_checkpoint(first) if first else None
     normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and (resumed or run.init_parts != ()) else None)
     contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
@@ -148,12 +148,6 @@ def open_mixture(path: str, near: Path, data_root: Path | None, verify: Literal[
     if not found.is_file() and data_root is not None and (data_root / path).is_file():
         found = data_root / path  # written beside the data it names
     return Mixture.load(found, data_root, verify)
-
-
-def _acting(folder: Path) -> Path:
-    """A run's folder stands for its newest checkpoint."""
-    saved = steps_saved(folder)
-    return saved[-1] / MODEL if saved else folder
 
 
 def _embodiment(name: str, near: Path) -> Embodiment:
