@@ -33,6 +33,8 @@ from vla.normalize import RobotNormalizer
 from vla.roster import Roster
 
 FORMAT_VERSION = 1
+MODEL = "pretrained_model"
+"""What acts, in the folder of a run's step (`checkpoints/000500`); what resuming needs stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,14 @@ def load_checkpoint(folder: str | Path) -> tuple[Contents, dict[str, Tensor]]:
 
 
 def acting(folder: Path) -> Path:
-    """The folder that acts: itself, or the last checkpoint of the run it is."""
-    last = folder / "checkpoints" / "last" / "pretrained_model"
-    return last if last.is_dir() else folder
+    """The folder that acts: itself, or the newest checkpoint of the run it is."""
+    saved = steps_saved(folder)
+    return saved[-1] / MODEL if saved else folder
+
+
+def steps_saved(run: Path) -> list[Path]:
+    """Folders of a run's complete steps, oldest first, whether or not their bytes are still sound."""
+    return sorted((path for path in (run / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()), key=lambda p: int(p.name))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -24,11 +24,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla.checkpoint import Contents, folder_problems, save_checkpoint, save_tensors, write_folder
+from vla.checkpoint import MODEL, Contents, folder_problems, save_checkpoint, save_tensors, steps_saved, write_folder
 from vla.errors import Damaged, UnsafeChange, UserError
 from vla.train.run import differences
 
-MODEL, STATE = "pretrained_model", "training_state"
+STATE = "training_state"
 FORMAT_VERSION = 1
 
 
@@ -86,11 +86,6 @@ def save(out: Path, contents: Contents, weights: Mapping[str, Tensor], state: Ma
     for old in steps_saved(out)[:-keep]:
         shutil.rmtree(old)
     return folder / MODEL
-
-
-def steps_saved(out: Path) -> list[Path]:
-    """Folders of complete steps, oldest first, whether or not their bytes are still sound."""
-    return sorted((path for path in (out / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()), key=lambda p: int(p.name))
 
 
 def newest(out: Path, say: Callable[[str], None]) -> Path | None:

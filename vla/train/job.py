@@ -23,7 +23,6 @@ from vla.errors import StatsMissing, UnknownName, UserError
 from vla.model import VLA, Model
 from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
-from vla.train.checkpoint import MODEL, steps_saved
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Sample
