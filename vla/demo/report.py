@@ -101,18 +101,14 @@ def _latent_section(labels: Mapping[str, Any]) -> Table:
     for row in labels["datasets"]:
         probes = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in row["probe_r2"].items())
         effective = " ".join(f"{value:.1f}" for value in row["perplexity"])
-        rows.append(
-            [row["dataset"], f"{row['anchors']:,}", effective, f"{row['dead_share']:.0%}", ", ".join(probes) or "no labels to test on"]
-        )
+        rows.append([row["dataset"], f"{row['anchors']:,}", effective, f"{row['dead_share']:.0%}", probes or "no labels to test on"])
     header = ("dataset", "frame pairs", "effective entries per code", "entries never used", "linear probe R2 on held-out episodes")
     note = "Learned from video alone; the probe asks how much of the robot's true motion the codes tell, linearly."
     return Table("Latent actions", header, rows, note)
 
 
 def _mixture_tree(out: Path) -> str:
-    lines = (out / "logs" / "pretrain.log").read_text(errors="replace").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith("mixture")), None)
-    if start is None:
-        return "\n".join(lines[:12])
-    stop = next((i for i, line in enumerate(lines[start + 1 :], start + 1) if line[:1] not in (" ", "├", "└", "│")), len(lines))
-    return "\n".join(lines[start:stop])
+    """What `vla train` printed between its command line and the sizes of its batches."""
+    lines = (out / "logs" / "pretrain.log").read_text(errors="replace").splitlines()[1:]
+    stop = next((i for i, line in enumerate(lines) if line.startswith("batch:")), len(lines))
+    return "\n".join(lines[:stop])
