@@ -39,6 +39,13 @@ def test_resume_runs_only_what_changed_and_what_needs_it(tmp_path):
     assert changed.done["b"].command == "vla collect --help" and changed.done["c"].digest != first.done["c"].digest
 
 
+def test_what_a_stage_made_before_is_removed_before_it_starts_anew(tmp_path):
+    stale = tmp_path / "made"
+    stale.mkdir()
+    run_stages([Stage("a", "x", HELP, makes=stale)], tmp_path, 1, True, lambda now: None)
+    assert not stale.exists()
+
+
 def test_a_failure_names_its_command_and_log_and_stops_the_rest(tmp_path):
     stages = [Stage("a", "x", ("collect", "--suite", "no-such-suite", "--out", "x")), Stage("b", "x", HELP, needs=("a",))]
     with pytest.raises(StageFailed, match="(?s)exit code 2: vla collect --suite no-such-suite.*Choices") as caught:

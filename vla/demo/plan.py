@@ -24,11 +24,12 @@ def stages(decoder: str, out: Path) -> list[Stage]:
 
     def collect(name: str, *what: str, cores: int, typical_s: float) -> Stage:
         command = ("collect", *what, "--workers", str(cores), "--out", str(data / name))
-        return Stage(f"collect {name}", "collect", command, cores=cores, typical_s=typical_s)
+        return Stage(f"collect {name}", "collect", command, cores=cores, typical_s=typical_s, makes=data / name)
 
     def train(name: str, phase: str, recipe: str, *more: str, needs: tuple[str, ...], typical_s: float) -> Stage:
-        command = ("train", recipe, *more, "--data-root", str(data), "--out", str(out / name.replace(" ", "_")))
-        return Stage(name, phase, command, needs, typical_s=typical_s)
+        run = out / name.replace(" ", "_")
+        command = ("train", recipe, *more, "--data-root", str(data), "--out", str(run))
+        return Stage(name, phase, command, needs, typical_s=typical_s, makes=run)
 
     def evaluate(name: str, run: str, *what: str, typical_s: float) -> Stage:
         files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ POLL_S = 0.25
 @dataclass(frozen=True)
 class Stage:
     """`command`: arguments of `vla`. `needs`: stages that must be done before. `cores`: how many it keeps busy. `typical_s`: on the
-    two-core machine it was measured on, for the estimate alone."""
+    two-core machine it was measured on, for the estimate alone. `makes`: what it writes, removed before it starts anew."""
 
     name: str
     phase: str
@@ -29,6 +30,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     cores: int = 1
     typical_s: float = 10.0
+    makes: Path | None = None
 
     @property
     def line(self) -> str:
@@ -83,6 +85,8 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
     try:
         while len(state.done) < len(stages):
             for stage in _startable(stages, state.done, running, cores):
+                if stage.makes is not None:
+                    shutil.rmtree(stage.makes, ignore_errors=True)
                 running[stage.name] = _Running(stage, out, time.monotonic() - began)
             for name, process in list(running.items()):
                 if process.finished():
