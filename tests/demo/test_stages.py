@@ -33,7 +33,7 @@ def test_resume_runs_only_what_changed_and_what_needs_it(tmp_path):
 
     first = run_stages(plan(HELP), tmp_path, 2, False, lambda now: None)
     again = run_stages(plan(HELP), tmp_path, 2, True, lambda now: None)
-    assert again.done == first.done
+    assert again.done == first.done and again.reused == ("a", "b", "c") and first.reused == ()
     changed = run_stages(plan(("collect", "--help")), tmp_path, 2, True, lambda now: None)
     assert changed.done["a"] == first.done["a"]
     assert changed.done["b"].command == "vla collect --help" and changed.done["c"].digest != first.done["c"].digest

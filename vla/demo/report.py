@@ -87,6 +87,8 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
     footer = (
         f"commit {summary['commit'] or 'unknown'}, peak memory {summary['peak_rss_mb']:.0f} MB, {summary['cpu_seconds']:.0f} CPU seconds"
     )
+    if summary["reused_stages"]:
+        footer += f"; kept from an earlier run, and not in the total: {', '.join(summary['reused_stages'])}"
     return Report(f"make demo: {decoder}", lead, sections, tiles, footer)
 
 

@@ -52,7 +52,10 @@ class Done:
 
 @dataclass
 class State:
-    """What a display may look at. `running`: name -> (seconds so far, last line of its log). `remaining_s`: estimate."""
+    """What a display may look at. `running`: name -> (seconds so far, last line of its log). `remaining_s`: estimate.
+
+    `reused`: stages of an earlier run that were not run again, so that `elapsed_s` does not hold them.
+    """
 
     waiting: list[str] = field(default_factory=list)
     running: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class State:
     elapsed_s: float = 0.0
     remaining_s: float = 0.0
     peak_rss_mb: float = 0.0
+    reused: tuple[str, ...] = ()
 
 
 class StageFailed(UserError):
@@ -81,6 +85,7 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
     digests = _digests(stages)
     if resume:
         state.done = {s.name: found for s in stages if (found := _record(out, s.name)) and found.digest == digests[s.name]}
+        state.reused = tuple(state.done)
     running: dict[str, _Running] = {}
     try:
         while len(state.done) < len(stages):

@@ -35,6 +35,7 @@ def write_summary(out: Path, decoder: str, state: State) -> dict[str, Any]:
         "seconds": {**seconds, "total": state.elapsed_s},
         "cpu_seconds": sum(row.cpu_seconds for row in state.done.values()),
         "peak_rss_mb": state.peak_rss_mb,
+        "reused_stages": list(state.reused),
         "stages": [asdict(row) for row in state.done.values()],
         "versions": versions(),
         "commit": git_commit(),
