@@ -40,10 +40,10 @@ def stages(decoder: str, out: Path) -> list[Stage]:
     latents = ("--latents", str(out / "latent_action")) if learns_latents else ()
     initial = ("--init", str(out / "pretrain"))
     return [
-        collect("sawyer", "--suite", "metaworld-objects", "--episodes", "35", *noisy, cores=2, typical_s=75),
-        collect("fetch", "--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *noisy, cores=1, typical_s=15),
-        collect("video", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=35),
-        train("latent_action", "latent", "pretrain/demo_latent_action.py", needs=("collect video",), typical_s=70),
+        collect("sawyer", "--suite", "metaworld-objects", "--episodes", "35", *noisy, cores=2, typical_s=50),
+        collect("fetch", "--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *noisy, cores=1, typical_s=10),
+        collect("video", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=22),
+        train("latent_action", "latent", "pretrain/demo_latent_action.py", needs=("collect video",), typical_s=45),
         Stage(
             "label",
             "latent",
@@ -57,13 +57,13 @@ def stages(decoder: str, out: Path) -> list[Stage]:
             f"pretrain/demo.py:{decoder}",
             *latents,
             needs=("label",) if learns_latents else ("collect sawyer", "collect fetch"),
-            typical_s=290,
+            typical_s=275,
         ),
-        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), "--image-every", "1", *noisy, cores=1, typical_s=80),
-        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=100),
-        train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=100),
-        evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=90),
-        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=60),
-        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=60),
-        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=60),
+        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), "--image-every", "1", *noisy, cores=1, typical_s=90),
+        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=95),
+        train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=90),
+        evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=50),
+        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=40),
+        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=36),
+        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=48),
     ]
