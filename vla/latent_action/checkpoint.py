@@ -34,7 +34,7 @@ def load_latent(folder: str | Path) -> LatentActionModel:
     folder = verify_folder(folder / "model" if (folder / "model").is_dir() else folder)  # a run's folder stands for its model
     contents = json.loads((folder / "config.json").read_text())
     if contents.get("model", {}).get("kind") != LatentActionConfig.kind:
-        raise UserError(f"{folder} is no latent-action model; `vla train` on a latent-action recipe makes one (pretrain/demo_latent_action.py)")
+        raise UserError(f"{folder} is no latent-action model; a recipe such as pretrain/demo_latent_action.py makes one")
     if contents["format_version"] != FORMAT_VERSION:
         raise UserError(f"{folder}: format {contents['format_version']}; this version reads {FORMAT_VERSION}")
     model = from_json(contents["model"]).build()
