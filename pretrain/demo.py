@@ -41,7 +41,7 @@ RUN = Run(
 )
 
 parallel = RUN
-tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC, hide=0.5)), steps=1100)
+tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC, hide=0.5)), steps=1600)
 masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1000)
 dit = replace(
     RUN,
