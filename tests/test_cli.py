@@ -127,7 +127,8 @@ def test_an_import_error_inside_a_command_is_not_hidden(monkeypatch):
 def test_interrupt_exits_130():
     # A command that waits, in a real process that gets a real SIGINT. A shell's background jobs inherit SIGINT ignored; not here.
     code = (
-        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom vla import cli\nfrom vla.commands import doctor\n"
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vla import cli\nfrom vla.commands import doctor\n"
         "def run(args):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
         "doctor.run = run\nsys.exit(cli.main(['doctor']))"
     )
