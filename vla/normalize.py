@@ -230,7 +230,7 @@ class Normalizer:
         return (np.asarray(values, np.float64) - np.array(self.offset)) / np.array(self.scale)
 
     def denormalize(self, values: np.ndarray) -> np.ndarray:
-        """The inverse of `normalize`; agrees within 4 units in the last place of |x| + |offset|."""
+        """The inverse of `normalize`; agrees within 4 units in the last place of |x| + |offset| (or of underflow, times the scale)."""
         self._check(values)
         return np.asarray(values, np.float64) * np.array(self.scale) + np.array(self.offset)
 
