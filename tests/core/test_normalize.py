@@ -77,6 +77,7 @@ def test_bad_rows_are_refused():
     arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=FINITE),
     st.sampled_from(["quantile", "zscore"]),
 )
+@example(np.array([[1e6], [2.2250738585e-308], [-1e6]]), "quantile")
 @settings(max_examples=150, deadline=None)
 def test_normalise_is_exactly_invertible_and_finite(rows_NA, method):
     stats = Stats(rows_NA.shape[1])
