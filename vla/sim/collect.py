@@ -20,7 +20,7 @@ from vla.sim.env import IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
 FIRST_SEED = 100_000
-"""Demonstrations use seeds from here on by default, evaluations draw theirs from 2**30 on (vla.evaluate.result), so that evaluated seeds are unseen."""
+"""Demonstrations use seeds from here on by default, evaluations from 2**30 on: evaluated seeds are unseen."""
 JOBS_AHEAD = 2
 """Jobs that a worker holds, so that it never waits for its next one."""
 
