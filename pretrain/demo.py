@@ -42,11 +42,11 @@ RUN = Run(
 
 parallel = RUN
 tokens = replace(RUN, name="demo_tokens", model=Model(BACKBONE, AutoregressiveTokens(codec=CODEC, hide=0.5)), steps=1600)
-masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1000)
+masked = replace(RUN, name="demo_masked", model=Model(BACKBONE, MaskedDiffusion(codec=CODEC, evaluations=4)), steps=1400)
 dit = replace(
     RUN,
     name="demo_dit",
     model=Model(BACKBONE, DiT(path=Flow(predict="data", times="uniform"), samples_per_context=4, evaluations=4, steps_per_token=3)),
-    steps=1100,
+    steps=1250,
 )
 latent = replace(RUN, name="demo_latent", model=Model(BACKBONE, LatentActions()), mixture="data_mixtures/demo_video.yaml", steps=1200)
