@@ -15,6 +15,7 @@ LIMIT_S = 0.3
 
 
 def main() -> int:
+    """Prints one JSON object."""
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()

@@ -159,6 +159,7 @@ def draw(folder: Path) -> None:
 
 
 def main() -> None:
+    """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--large", type=int, default=1_000_000, help="indexed steps of the large dataset (0: leave memory out)")

@@ -56,7 +56,7 @@ def test_examples_are_lines_that_parse(name):
         words = shlex.split(line, comments=True)
         words = words[: words.index(">")] if ">" in words else words
         if words[:1] == ["vla"]:
-            cli.parse(words[1:])
+            assert cli.parse(words[1:])[0] is cli.load(name)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

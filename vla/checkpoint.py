@@ -58,6 +58,7 @@ class Contents:
         return Collate(self.embodiments, self.normalizers, model.backbone.collate, model.decoder.latent_codes)
 
     def to_json(self) -> dict:
+        """What `config.json` holds: everything but the weights, by value."""
         return {
             "format_version": FORMAT_VERSION,
             "model": to_json(self.model),
@@ -68,6 +69,7 @@ class Contents:
 
     @staticmethod
     def from_json(data: Mapping) -> Contents:
+        """The inverse of `to_json`. UserError for a kind that no table and no named plug-in knows."""
         if "embodiments" not in data:
             raise UserError(
                 "this folder holds no policy: its config.json names no embodiments. A run's folder or its pretrained_model does."

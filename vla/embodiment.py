@@ -160,6 +160,7 @@ class Embodiment:
         return np.clip(action_TA, low_A, high_A)
 
     def to_json(self) -> dict:
+        """Every fact by value, as checkpoints and datasets keep it."""
         return {
             "name": self.name,
             "cameras": list(self.cameras),
@@ -173,6 +174,7 @@ class Embodiment:
 
     @staticmethod
     def from_json(data: Mapping) -> Embodiment:
+        """The inverse of `to_json`."""
         return Embodiment(
             name=str(data["name"]),
             cameras=tuple(map(str, data["cameras"])),

@@ -122,6 +122,7 @@ class Stats:
         return (len(self._levels) - 1) / SKETCH_SIZE
 
     def to_json(self) -> dict:
+        """Exact: floats survive the text."""
         return {
             "count": self.count,
             "mean": self.mean_A.tolist(),
@@ -134,6 +135,7 @@ class Stats:
 
     @staticmethod
     def from_json(data: Mapping) -> Stats:
+        """The inverse of `to_json`."""
         stats = Stats(len(data["mean"]))
         stats.count = int(data["count"])
         stats.mean_A, stats._m2_A = np.array(data["mean"], float), np.array(data["m2"], float)
@@ -235,6 +237,7 @@ class Normalizer:
         return np.asarray(values, np.float64) * np.array(self.scale) + np.array(self.offset)
 
     def to_json(self) -> dict:
+        """Exact: floats survive the text."""
         return {
             "method": self.method,
             "offset": list(self.offset),
@@ -245,6 +248,7 @@ class Normalizer:
 
     @staticmethod
     def from_json(data: Mapping) -> Normalizer:
+        """The inverse of `to_json`."""
         return Normalizer(
             data["method"],
             tuple(map(float, data["offset"])),

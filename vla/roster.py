@@ -24,6 +24,7 @@ class Roster:
 
     @staticmethod
     def of(embodiments: Iterable[Embodiment]) -> Roster:
+        """Rows in the given order, padded widths and times being the largest of all. UserError for a repeated name."""
         robots = tuple(embodiments)
         if len({robot.name for robot in robots}) != len(robots) or not robots:
             raise SchemaError(f"a roster needs distinct embodiments, at least one; got {[robot.name for robot in robots]}")

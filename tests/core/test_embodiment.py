@@ -34,7 +34,7 @@ def random_values(rng, unit, count):
     return from_rotation(Rotation.from_rotvec(vector), unit)
 
 
-def same(a, b, unit):
+def assert_same(a, b, unit):
     if unit == "m":
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
     else:
@@ -58,7 +58,7 @@ def test_frames_convert_back_and_forth(unit, recorded, learned, seed):
     recorded_TA = convert(absolute_TA, make("absolute"), make(recorded), state_P, state_space)
     learned_TA = convert(recorded_TA, make(recorded), make(learned), state_P, state_space)
     back_TA = convert(learned_TA, make(learned), make(recorded), state_P, state_space)
-    same(recorded_TA, back_TA, unit)
+    assert_same(recorded_TA, back_TA, unit)
 
 
 def test_hand_worked_frames():

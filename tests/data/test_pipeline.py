@@ -66,7 +66,7 @@ def test_samples_are_what_was_recorded(folder):
     assert pipeline.quarantine.bad == 0
 
 
-def same(a, b):
+def assert_same(a, b):
     assert (a.position, a.source, a.episode, a.step, a.gap_s) == (b.position, b.source, b.episode, b.step, b.gap_s)
     assert a.observation.instruction == b.observation.instruction
     for role in a.observation.images:
@@ -79,7 +79,7 @@ def test_a_sample_is_a_function_of_its_position(folder):
     first, second = one(folder, seed=5, cache_bytes=0), one(folder, seed=5)
     together = first.samples(range(100))
     for position in (99, 3, 50, 3):
-        same(second.sample(position), together[position])
+        assert_same(second.sample(position), together[position])
 
 
 def test_images_cannot_be_spoiled_by_a_consumer(folder):
@@ -210,7 +210,7 @@ def test_a_bad_frame_is_counted_named_and_replaced_by_rule(folder):
     record = pipeline.quarantine.records[0]
     assert (record.source, record.episode, record.step) == ("arms", "e3", 7)
     assert samples[record.position].episode != "e3" or samples[record.position].step != 7
-    same(one(folder, block=46).sample(record.position), samples[record.position])
+    assert_same(one(folder, block=46).sample(record.position), samples[record.position])
 
 
 def test_too_many_bad_frames_stop_the_run_with_a_list(folder):

@@ -9,9 +9,10 @@ import pytest
 
 from vla.errors import UserError
 from vla.evaluate.compare import compare
-from vla.evaluate.result import FIRST_SEED, EvalResult, Row, episode_seed, git_commit, read_result, versions, write_result
+from vla.evaluate.result import EvalResult, Row, episode_seed, git_commit, read_result, versions, write_result
 from vla.evaluate.statistics import compare_paired, compare_unpaired, wilson
 from vla.sim.collect import FIRST_SEED as FIRST_COLLECTED
+from vla.sim.env import EVALUATION_SEEDS
 
 
 def result(outcomes: dict[str, str], seed: int = 0, **changes) -> EvalResult:
@@ -72,7 +73,7 @@ def test_what_is_no_result_is_refused(tmp_path, content, complaint):
 def test_evaluations_and_collections_never_share_a_seed():
     seeds = {episode_seed(seed, task, i) for seed in range(3) for task in ("a", "b") for i in range(200)}
     assert len(seeds) == 3 * 2 * 200
-    assert min(seeds) >= FIRST_SEED > FIRST_COLLECTED + 10**6 and max(seeds) < 2**31
+    assert min(seeds) >= EVALUATION_SEEDS > FIRST_COLLECTED + 10**6 and max(seeds) < 2**31
 
 
 def test_equal_seeds_are_paired_per_task_and_pooled():

@@ -17,12 +17,13 @@ from vla.decoders.parallel import Parallel
 from vla.embodiment import load_embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.evaluate.batching import Batcher, one_thread
-from vla.evaluate.result import FIRST_SEED, EvalResult, episode_seed
+from vla.evaluate.result import EvalResult, episode_seed
 from vla.evaluate.rollouts import SimulatorFailed
 from vla.evaluate.runner import Progress, evaluate
 from vla.execute.ensemble import TemporalEnsemble
 from vla.model import Model
 from vla.policy import Policy
+from vla.sim.env import EVALUATION_SEEDS
 from vla.sim.suites import load_suite
 from vla.types import Chunk
 
@@ -74,7 +75,7 @@ def test_rows_of_a_batch_are_the_same_bits_in_any_batch(toy):
 def test_another_seed_gives_other_episodes(toy, healthy):
     other = evaluate(toy, TOY, ["easy"], 3, seed=1, workers=1)
     assert {row.seed for row in other.rows}.isdisjoint(row.seed for row in healthy.rows)
-    assert all(row.seed == episode_seed(1, "easy", row.episode) >= FIRST_SEED for row in other.rows)
+    assert all(row.seed == episode_seed(1, "easy", row.episode) >= EVALUATION_SEEDS for row in other.rows)
 
 
 def test_the_result_says_how_it_came_about(toy):

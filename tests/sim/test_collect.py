@@ -191,6 +191,7 @@ def test_a_simulator_that_is_not_installed_is_one_line(tmp_path: Path, capsys: p
         (["--suite", "fetch", "--noise-share", "1.5"], "between 0 and 1"),
         (["--suite", "fetch", "--workers", "0"], "at least 1"),
         (["--suite", "fetch", "--image-every", "0"], "at least 1"),
+        (["--suite", "fetch", "--seed", str(2**30 - 10)], "evaluations"),
         ([], "--suite"),
     ],
 )

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=64, help="pixels, square (default: 64)")
     parser.add_argument("--image-every", type=int, default=2, help="control steps from image to image (default: 2)")
     parser.add_argument("--jpeg-quality", type=int, default=95, help="default: 95")
-    parser.add_argument("--seed", type=int, default=100_000, help="of the first attempt; evaluations start at 2**30 (default: 100000)")
+    parser.add_argument("--seed", type=int, default=100_000, help="first; below 2**30 where those of evaluations begin (default: 100000)")
     parser.add_argument("--noise-share", type=float, default=0.0, help="share of noise-injected demonstrations (default: 0)")
     parser.add_argument("--attempts", type=int, default=3, help="at most this many per wanted episode (default: 3)")
     parser.add_argument("--resume", action="store_true", help="keep the complete shards of an interrupted run")

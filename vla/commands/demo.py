@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 0; a stage that fails ends it with an error that names the stage and its log."""
     from vla.demo.plan import DECODERS, stages
     from vla.demo.stages import run_stages
     from vla.demo.summary import write_summary
@@ -103,6 +104,7 @@ class _Display:
             self._live.stop()
 
     def show(self, state: State) -> None:
+        """One line where a stage begins or ends, and a table of all while any runs."""
         if self._live:
             self._live.update(self._table(state))
             return

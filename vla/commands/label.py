@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Writes codes beside the shards; those of the same model that are there already are kept."""
     from vla.config import load_plugin
     from vla.data.reader import Dataset
     from vla.latent_action.checkpoint import load_latent

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 0, or what a stopping signal asks for (docs of `vla.train.stop`)."""
     from vla.latent_action.run import LatentRun
     from vla.train.loop import train
     from vla.train.progress import Bar

@@ -141,7 +141,7 @@ def unpack_frames(data: bytes) -> Frames:
 
 
 def pack_columns(columns: Mapping[str, np.ndarray]) -> bytes:
-    """Named float64 arrays -> npz bytes, the same for the same input (no clock, no pickle)."""
+    """Named float64 arrays -> npz bytes, the same for the same input (no clock, no objects)."""
     buffer = io.BytesIO()
     np.savez(buffer, **columns)  # type: ignore[arg-type]  # zipfile dates members 1980-01-01, so bytes repeat
     return buffer.getvalue()

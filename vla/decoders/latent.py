@@ -59,6 +59,7 @@ class LatentDecoder(ActionDecoder):
         }
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """Codes by cross-entropy wherever there are some, actions by L1 wherever they are labelled."""
         pred_BTA, logits_BNC = self._predict(backbone, prefix, target.spec)
         error_BTA = (pred_BTA - target.action_BTA).abs()
         surprise_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), target.latent_BN, reduction="none")

@@ -50,6 +50,7 @@ class MaskedDecoder(ActionDecoder):
         return {"cross_entropy": draw_hidden(self.codes.codec.mask(target.label_BTA), noise).sum().float()}
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """Cross-entropy of the hidden codes, the ratio drawn per sample from the cosine schedule (MaskGIT, section 3.1)."""
         code_BN, exists_BN, label_BN = self.codes.encode(target)
         hidden_BN = draw_hidden(label_BN, noise)
         # Codes without a label (past the end of an episode) are never shown: at decoding time nobody could know them.
@@ -59,6 +60,7 @@ class MaskedDecoder(ActionDecoder):
         return make_loss({"cross_entropy": (error_BN, hidden_BN)}, {"cross_entropy": 1.0})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        """Starts from all codes hidden; every evaluation keeps the most confident and hides the rest again."""
         exists_BN = self.codes.codec.mask(like.mask_BTA)
         cache = backbone(prefix)
         id_BN = torch.full(exists_BN.shape, self.mask_id, device=exists_BN.device)

@@ -82,6 +82,7 @@ class TokensDecoder(ActionDecoder):
         return {"cross_entropy": self.codes.codec.mask(target.label_BTA).sum().float()}
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """Cross-entropy of every code given those before it (teacher forcing), some of them hidden."""
         code_BN, exists_BN, label_BN = self.codes.encode(target)
         shown_BN = self._shown(code_BN, exists_BN)
         if self.hide > 0:
@@ -93,6 +94,7 @@ class TokensDecoder(ActionDecoder):
         return make_loss({"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        """One code at a time after the cached prefix."""
         exists_BN = self.codes.codec.mask(like.mask_BTA)
         B, N = exists_BN.shape
         empty_BND = prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1])

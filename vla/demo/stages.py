@@ -209,6 +209,7 @@ class _Running:
         return lines[-1] if lines else ""
 
     def kill(self) -> None:
+        """Ends every stage that runs, with what it has started."""
         try:
             os.killpg(self.child.pid, signal.SIGTERM)
             self.child.wait(timeout=5)

@@ -53,6 +53,7 @@ class Process:
         self.send(setup)
 
     def send(self, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """A message and its arrays to the worker. One that has died is noticed by the next `receive`."""
         if not self.pending:
             self.heard = time.monotonic()
         if "slot" in message:

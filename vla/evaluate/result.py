@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import UserError
+from vla.sim.env import EVALUATION_SEEDS
 
 FORMAT_VERSION = 1
-
-FIRST_SEED = 2**30
-"""Evaluations draw their seeds from here up to 2**31, collections from 0 up to here: what is evaluated was never trained on."""
 
 TERMINATION = (
     "An episode is a success at the first control step whose info['success'] is true, and ends there. It is a failure after the "
@@ -28,7 +26,7 @@ PACKAGES = ("vla", "torch", "numpy", "scipy", "transformers", "mujoco", "metawor
 
 def episode_seed(seed: int, task: str, episode: int) -> int:
     """The simulator's seed of one episode: the same for every policy evaluated under `seed`, so results pair up."""
-    return FIRST_SEED + stable_hash("episode", seed, task, episode) % FIRST_SEED
+    return EVALUATION_SEEDS + stable_hash("episode", seed, task, episode) % EVALUATION_SEEDS
 
 
 def stable_hash(*parts: object) -> int:
@@ -110,6 +108,7 @@ class EvalResult:
         return Rate.of(self.rows)
 
     def to_json(self) -> dict[str, Any]:
+        """The result file: totals with intervals, per task, and one raw row per episode."""
         data = asdict(self)
         summary = {
             "kind": "evaluation",

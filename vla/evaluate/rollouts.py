@@ -48,6 +48,8 @@ class Job:
 
 @dataclass
 class Slot:
+    """One environment and the episode that it is in."""
+
     worker: int
     index: int
     task: str | None = None

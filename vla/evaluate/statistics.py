@@ -12,6 +12,8 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
+    """Lower and upper bound of a share or a difference."""
+
     low: float
     high: float
 

@@ -30,6 +30,7 @@ from vla.types import Chunk
 
 
 def main(argv: list[str]) -> int:
+    """Serves one simulator over its pipe until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair; its end closes the socket
     connection = Connection(int(argv[0]))
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):

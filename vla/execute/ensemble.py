@@ -43,6 +43,7 @@ class TemporalEnsemble:
             raise UserError(f"the decay of temporal ensembling must be a finite number, not {self.decay}")
 
     def combine(self, candidate_KA: np.ndarray, space: Space) -> np.ndarray:
+        """K predictions of one step, oldest first -> the one to execute; rotations are averaged as rotations."""
         if len(candidate_KA) == 1:
             return candidate_KA[0]
         logit_K = -self.decay * np.arange(len(candidate_KA))

@@ -97,6 +97,7 @@ class _Watch:
         self.unexplained, self.change = 1.0, 0.0  # an untrained decoder predicts no change
 
     def train_step(self, samples: Sequence[Sample], optimizer: Any, schedule: Any) -> dict[str, Any]:
+        """One optimizer step over the samples; returns the row that is logged."""
         pairs = self.model.collate(samples).to(next(self.model.parameters()).device)
         loss, code_BN = self.model(pairs, Noise(pairs.key_B, self.seed))
         total = total_loss(loss)

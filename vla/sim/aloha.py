@@ -66,6 +66,7 @@ class AlohaEnv(SimEnv):
         return 1.0 if self.steps < _OVER_STEPS - 10 else 0.2
 
     def expert(self) -> Callable[[], np.ndarray]:
+        """The scripted expert of this episode: a function that returns the next command."""
         rows = iter(self._plan())
         last = self.state()
 

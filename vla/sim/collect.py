@@ -16,7 +16,7 @@ from vla.data.format import DatasetInfo
 from vla.data.writer import ShardWriter
 from vla.errors import UserError
 from vla.sim.demonstrate import Attempt, Recorder, episode_id
-from vla.sim.env import IMAGE_SIZE, Suite
+from vla.sim.env import EVALUATION_SEEDS, IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
 FIRST_SEED = 100_000
@@ -56,6 +56,8 @@ class Plan:
             raise UserError(f"JPEG quality {self.jpeg_quality} must be between 1 and 100")
         if self.seed < 0:
             raise UserError(f"seed {self.seed} must not be negative")
+        if self.seed + self.episodes * self.attempts_per_episode > EVALUATION_SEEDS:
+            raise UserError(f"seed {self.seed} reaches those of evaluations, from {EVALUATION_SEEDS} on; give a smaller one")
         suite = load_suite(self.suite)
         if len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"a task is named twice: {', '.join(self.tasks)}")
@@ -244,6 +246,7 @@ class _Worker:
             self.jobs.append((queue, number))
 
     def receive(self) -> _Queue:
+        """Waits for the worker's next attempt, books it, and returns the queue it belongs to. RuntimeError if the worker has died."""
         queue, number = self.jobs.popleft()
         try:
             reply = self.connection.recv()

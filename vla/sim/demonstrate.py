@@ -104,6 +104,7 @@ class _Rows:
         self.jpeg: dict[str, list[bytes]] = {}
 
     def add(self, env: SimEnv, clean_A: np.ndarray) -> None:
+        """Records one step: what the cameras and joints show now, and the expert's clean command."""
         if len(self.action) % self._every == 0:
             self.frame_steps.append(len(self.action))
             for role, image in env.cameras().items():

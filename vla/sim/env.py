@@ -19,6 +19,9 @@ from vla.types import Observation, Supervision
 
 IMAGE_SIZE = 64
 
+EVALUATION_SEEDS = 2**30
+"""Evaluations draw their seeds from here up to 2**31, collections from 0 up to here: what is evaluated was never trained on."""
+
 State = dict[str, np.ndarray]
 """What gymnasium calls an observation: {"state": float64 (P,)}."""
 

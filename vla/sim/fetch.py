@@ -54,6 +54,7 @@ class FetchEnv(SimEnv):
             model.mat("block_mat").rgba[:] = (0.1, 0.2, 0.8, 1)  # dark grey, it looks like the gripper
 
     def cameras(self) -> dict[str, np.ndarray]:
+        """Role -> uint8 (H, W, 3), rendered now."""
         if self._cameras is None:  # a GL context costs a second: none until somebody looks
             views = {
                 "third_person": free_camera((1.33, 0.75, 0.5), 0.85, 180, -35),

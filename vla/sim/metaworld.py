@@ -46,6 +46,7 @@ class MetaWorldEnv(SimEnv):
         return self._seen[:4].astype(np.float64)
 
     def expert(self) -> Callable[[], np.ndarray]:
+        """Meta-World's own scripted policy for the task, as a function that returns the next command."""
         policy = self._policy_class()
 
         def act() -> np.ndarray:

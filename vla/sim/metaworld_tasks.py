@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
+    """One task: the sentence for the policy, and the published group of difficulty."""
+
     instruction: str
     group: str
 

@@ -5,7 +5,7 @@
     checkpoints/000500/training_state     state.safetensors (`Engine.state`) and progress.json, under a manifest
     checkpoints/last -> 000500            for people, where the file system has links; resuming looks at the folders themselves
 
-A step's folder appears whole or not at all. Nothing here is a pickle.
+A step's folder appears whole or not at all. Nothing here can run code.
 """
 
 from __future__ import annotations

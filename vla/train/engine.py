@@ -100,6 +100,7 @@ class LocalEngine(Engine):
         return detached(loss)
 
     def step(self, lr: float) -> Update:
+        """One optimizer update at `lr` from the gathered gradients, skipped where they are not finite."""
         for p in self.trained:
             if p.grad is None:  # ZeRO gives such a parameter a zero gradient (moments and decay go on): the same here
                 p.grad = torch.zeros_like(p)
@@ -127,6 +128,7 @@ class LocalEngine(Engine):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
+        """Inside, the module holds the moving average of the weights."""
         if self.shadow is None:
             yield
             return
@@ -145,6 +147,7 @@ class LocalEngine(Engine):
         return {name: tensor.detach().float().cpu().clone() for name, tensor in self.module.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
+        """Views of the live tensors, not copies; {} on other ranks than the first."""
         if not self.ranks.first:
             return {}
         found = {f"weight/{name}": p for name, p in self.module.named_parameters()}
@@ -158,6 +161,7 @@ class LocalEngine(Engine):
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Puts `state()` back, bit for bit."""
         self.updates = updates
         for name, p in self.module.named_parameters():
             p.copy_(state[f"weight/{name}"])

@@ -107,6 +107,7 @@ class Log:
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def write(self, kind: str, step: int, **facts: Any) -> None:
+        """One JSON line, flushed, and its numbers to tensorboard."""
         if self._file is None:
             return
         row = {"kind": kind, "step": step, **_finite(facts)}

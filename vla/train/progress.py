@@ -41,6 +41,7 @@ class Bar(Watch):
             self.say(line)
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """Shows a training row: step, loss, rate and the time left."""
         if row["kind"] == "train" and row["loss"] is not None:
             line = f"loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s"
             if self._console.is_terminal:

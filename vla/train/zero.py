@@ -61,6 +61,7 @@ class DeepSpeedEngine(Engine):
         return self.objective.take()
 
     def forward_backward(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor], last: bool) -> Loss:
+        """Adds the gradients of one micro-batch, whose loss is divided by weights summed over ranks."""
         total = self.engine(batch, noise, weights)
         self._total += total.detach()
         if last:
@@ -74,6 +75,7 @@ class DeepSpeedEngine(Engine):
         return detached(self.objective.take())
 
     def step(self, lr: float) -> Update:
+        """One DeepSpeed update at `lr`; all ranks skip it together where any gradient is not finite."""
         for group in self.zero.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -89,6 +91,7 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
+        """Inside, the parameters hold the moving average, kept in partitions like the weights."""
         if self.shadow is None:
             yield
             return
@@ -107,6 +110,7 @@ class DeepSpeedEngine(Engine):
         return {name: found[f"weight/{name}"].detach().float().cpu() for name in kept} if self.ranks.first else {}
 
     def state(self) -> dict[str, Tensor]:
+        """Full fp32 weights, moments and average, gathered from their partitions (rank 0 has them)."""
         found = self._gather("weight", self.flats)
         for moment in MOMENTS:
             held = [self.torch_optimizer.state.get(flat, {}).get(moment, torch.zeros_like(flat)) for flat in self.flats]
@@ -118,6 +122,7 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Puts `state()` back at any world size, then refreshes the low-precision parameters."""
         self.updates = updates
         for name, b in self.objective.model.named_buffers():
             b.copy_(state[f"buffer/{name}"])
