@@ -51,8 +51,9 @@ class RawEpisode:
 
     `id`: unique in the dataset and the same in every run ([A-Za-z0-9_-], at most 80), usually part and number. `columns`: name ->
     (steps, ...) numbers or bools; names are the format's own, nested ones joined by '/' (`observation/state`). `texts`: name -> one
-    string for the episode, or one per step. `pictures`: name -> pictures. `time_s`: float64 (steps,) where the format keeps a clock,
-    else None (the card's rate makes one). `facts`: JSON-able facts of the episode (success, operator, file).
+    string for the episode, or one per step (bytes that are no UTF-8 are kept as `surrogateescape` does). `pictures`: name ->
+    pictures. `time_s`: float64 (steps,) where the format keeps a clock, else None (the card's rate makes one). `rate_hz`: where the
+    format states one for each episode (a video's). `facts`: JSON-able facts of the episode (success, operator, file).
     """
 
     id: str
@@ -61,6 +62,7 @@ class RawEpisode:
     texts: Mapping[str, Sequence[str]]
     pictures: Mapping[str, Pictures]
     time_s: np.ndarray | None = None
+    rate_hz: Fraction | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -86,11 +88,17 @@ class Size:
 class Reader(ABC):
     """A dataset in one format: parts that can be read independently of each other, each with its episodes in a fixed order.
 
+    Made as `MyReader(source, **options)`: `source` is a Path on this machine, `options` what the card says under `reader`. A class
+    with `streams = True` is given a `vla.convert.store.Store` instead, through which a part's files may come from afar.
+
     Must survive pickling (parts are read in several processes), hold nothing open between calls, and stream: memory is bounded by
-    one episode, whatever the length of the dataset. `rate_hz`: where the format itself states it.
+    one episode, whatever the length of the dataset. `rate_hz`: where the format itself states it. `wanted`: names of the columns,
+    texts and pictures that the card uses (None: all); what else there is, a reader may leave unread and out of its episodes.
     """
 
     rate_hz: Fraction | None = None
+    streams: bool = False
+    wanted: frozenset[str] | None = None
 
     @abstractmethod
     def features(self) -> Sequence[Feature]:
