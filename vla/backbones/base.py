@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from vla.errors import UserError
 from vla.types import Observation
 
 
@@ -131,10 +132,29 @@ class Hidden:
         return self.x_BSD[:, -count:]
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """Of the keys and values that every layer leaves in `Hidden`, for experts that attend to them layer by layer.
+
+    `heads`: of the queries; `rope_theta`: base of the rotary positions (rotated in halves, as in Llama and Gemma).
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    rope_theta: float
+
+
 class Backbone(nn.Module, ABC):
     """A vision-language transformer under the one rule of attention. `width`: D of its hidden states."""
 
     width: int
+
+    @property
+    def attention(self) -> AttentionShape:
+        """What `Hidden.keys` and `Hidden.values` look like; from the backbone's own configuration."""
+        raise UserError(f"{type(self).__name__} does not say what its keys and values look like; choose another conditioning than per layer")
 
     @abstractmethod
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:

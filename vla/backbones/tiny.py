@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone, Hidden, Tokens, prefix_tokens
+from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
 from vla.backbones.transformer import Transformer
 from vla.errors import SchemaError
 from vla.types import Observation
@@ -108,6 +108,11 @@ class TinyBackbone(Backbone):
 
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         return self.transformer(tokens, cache)
+
+    @property
+    def attention(self) -> AttentionShape:
+        c = self.config
+        return AttentionShape(c.depth, c.heads, c.heads, c.width // c.heads, self.transformer.rope_theta)
 
 
 class _Stem(nn.Module):
