@@ -6,23 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import vla.embodiments
-from vla.embodiment import Embodiment, built_in_embodiments, load_embodiment
-from vla.errors import SchemaError
+from vla.embodiment import ROTATION_UNITS, Embodiment, Space, built_in_embodiments, from_rotation, load_embodiment
+from vla.errors import SchemaError, UserError
 
 NAMES = built_in_embodiments()
 
 
-def random_state(robot: Embodiment, rng: np.random.Generator) -> np.ndarray:
+def random_rows(space: Space, rng: np.random.Generator, rows: int) -> np.ndarray:
+    """(rows, size of the space), with rotations that are rotations."""
     parts = {}
-    for field in robot.state.fields:
-        value = rng.uniform(-0.5, 0.5, field.size)
-        if field.unit == "rot6d":
-            q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-            value = np.concatenate([q[:, 0], q[:, 1]])
-        parts[field.name] = value
-    return robot.state.pack(parts)
+    for field in space.fields:
+        if field.unit in ROTATION_UNITS:
+            parts[field.name] = from_rotation(Rotation.from_rotvec(rng.uniform(-0.5, 0.5, (rows, 3))), field.unit)
+        else:
+            parts[field.name] = rng.uniform(-0.5, 0.5, (rows, field.size))
+    return space.pack(parts)
 
 
 def test_four_robots_come_with_the_package() -> None:
@@ -45,9 +46,8 @@ def test_json_gives_the_robot_back(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_survive_the_learned_frames(name: str) -> None:
     robot, rng = load_embodiment(name), np.random.default_rng(0)
-    state_P = random_state(robot, rng)
-    low_A, high_A = np.array(robot.limits).T
-    command_TA = rng.uniform(low_A, high_A, (robot.horizon, robot.command.size))
+    state_P = random_rows(robot.state, rng, 1)[0]
+    command_TA = random_rows(robot.command, rng, robot.horizon)
     learned_TA = robot.encode(command_TA, state_P)
     np.testing.assert_allclose(robot.decode(learned_TA, state_P), command_TA, atol=1e-12)
 
@@ -55,6 +55,10 @@ def test_commands_survive_the_learned_frames(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_outside_the_limits_or_not_finite_is_sent(name: str) -> None:
     robot = load_embodiment(name)
+    if robot.limits is None:
+        with pytest.raises(UserError, match="no limits"):
+            robot.limit(np.zeros((1, robot.command.size)))
+        return
     high_A = np.array(robot.limits)[:, 1]
     sent_TA = robot.limit(np.full((1, robot.command.size), 1e6))
     np.testing.assert_array_equal(sent_TA[0], high_A)

@@ -123,7 +123,8 @@ class Embodiment:
 
     `cameras`: roles, not device names. `command`: what the controller takes, and what `Policy.act` returns. `action`: the same
     fields in the frames that are learned. `rate_hz`: rate of commands; `horizon`: commands per chunk. `limits`: (low, high) per
-    number of `command`; nothing outside is ever sent.
+    number of `command`; nothing outside is ever sent. None where nobody published them: the robot can be learned from, and every
+    attempt to act as it is refused.
     """
 
     name: str
@@ -133,15 +134,15 @@ class Embodiment:
     action: Space
     rate_hz: Fraction
     horizon: int
-    limits: tuple[tuple[float, float], ...]
+    limits: tuple[tuple[float, float], ...] | None
 
     def __post_init__(self) -> None:
         if "." in self.name or "/" in self.name or not self.name:
             raise SchemaError(f"embodiment name '{self.name}' must be non-empty without '.' or '/'")
         if [(f.name, f.size, f.unit) for f in self.command.fields] != [(f.name, f.size, f.unit) for f in self.action.fields]:
             raise SchemaError(f"{self.name}: command and action must have the same fields and units; only frames may differ")
-        if len(self.limits) != self.command.size or any(not low < high for low, high in self.limits):
-            raise SchemaError(f"{self.name}: limits must be {self.command.size} pairs (low, high) with low < high")
+        if self.limits is not None and (len(self.limits) != self.command.size or any(not low < high for low, high in self.limits)):
+            raise SchemaError(f"{self.name}: limits must be {self.command.size} pairs (low, high) with low < high, or None if not known")
         if self.rate_hz <= 0 or self.horizon < 1:
             raise SchemaError(f"{self.name}: rate_hz and horizon must be positive")
 
@@ -156,8 +157,17 @@ class Embodiment:
     def limit(self, action_TA: np.ndarray) -> np.ndarray:
         """Clips commands to the limits; refuses what is not finite (a clipped NaN would still move a motor)."""
         self.command.check(action_TA, f"{self.name} command")
+        return np.clip(action_TA, *self.bounds())
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low_A, high_A), float64, of what may be sent. UserError where the robot's limits are not known."""
+        if self.limits is None:
+            raise UserError(
+                f"'{self.name}' has no limits, so it can be learned from but nothing may be sent to it. Copy its file, write "
+                f"limits=((low, high), ...) for the {self.command.size} numbers of a command, and fine-tune for that robot."
+            )
         low_A, high_A = np.array(self.limits, dtype=np.float64).T
-        return np.clip(action_TA, low_A, high_A)
+        return low_A, high_A
 
     def to_json(self) -> dict:
         """Every fact by value, as checkpoints and datasets keep it."""
@@ -169,7 +179,7 @@ class Embodiment:
             "action": self.action.to_json(),
             "rate_hz": str(self.rate_hz),
             "horizon": self.horizon,
-            "limits": [list(pair) for pair in self.limits],
+            "limits": None if self.limits is None else [list(pair) for pair in self.limits],
         }
 
     @staticmethod
@@ -183,7 +193,7 @@ class Embodiment:
             action=Space.from_json(data["action"]),
             rate_hz=Fraction(str(data["rate_hz"])),
             horizon=int(data["horizon"]),
-            limits=tuple((float(low), float(high)) for low, high in data["limits"]),
+            limits=None if data["limits"] is None else tuple((float(low), float(high)) for low, high in data["limits"]),
         )
 
 

@@ -41,6 +41,8 @@ class Policy:
                 raise SchemaError(f"{observation.embodiment}: the observed state holds NaN or infinity")
         device = next(self.model.parameters()).device
         batch = self.collate.observations(observations).to(device)
+        for name in {observation.embodiment for observation in observations}:
+            self._robots[name].bounds()  # refused before the model runs, not after
         noise = Noise(torch.tensor(keys, dtype=torch.int64, device=device), self.seed)
         action_BTA = self.model.sample(batch, noise).cpu().numpy().astype(np.float64)
         return [self._chunk(obs, action_TA) for obs, action_TA in zip(observations, action_BTA, strict=True)]

@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,15 @@ def test_a_policy_acts_alone_and_within_limits(saved):
     alone = policy.act_batch(rows[2:], keys=[3])[0]
     np.testing.assert_allclose(alone.action_TA, together[2].action_TA, atol=1e-5)
     assert policy.act(rows[0]).action_TA.shape == (4, 2)
+
+
+def test_a_robot_without_limits_is_refused_before_the_model_runs(saved):
+    holds, model = load_model(saved)
+    free = replace(holds, embodiments=tuple(replace(robot, limits=None) for robot in holds.embodiments))
+    policy = Policy(free, model)
+    model.sample = lambda *args: pytest.fail("the model ran")
+    with pytest.raises(UserError, match="has no limits"):
+        policy.act(observation(ROBOTS[0], np.random.default_rng(0)))
 
 
 def test_a_model_that_emits_nan_never_reaches_a_motor(saved):

@@ -27,7 +27,7 @@ class Random:
     robot: Embodiment
 
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
-        low_A, high_A = np.array(self.robot.limits).T
+        low_A, high_A = self.robot.bounds()
         shape = (self.robot.horizon, self.robot.command.size)
         return [Chunk(np.random.default_rng(key).uniform(low_A, high_A, shape), self.robot.name, self.robot.rate_hz) for key in keys]
 
@@ -43,7 +43,7 @@ class Hold:
 
     def _chunk(self, state_P: np.ndarray) -> Chunk:
         state = self.robot.state.unpack(state_P)
-        command_A = np.mean(self.robot.limits, axis=1)
+        command_A = np.mean(self.robot.bounds(), axis=0)
         for field in self.robot.command.fields:
             where = self.robot.command.slices()[field.name]
             if field.frame != "absolute":

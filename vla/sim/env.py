@@ -87,7 +87,7 @@ class SimEnv(gymnasium.Env):
         self.task, self.instruction, self.max_steps = task.name, task.instruction, task.max_steps
         self.embodiment, self.image_size, self.noise_A = embodiment, image_size, np.asarray(noise_A, dtype=np.float64)
         self.noise_decay = noise_decay
-        low, high = np.array(embodiment.limits).T
+        low, high = embodiment.bounds()
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float64)
         state = gymnasium.spaces.Box(-np.inf, np.inf, (embodiment.state.size,), dtype=np.float64)
         self.observation_space = gymnasium.spaces.Dict({"state": state})
