@@ -24,7 +24,8 @@ from vla.types import Observation
 class Tokens:
     """A sequence with what each token may see. `valid_BS` bool; `block_BS`, `group_BS`, `position_BS` int64.
 
-    `extras` carries what a family needs beside the embeddings (multi-axis positions, deep visual features).
+    `extras` carries what a family needs beside the embeddings (multi-axis positions, deep visual features): (B, S, ...) each, one row
+    a token, zero where a token has none. They are cut and joined with the tokens.
     """
 
     x_BSD: Tensor
@@ -48,11 +49,19 @@ class Tokens:
     def cat(self, other: Tokens) -> Tokens:
         """These tokens, then the other's."""
         pairs = zip(self._core(), other._core(), strict=True)
-        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras={**self.extras, **other.extras})
+        names = (*self.extras, *(name for name in other.extras if name not in self.extras))
+        extras = {name: torch.cat([self._extra(name, other), other._extra(name, self)], dim=1) for name in names}
+        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras=extras)
 
     def slice(self, start: int, stop: int) -> Tokens:
         """Tokens start <= i < stop."""
-        return Tokens(*(t[:, start:stop] for t in self._core()), extras=self.extras)
+        cut = {name: t[:, start:stop] for name, t in self.extras.items()}
+        return Tokens(*(t[:, start:stop] for t in self._core()), extras=cut)
+
+    def repeat(self, samples: int) -> Tokens:
+        """Each row `samples` times, one after the other."""
+        extras = {name: t.repeat_interleave(samples, dim=0) for name, t in self.extras.items()}
+        return Tokens(*(t.repeat_interleave(samples, dim=0) for t in self._core()), extras=extras)
 
     def with_x(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> Tokens:
         """The same places with other embeddings (and validity)."""
@@ -60,6 +69,12 @@ class Tokens:
 
     def _core(self) -> tuple[Tensor, ...]:
         return (self.x_BSD, self.valid_BS, self.block_BS, self.group_BS, self.position_BS)
+
+    def _extra(self, name: str, other: Tokens) -> Tensor:
+        if name in self.extras:
+            return self.extras[name]
+        like = other.extras[name]
+        return like.new_zeros(*self.x_BSD.shape[:2], *like.shape[2:])
 
 
 def prefix_tokens(x_BSD: Tensor, valid_BS: Tensor, causal: bool = False) -> Tokens:
@@ -127,6 +142,12 @@ class Hidden:
             values=tuple(t.detach() for t in self.values),
         )
 
+    def repeat(self, samples: int) -> Hidden:
+        """Each row `samples` times, for suffixes that stand in rows of their own (two conditions, K samples)."""
+        repeated = lambda tensors: tuple(t.repeat_interleave(samples, dim=0) for t in tensors)  # noqa: E731
+        (x_BSD,) = repeated((self.x_BSD,))
+        return Hidden(self.tokens.repeat(samples), x_BSD, repeated(self.layers), repeated(self.keys), repeated(self.values))
+
     def last(self, count: int) -> Tensor:
         """Final states of the last `count` tokens, (B, count, D)."""
         return self.x_BSD[:, -count:]
@@ -154,7 +175,9 @@ class Backbone(nn.Module, ABC):
     @property
     def attention(self) -> AttentionShape:
         """What `Hidden.keys` and `Hidden.values` look like; from the backbone's own configuration."""
-        raise UserError(f"{type(self).__name__} does not say what its keys and values look like; choose another conditioning than per layer")
+        raise UserError(
+            f"{type(self).__name__} does not say what its keys and values look like; choose another conditioning than per layer"
+        )
 
     @abstractmethod
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
@@ -167,3 +190,16 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         """Runs the transformer over `tokens`, which may also see what `cache` holds. Equal to one pass over both."""
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Whether training computes activations again in the backward pass instead of keeping them. The numbers are the same."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = on
+
+    def load_pretrained(self) -> list[str]:
+        """Weights from where the configuration says, for a new run's first step; nothing for a backbone from scratch.
+
+        Returns lines for people. A checkpoint of ours holds its weights: loading it never comes here.
+        """
+        return []
