@@ -55,6 +55,18 @@ def test_natural_weights(load):
         load("sources: [{path: demo/big, weight: steps}, {path: demo/small, weight: 2}]")
 
 
+def test_published_weights_multiply_the_steps(load):
+    rows = "sources: [{path: demo/big, weight: 0.5}, {path: demo/small, weight: 2}, {path: demo/third, weight: 1}]"
+    mixture = load(f"weights: per_step\n{rows}")
+    steps = {name: mixture.source(name).dataset.anchors for name in ("big", "small", "third")}
+    assert steps == {"big": 120, "small": 40, "third": 10}
+    assert shares(mixture) == pytest.approx({"big": 60 / 150, "small": 80 / 150, "third": 10 / 150})
+    with pytest.raises(SchemaError, match="must be numbers"):
+        load("weights: per_step\nsources: [{path: demo/big, weight: steps}, {path: demo/small, weight: steps}]")
+    with pytest.raises(UnknownName, match="per_step, shares"):
+        load("weights: per_episode\nsources: [{path: demo/big}]")
+
+
 def test_mixtures_nest(load):
     mixture = load("sources: [{mixture: inner.yaml, weight: 1, why: robots}, {path: demo/third, weight: 3}]", inner=TWO)
     assert shares(mixture) == {"big": 0.25 * 0.75, "small": 0.25 * 0.25, "third": 0.75}

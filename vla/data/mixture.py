@@ -3,6 +3,8 @@
 name: demo
 why: what this mixture is for
 val_fraction: 0.02              # optional; episodes held out, by a hash of their name
+weights: shares                 # optional; what a weight is: a share of the draws, or `per_step`: it multiplies the source's steps,
+                                # as in the published tables of Octo and OpenVLA
 sources:
   - path: demo/sawyer           # a dataset folder under the data root; or `name: sawyer`, the folder of that name
     weight: 3                   # relative to the others of this file; or `steps` for all: in proportion to their size
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 VAL_FRACTION = 0.02
 DATA_ROOT_VARIABLE = "VLA_DATA"
 
-_MIXTURE_KEYS = ("name", "why", "val_fraction", "sources")
+_MIXTURE_KEYS = ("name", "why", "val_fraction", "weights", "sources")
+_WEIGHTS = ("shares", "per_step")
 _SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "why")
 
 
@@ -149,6 +152,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> Mapping[str, Any]:
     _check_keys(data, _MIXTURE_KEYS, str(path))
     if not isinstance(data.get("sources"), list) or not data["sources"]:
         raise SchemaError(f"{path}: `sources` must be a list of at least one source")
+    if data.get("weights", "shares") not in _WEIGHTS:
+        raise UnknownName("kind of weights", data["weights"], _WEIGHTS, f"It stands in {path}.")
     if above and data.get("val_fraction") is not None:
         raise SchemaError(f"{path}: val_fraction belongs in the outermost mixture, {above[0].name}")
     return data
@@ -182,7 +187,8 @@ class _Reader:
         data = _read(path, above)
         rows = data["sources"]
         children = [self._child(row, f"{path}: source {number}", path, above) for number, row in enumerate(rows, 1)]
-        weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], str(path))
+        per_step = data.get("weights") == "per_step"
+        weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], per_step, str(path))
         shared = tuple(
             replace(child, share=weight) if isinstance(child, Source) else (child, weight)
             for child, weight in zip(children, weights, strict=True)
@@ -219,8 +225,10 @@ class _Reader:
             raise type(error)(f"{where}: {error}") from error
 
 
-def _weights(given: list[Any], sizes: list[int], where: str) -> list[float]:
+def _weights(given: list[Any], sizes: list[int], per_step: bool, where: str) -> list[float]:
     """Weights as written -> shares that add up to 1."""
+    if per_step and any(isinstance(weight, str) for weight in given):
+        raise SchemaError(f"{where}: weights {given}: with `weights: per_step` they must be numbers, which multiply each source's steps")
     if all(weight == "steps" for weight in given):
         weights = [float(size) for size in sizes]
     elif any(isinstance(weight, str) for weight in given):
@@ -229,6 +237,8 @@ def _weights(given: list[Any], sizes: list[int], where: str) -> list[float]:
         weights = [_number(weight, f"{where}: weight", low=0.0) for weight in given]
     if min(weights) <= 0:
         raise SchemaError(f"{where}: weights {given} must be positive; take a source out instead of giving it no weight")
+    if per_step:
+        weights = [weight * size for weight, size in zip(weights, sizes, strict=True)]
     return [weight / sum(weights) for weight in weights]
 
 
