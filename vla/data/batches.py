@@ -6,17 +6,22 @@ size at the same global batch neither loses nor repeats a position, and resuming
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vla.data.pipeline import Pipeline
+from vla.data.memory import Canvas, Ring
+from vla.data.pipeline import Pipeline, Place
 from vla.data.quarantine import BadRecord
-from vla.errors import Damaged, UserError
+from vla.data.workers import from_workers
+from vla.errors import UserError
 from vla.types import Sample
 
 Collate = Callable[[list[Sample]], Any]
@@ -39,9 +44,13 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yields (positions int64 (batch_size,), collate(samples)) for `rank`, `count` times or until the order ends.
 
-    `batch_size` is per rank. `workers`: loader processes (torch DataLoader), which share the pipeline's cache budget; with 0 the
-    work is done here, by one thread that stays `prefetch` batches ahead (`prefetch=0`: no thread). Bad samples are counted in
-    `pipeline.quarantine`, and the ledger is called, when a batch is handed out: what was only prepared leaves no trace.
+    `batch_size` is per rank. `workers`: loader processes, which share the pipeline's cache budget and stay `prefetch` batches ahead
+    each; with 0 the work is done here, by one thread (`prefetch=0`: no thread). Bad samples are counted in `pipeline.quarantine`,
+    and the ledger is called, when a batch is handed out: what was only prepared leaves no trace. A worker that gives nothing for
+    `timeout_s`, or dies, ends in LoaderFailed with the sample it was at.
+
+    Images lie in memory that is used again once nothing refers to it: keep a batch as long as you like. A collate that joins them
+    with `vla.data.memory.stacked` copies none.
     """
     if batch_size < 1 or not 0 <= rank < world or start_position < 0 or workers < 0 or prefetch < 0:
         asked = f"batch_size {batch_size}, rank {rank} of {world}, start_position {start_position}, workers {workers}"
@@ -53,7 +62,7 @@ def batches(
         count = whole if count is None else min(count, whole)
     job = _Job(pipeline, plan, collate)
     if workers:
-        made = _from_workers(job, count, workers, prefetch, timeout_s)
+        made = from_workers(job.make, partial(pipeline.begin_worker, workers), pipeline.where, count, workers, prefetch, timeout_s)
     elif prefetch:
         made = _from_thread(_here(job, count), prefetch)
     else:
@@ -95,24 +104,24 @@ class _Job:
     plan: _Plan
     collate: Collate
 
-    def make(self, numbers: list[int]) -> Iterator[_Made]:
-        """The batches of these numbers; their positions are looked up together."""
-        positions = [self.plan.positions(number) for number in numbers]
-        places = self.pipeline.look_up(np.concatenate(positions))
-        for number, position_N in enumerate(positions):
-            low = number * self.plan.batch_size
-            samples, bad = self.pipeline.collect(places[low : low + self.plan.batch_size])
-            wanted = self.pipeline.ledger is not None
-            ledger = [(s.position, s.source, s.episode, s.step) for s in samples] if wanted else []
-            yield _Made(position_N, self.collate(samples), bad, ledger)
+    def make(self, numbers: Iterator[int], next_canvas: Callable[[], Canvas]) -> Iterator[_Made]:
+        """The batches of these numbers, each built in a canvas of its own; positions of many are looked up together."""
+        size = self.plan.batch_size
+        while some := list(itertools.islice(numbers, max(LOOK_AHEAD // size, 1))):
+            positions = [self.plan.positions(number) for number in some]
+            places = self.pipeline.look_up(np.concatenate(positions))
+            for number, position_N in enumerate(positions):
+                yield self._one(position_N, places[number * size : (number + 1) * size], next_canvas())
+
+    def _one(self, position_N: np.ndarray, places: list[Place], canvas: Canvas) -> _Made:
+        samples, bad = self.pipeline.collect(places, canvas)
+        wanted = self.pipeline.ledger is not None
+        ledger = [(s.position, s.source, s.episode, s.step) for s in samples] if wanted else []
+        return _Made(position_N, self.collate(samples), bad, ledger)
 
 
 def _here(job: _Job, count: int | None) -> Generator[_Made, None, None]:
-    group, number = max(LOOK_AHEAD // job.plan.batch_size, 1), 0
-    while count is None or number < count:
-        size = group if count is None else min(group, count - number)
-        yield from job.make(list(range(number, number + size)))
-        number += size
+    yield from job.make(iter(range(sys.maxsize if count is None else count)), Ring().canvas)
 
 
 def _from_thread(made: Iterator[_Made], ahead: int) -> Generator[_Made, None, None]:
@@ -125,60 +134,3 @@ def _from_thread(made: Iterator[_Made], ahead: int) -> Generator[_Made, None, No
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _from_workers(job: _Job, count: int | None, workers: int, prefetch: int, timeout_s: float) -> Generator[_Made, None, None]:
-    from torch.utils.data import DataLoader
-
-    loader = DataLoader(
-        _Numbered(job),
-        batch_size=None,
-        sampler=_Numbers(count),
-        num_workers=workers,
-        prefetch_factor=max(prefetch, 1),
-        worker_init_fn=_begin_worker,
-        timeout=timeout_s,
-    )
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise Damaged(item.message) if item.exit_code == Damaged.exit_code else UserError(item.message)
-        yield item
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way home: the loader would wrap it in a worker's traceback."""
-
-    message: str
-    exit_code: int
-
-
-class _Numbered:
-    """A map-style dataset of batches, by number."""
-
-    def __init__(self, job: _Job) -> None:
-        self.job = job
-
-    def __getitem__(self, number: int) -> _Made | _Failure:
-        try:
-            return next(self.job.make([number]))
-        except UserError as error:
-            return _Failure(str(error), error.exit_code)
-
-
-class _Numbers:
-    def __init__(self, count: int | None) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[int]:
-        number = 0
-        while self.count is None or number < self.count:
-            yield number
-            number += 1
-
-
-def _begin_worker(worker: int) -> None:
-    from torch.utils.data import get_worker_info
-
-    info = get_worker_info()
-    info.dataset.job.pipeline.begin_worker(info.num_workers)

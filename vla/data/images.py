@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -11,8 +12,13 @@ from vla.data.format import MAX_PIXELS
 from vla.data.quarantine import BadSample
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """One JPEG -> uint8 (H, W, 3) RGB. BadSample for what is no JPEG, has no RGB form, or is larger than MAX_PIXELS."""
+def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """One JPEG -> uint8 (H, W, 3) RGB, in `out` if that has the image's shape. BadSample for what is no JPEG, has no RGB form, or is
+    larger than MAX_PIXELS."""
+    if out is not None:
+        with suppress(ValueError):  # too small for it, or no JPEG: found out below
+            if simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out).shape == out.shape:
+                return out
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if height * width > MAX_PIXELS:  # before a byte of it is allocated
@@ -38,9 +44,12 @@ class FrameCache:
     def get(self, key: Hashable) -> np.ndarray | None:
         return self._frames.get(key)
 
+    def has_room(self, size: int) -> bool:
+        return self.held_bytes + size <= self.limit_bytes
+
     def offer(self, key: Hashable, image: np.ndarray) -> None:
         """Keeps the frame if there is room. Kept frames are read-only: they are handed out many times."""
         image.flags.writeable = False
-        if self.held_bytes + image.nbytes <= self.limit_bytes and key not in self._frames:
+        if self.has_room(image.nbytes) and key not in self._frames:
             self._frames[key] = image
             self.held_bytes += image.nbytes

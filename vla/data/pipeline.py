@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from vla.data.images import FrameCache, decode_jpeg
 from vla.data.keyed import mix, uniform
 from vla.data.latents import read_latents
+from vla.data.memory import Canvas
 from vla.data.mixture import Mixture, Source
 from vla.data.order import Order, OrderSource
 from vla.data.quarantine import BadRecord, BadSample, Quarantine, TooManyBad
@@ -72,6 +73,7 @@ class Pipeline:
         self.sources = {feed.source.name: number for number, feed in enumerate(self._feeds)}
         self.cache = FrameCache(cache_bytes)
         self.quarantine = Quarantine(max_bad_rate)
+        self._at = np.zeros(1, np.int64)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position: a pure function of it. A bad one is counted and replaced, by the same rule every time."""
@@ -93,10 +95,21 @@ class Pipeline:
             episode_N[rows], anchor_N[rows] = self._feeds[number].split.locate(index_N[rows])
         return list(zip(position_N.tolist(), source_N.tolist(), episode_N.tolist(), anchor_N.tolist(), strict=True))
 
-    def collect(self, places: Sequence[Place]) -> tuple[list[Sample], list[BadRecord]]:
-        """The samples there, and the bad ones that were replaced, which are not counted yet (loader processes count at home)."""
+    def collect(self, places: Sequence[Place], canvas: Canvas | None = None) -> tuple[list[Sample], list[BadRecord]]:
+        """The samples there, and the bad ones that were replaced, which are not counted yet (loader processes count at home).
+
+        Images are decoded into `canvas`, one after the other, as far as it has room.
+        """
         bad: list[BadRecord] = []
-        return [self._sample_or_substitute(*place, bad) for place in places], bad
+        return [self._sample_or_substitute(*place, bad, canvas) for place in places], bad
+
+    def where(self, position: int) -> str:
+        """What lies at a position, for people: source, shard, episode and step. Reads nothing but the episode's entry in the index."""
+        ((_, number, episode, anchor),) = self.look_up([position])
+        dataset = self._feeds[number].source.dataset
+        record = self._record(position, self._feeds[number], episode, anchor, "", "")
+        shard = dataset.shard_names[int(dataset.shard_E[episode])]
+        return f"position {position}: source '{record.source}', {shard}, episode '{record.episode}' step {record.step}"
 
     def at_anchor(self, source: str, anchor: int, gap_s: float | None = None) -> Sample:
         """The sample at anchor number `anchor` of a whole dataset (held-out episodes included, storage order), for labelling.
@@ -115,17 +128,22 @@ class Pipeline:
 
         return batches(self, start_position, **options)
 
-    def begin_worker(self, workers: int) -> None:
-        """In one of so many loader processes: takes its share of the cache, and locks of its own."""
+    def begin_worker(self, workers: int, number: int, at: np.ndarray) -> None:
+        """In one of so many loader processes: takes its share of the cache, and locks of its own. `at`, int64 (1,): where to note the
+        position that is being made."""
         self.cache.limit_bytes //= workers
+        self._at = at
         for feed in self._feeds:
             feed.source.dataset.pool.forked()
 
-    def _sample_or_substitute(self, position: int, source: int, episode: int, anchor: int, bad: list[BadRecord]) -> Sample:
+    def _sample_or_substitute(
+        self, position: int, source: int, episode: int, anchor: int, bad: list[BadRecord], canvas: Canvas | None = None
+    ) -> Sample:
         feed = self._feeds[source]
+        self._at[0] = position
         for attempt in range(MAX_SUBSTITUTES):
             try:
-                return self._build(position, feed, episode, anchor, None)
+                return self._build(position, feed, episode, anchor, None, canvas)
             except BadSample as error:
                 bad.append(self._record(position, feed, episode, anchor, error.cause, str(error)))
             except Damaged as error:
@@ -144,7 +162,7 @@ class Pipeline:
             name, step = f"#{episode}", -1
         return BadRecord(cause, feed.source.name, name, step, position, detail)
 
-    def _build(self, position: int, feed: _Feed, index: int, anchor: int, gap_s: float | None) -> Sample:
+    def _build(self, position: int, feed: _Feed, index: int, anchor: int, gap_s: float | None, canvas: Canvas | None = None) -> Sample:
         episode = feed.source.dataset.episode(index)
         future, actual_gap_s = None, 0.0
         if gap_s is not None:
@@ -153,11 +171,11 @@ class Pipeline:
             anchor, ahead = self._pair(position, episode, anchor)
         if gap_s is not None or self.future_gap_s is not None:
             later = int(episode.anchors[ahead])
-            future = {role: self._image(feed, index, episode, role, later) for role in feed.roles}
+            future = {role: self._images(feed, index, episode, role, [later])[0] for role in feed.roles}
             actual_gap_s = float(episode.time_s[later] - episode.time_s[episode.anchors[anchor]])
         step = int(episode.anchors[anchor])
-        observation = self._observation(position, feed, index, episode, step)
-        action_TA, valid_T = None, np.zeros(feed.robot.horizon if feed.robot else 0, bool)
+        observation = self._observation(position, feed, index, episode, step, canvas)
+        action_TA, valid_T = None, feed.nothing_valid_T
         if feed.targets is not None:
             action_TA, valid_T = feed.targets.chunk(episode, step)
         latent_N = None
@@ -166,27 +184,49 @@ class Pipeline:
             latent_N = latent_N if (latent_N >= 0).all() else None
         return Sample(position, feed.source.name, episode.id, step, observation, action_TA, valid_T, latent_N, future, actual_gap_s)
 
-    def _observation(self, position: int, feed: _Feed, index: int, episode: StoredEpisode, step: int) -> Observation:
-        steps = history_steps(episode, step, self.history_s)
-        if len(steps) == 1:
-            images = {role: self._image(feed, index, episode, role, step)[None] for role in feed.roles}
+    def _observation(self, position: int, feed: _Feed, index: int, episode: StoredEpisode, step: int, canvas: Canvas | None) -> Observation:
+        steps = [step] if len(self.history_s) == 1 else history_steps(episode, step, self.history_s)
+        images = {role: self._images(feed, index, episode, role, steps, canvas) for role in feed.roles}
+        if episode.state is None:
+            state = np.zeros((len(steps), 0))
         else:
-            images = {role: np.stack([self._image(feed, index, episode, role, earlier) for earlier in steps]) for role in feed.roles}
-        state = np.zeros((len(steps), 0)) if episode.state is None else episode.state[steps]
-        if not np.isfinite(state).all():
-            raise BadSample("nonfinite", f"state at step {step} holds NaN or infinity")
+            state = episode.state[step : step + 1] if len(steps) == 1 else episode.state[steps]
+            if not episode.finite_state and not np.isfinite(state).all():
+                raise BadSample("nonfinite", f"state at step {step} holds NaN or infinity")
         texts = episode.instructions(step)
         text = texts[0] if len(texts) == 1 else texts[int(mix(self.seed, position, 0x7E87)[0] % len(texts))] if texts else ""
         return Observation(images, state, text, feed.robot.name if feed.robot else "", self.history_s)
 
-    def _image(self, feed: _Feed, index: int, episode: StoredEpisode, role: str, step: int) -> np.ndarray:
-        number = frame_at(episode.cameras[role].step, step)
+    def _images(
+        self, feed: _Feed, index: int, episode: StoredEpisode, role: str, steps: Sequence[int], canvas: Canvas | None = None
+    ) -> np.ndarray:
+        """What a camera shows at steps: uint8 (F, H, W, 3), not to be written to. Cut from the canvas where it has room."""
+        step_N = episode.cameras[role].step
+        numbers = [frame_at(step_N, step) for step in steps]
+        out = None
+        if canvas is not None and role in feed.frame_shape:
+            out = canvas.take((len(numbers), *feed.frame_shape[role]))
+        frames = [self._image(feed, index, role, number, None if out is None else out[f]) for f, number in enumerate(numbers)]
+        if out is None or any(frame.base is not out.base for frame in frames):  # no room, or of another size than the last one's
+            feed.frame_shape[role] = frames[0].shape
+            out = frames[0][None] if len(frames) == 1 else np.stack(frames)
+        out.flags.writeable = False
+        return out
+
+    def _image(self, feed: _Feed, index: int, role: str, number: int, out: np.ndarray | None) -> np.ndarray:
+        """One frame, uint8 (H, W, 3): in `out` if that has its shape."""
         key = (feed.source.name, index, role, number)
-        image = self.cache.get(key)
+        image = self.cache.get(key) if self.cache.limit_bytes else None
         if image is None:
-            image = decode_jpeg(feed.source.dataset.frame(index, role, number))
+            data = feed.source.dataset.frame(index, role, number)
+            if out is not None and not self.cache.has_room(out.nbytes):
+                return decode_jpeg(data, out)
+            image = decode_jpeg(data)
             self.cache.offer(key, image)
-        return image
+        if out is None or out.shape != image.shape:
+            return image
+        out[...] = image
+        return out
 
     def _pair(self, position: int, episode: StoredEpisode, anchor: int) -> tuple[int, int]:
         """(now, later) anchors about a drawn gap apart. An anchor too near the end is exchanged for an earlier one, drawn evenly,
@@ -218,6 +258,8 @@ class _Feed:
     roles: tuple[str, ...]
     latents: np.ndarray | None
     first_anchor_E: np.ndarray
+    nothing_valid_T: np.ndarray
+    frame_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of each role's last frame: what the next will have
 
     @staticmethod
     def open(source: Source, embodiments: Mapping[str, Embodiment], split: Split, latents: str | None) -> _Feed:
@@ -243,7 +285,8 @@ class _Feed:
                 targets = Targets(robot, info.recorded_action)
         codes = read_latents(dataset, latents) if latents is not None else None
         first_E = np.cumsum(dataset.anchors_E) - dataset.anchors_E
-        return _Feed(source, split, Split(dataset, "all", 0.0), robot, targets, tuple(roles), codes, first_E)
+        nothing_T = np.zeros(robot.horizon if robot else 0, bool)
+        return _Feed(source, split, Split(dataset, "all", 0.0), robot, targets, tuple(roles), codes, first_E, nothing_T)
 
 
 def _nearest(time_s: np.ndarray, want_s: float) -> int:

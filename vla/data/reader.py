@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ class StoredEpisode:
     def nbytes(self) -> int:
         rows = sum(values.nbytes for values in (self.time_s, self.state, self.action, self.anchors) if values is not None)
         return 2000 + rows + sum(28 * len(table.step) for table in self.cameras.values())
+
+    @cached_property
+    def finite_state(self) -> bool:
+        return self.state is None or bool(np.isfinite(self.state).all())
+
+    @cached_property
+    def finite_action(self) -> bool:
+        return self.action is None or bool(np.isfinite(self.action).all())
 
     def instructions(self, step: int) -> list[str]:
         """All instructions valid at a step, in recorded order."""

@@ -1,0 +1,127 @@
+"""Memory that batches are built in, used again once nothing refers to it any more.
+
+Fresh memory costs a page fault per 4 kB, which for a frame of 224 px is more than a tenth of decoding it. So a batch is decoded into
+a block that an earlier one has left, and across processes into a block that both sides see, where it need not be sent at all.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+ALIGN = 64
+"""Bytes; a cache line."""
+
+
+class Canvas:
+    """Arrays cut from one block, in the order asked for. `wanted`: bytes asked for so far, also where there was no
+    room. `pointed_to`: for whoever sends it, whether what it sends lies in it."""
+
+    def __init__(self, block: np.ndarray) -> None:
+        """`block`: uint8 (bytes,); every array cut from it keeps it alive."""
+        self.block, self.wanted, self.pointed_to, self._used = block, 0, False, 0
+        self.address = block.__array_interface__["data"][0]
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> np.ndarray | None:
+        """An array to be filled, or None where the block has no room left."""
+        dtype = np.dtype(dtype)
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        self.wanted += -(-size // ALIGN) * ALIGN
+        if self._used + size > len(self.block):
+            return None
+        start = self._used
+        self._used += -(-size // ALIGN) * ALIGN
+        return np.ndarray(shape, dtype, self.block, start)
+
+    def offset(self, array: np.ndarray) -> int | None:
+        """Where a C-contiguous array lies in the block; None if it is elsewhere."""
+        start = array.__array_interface__["data"][0] - self.address
+        inside = 0 <= start and start + array.nbytes <= len(self.block)
+        return start if inside and array.nbytes and array.flags.c_contiguous else None
+
+
+class Block:
+    """One piece of memory, lent out once at a time. It grows between two loans.
+
+    `shared`: other processes forked from this one see it too, through the same file, which has no name and is gone with the last.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.fd = _nameless_file() if shared else -1
+        self._memory: mmap.mmap | None = None
+        self._loan: weakref.ref[np.ndarray] | None = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether an array that was cut from it in this process is still alive."""
+        return self._loan is not None and self._loan() is not None
+
+    def lend(self, size: int) -> np.ndarray:
+        """The block as uint8 (at least `size` bytes,), empty if `size` is 0."""
+        assert not self.lent
+        if size and (self._memory is None or len(self._memory) < size):
+            if self.fd >= 0 and os.fstat(self.fd).st_size < size:
+                os.ftruncate(self.fd, size)
+            self._memory = mmap.mmap(self.fd, size if self.fd < 0 else os.fstat(self.fd).st_size)
+        # From the map and not from another array: numpy lets views of views refer to the first array alone, which is then this one.
+        loan = np.frombuffer(self._memory, np.uint8) if size and self._memory is not None else np.zeros(0, np.uint8)
+        self._loan = weakref.ref(loan)
+        return loan
+
+
+class Ring:
+    """Canvases for one batch after another in this process. Each is as large as the largest batch so far; the first has no room."""
+
+    def __init__(self, keep: int = 8) -> None:
+        self.keep, self._size = keep, 0
+        self._blocks: list[Block] = []
+        self._last: Canvas | None = None
+
+    def canvas(self) -> Canvas:
+        """A block that is free, or a new one; past `keep` of them, an empty one, so that its arrays are allocated as usual."""
+        if self._last is not None:
+            self._size, self._last = max(self._size, self._last.wanted), None
+        block = next((block for block in self._blocks if not block.lent), None)
+        if block is None:
+            if len(self._blocks) >= self.keep:
+                return Canvas(np.zeros(0, np.uint8))
+            block = Block()
+            self._blocks.append(block)
+        self._last = Canvas(block.lend(self._size))
+        return self._last
+
+
+def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """`np.stack`, without a copy where the arrays lie one after the other in one block, as a batch's images do. Not to be written
+    to by whoever did not make the arrays."""
+    first = arrays[0]
+    base, step = first.base, 0
+    if isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.ndim == 1:
+        start = first.__array_interface__["data"][0]
+        for number, array in enumerate(arrays):
+            place = array.__array_interface__["data"][0] - start
+            if number == 1:
+                step = place
+            alike = array.base is base and array.shape == first.shape and array.dtype == first.dtype and array.flags.c_contiguous
+            if not alike or place != number * step or (number and step < first.nbytes):
+                break
+        else:
+            offset = start - base.__array_interface__["data"][0]
+            strides = (step or first.nbytes, *first.strides)
+            return np.ndarray((len(arrays), *first.shape), first.dtype, base, offset, strides)
+    return np.stack(arrays)
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):  # Linux: memory that no size of /dev/shm limits
+        return os.memfd_create("vla-batch", os.MFD_CLOEXEC)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
