@@ -30,6 +30,7 @@ KINDS = {
     "path.flow": "vla.diffusion.flow:Flow",
     "conditioning.cross": "vla.decoders.conditioning:CrossAttention",
     "conditioning.pooled": "vla.decoders.conditioning:Pooled",
+    "conditioning.layer_keys_values": "vla.decoders.conditioning:LayerKeysValues",
     "conditioning.in_context": "vla.decoders.conditioning:InContext",
     "latent_action.model": "vla.latent_action.model:LatentActionConfig",
     "latent_action.features.pixels": "vla.latent_action.features:Pixels",

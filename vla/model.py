@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -31,15 +31,19 @@ class VLA(nn.Module):
     """Batch -> loss (`forward`), or batch -> normalised action chunk (`sample`).
 
     Proprioception enters as one token per history frame behind the observation, through a map per robot; it sees the observation,
-    which does not see it (the blocks of pi0). A source without a state has no such token.
+    which does not see it (the blocks of pi0). A source without a state has no such token. A decoder that takes the state itself finds it
+    in the prefix's extras.
     """
 
     def __init__(self, config: Model, roster: Roster) -> None:
         super().__init__()
         self.config, self.roster = config, roster
         self.backbone = config.backbone.build()
-        self.state_in = Bank(len(roster), roster.state_width, self.backbone.width, axes=("P", None))
+        self.state_in: Bank | None = Bank(len(roster), roster.state_width, self.backbone.width, axes=("P", None))
         self.decoder = config.decoder.build(self.backbone.width, roster)
+        self.decoder.bind(self.backbone)
+        if self.decoder.takes_state:
+            self.state_in = None
 
     def forward(self, batch: Batch, noise: Noise) -> Loss:
         """`noise` keyed by `batch.position_B`: the same loss whatever the rank or the neighbours."""
@@ -58,8 +62,10 @@ class VLA(nn.Module):
     def prefix(self, batch: Batch) -> Tokens:
         """Observation and proprioception as group-0 tokens."""
         seen = self.backbone.embed(batch.inputs)
+        valid_BF = batch.state_mask_BP.any(-1, keepdim=True).expand(batch.state_BFP.shape[:2])
+        if self.state_in is None:
+            return replace(seen, extras={**seen.extras, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})
         x_BFD = self.state_in(batch.state_BFP.to(seen.x_BSD.dtype), batch.spec.embodiment_B)
-        valid_BF = batch.state_mask_BP.any(-1, keepdim=True).expand(x_BFD.shape[:2])
         age_F = valid_BF.long().cumsum(1) - 1
         zero_BF = seen.next_block().expand(x_BFD.shape[:2]) * 0
         state = Tokens(x_BFD, valid_BF, zero_BF + seen.next_block(), zero_BF, seen.next_position() + age_F.clamp(min=0))

@@ -20,10 +20,25 @@ from vla.types import ActionSpec, Loss, Target, WeightedSum
 class ActionDecoder(nn.Module, ABC):
     """Learns and samples normalised action chunks, float32 (B, T, A), T and A as in the roster.
 
-    `latent_codes`: how many latent-action codes per sample it learns from, beside actions.
+    `latent_codes`: how many latent-action codes per sample it learns from, beside actions. `fits`: chunks that `fit` wants to see
+    before the first step of training (a codec's edges or codebook), 0 for none. `takes_state`: it reads proprioception itself, from
+    the prefix's `extras` (`state_BFP`, `state_valid_BF`), which then has no tokens of it.
     """
 
     latent_codes: int = 0
+    fits: int = 0
+    takes_state: bool = False
+
+    def bind(self, backbone: Backbone) -> None:
+        """Builds what needs more of the backbone's sizes than its width; called once, before any weight is loaded."""
+        return
+
+    def fit(self, target: Target) -> None:
+        """Fits what is not learned by gradients; the result lies in buffers. Known robots of a checkpoint keep theirs."""
+
+    def facts(self) -> dict[str, float]:
+        """What sampling has met so far and a result should state (a repair rate); {} for nothing."""
+        return {}
 
     @abstractmethod
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:

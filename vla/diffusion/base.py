@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -11,6 +12,18 @@ from vla.noise import Noise
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_BTA noisy, t_B in [0, 1]) -> the network's output, (B, T, A)."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Where sampling starts instead of pure noise: a guess of the data, (B, T, A), noised to time `t` in [0, 1).
+
+    The previous chunk, shifted by what was executed since, is such a guess (Streaming Diffusion Policy, Hoeg et al. 2024; Real-Time
+    Iteration, Duan et al. 2025): all `evaluations` are then spent between `t` and 1.
+    """
+
+    guess_BTA: Tensor
+    t: float = 0.5
 
 
 class Path(ABC):
@@ -25,8 +38,19 @@ class Path(ABC):
         """(data, standard normal, times) -> (noisy data, what the network should predict)."""
 
     @abstractmethod
-    def solve(self, predict: Predict, eps: Tensor, evaluations: int) -> Tensor:
-        """From standard normal to data in `evaluations` calls of `predict`; deterministic."""
+    def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
+        """From standard normal `eps` to data in `evaluations` calls of `predict`.
+
+        Deterministic; a path that adds noise on the way draws it from `noise`, which it then needs.
+        """
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The time in [0, 1] that a network is shown: `t`, unless its weights were trained with another convention."""
+        return t
+
+    @abstractmethod
+    def level(self, t: Tensor) -> Tensor:
+        """The noise level, counted as the 256-wide embeddings of image diffusion count it (0, 1, 2, ...)."""
 
 
 def spread(t: Tensor, like: Tensor) -> Tensor:

@@ -12,28 +12,38 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vla.diffusion.base import Path, Predict, spread
+from vla.diffusion.base import Path, Predict, Warm, spread
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
+
+PREDICTIONS = ("noise", "data", "velocity")
+SPACINGS = ("trailing", "leading")
 
 
 @dataclass(frozen=True)
 class DDPM:
-    """`steps`: training noise levels (CogACT: 100). `predict`: `noise` or `data`. `clip`: bound of the data estimate while sampling."""
+    """`steps`: training noise levels (CogACT: 100). `predict`: `noise`, `data`, or `velocity` (sqrt(a) eps - sqrt(1 - a) data, Salimans,
+    Ho 2022). `clip`: bound of the data estimate while sampling (None: none). `eta`: 0 is DDIM, 1 over all levels is the ancestral
+    sampler of DDPM. `spacing`: of the levels used, as in diffusers: `trailing` starts at pure noise, `leading` ends at level 0 (CogACT's).
+    """
 
     kind: ClassVar[str] = "path.ddpm"
     steps: int = 100
     predict: str = "noise"
-    clip: float = 1.5
+    clip: float | None = 1.5
+    eta: float = 0.0
+    spacing: str = "trailing"
 
     def build(self) -> DDPMPath:
-        if self.predict not in ("noise", "data"):
-            raise UnknownName("prediction", self.predict, ("noise", "data"))
+        if self.predict not in PREDICTIONS:
+            raise UnknownName("prediction", self.predict, PREDICTIONS)
+        if self.spacing not in SPACINGS:
+            raise UnknownName("spacing of levels", self.spacing, SPACINGS)
         return DDPMPath(self)
 
 
 class DDPMPath(Path):
-    """DDIM (eta = 0) over a subset of the levels, spaced as diffusers' `timestep_spacing="trailing"`: it starts at pure noise."""
+    """DDIM over a subset of the levels. With `clip`, the noise estimate follows the clipped data."""
 
     def __init__(self, config: DDPM) -> None:
         self.config = config
@@ -43,32 +53,59 @@ class DDPMPath(Path):
         return self._time(noise.integers("time", self.config.steps, samples))
 
     def corrupt(self, data: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        kept = spread(self._kept(t), data)
-        return kept.sqrt() * data + (1 - kept).sqrt() * eps, data if self.config.predict == "data" else eps
+        kept = spread(self.alphas_cumprod_K.to(t.device)[self.level(t)], data)
+        signal, disturbance = kept.sqrt(), (1 - kept).sqrt()
+        want = {"noise": eps, "data": data, "velocity": signal * eps - disturbance * data}[self.config.predict]
+        return signal * data + disturbance * eps, want
 
-    def solve(self, predict: Predict, eps: Tensor, evaluations: int) -> Tensor:
-        if not 1 <= evaluations <= self.config.steps:
-            raise UserError(f"{evaluations} evaluations of a path with {self.config.steps} levels; choose 1..{self.config.steps}")
-        stride = self.config.steps / evaluations
-        levels = [round(self.config.steps - i * stride) - 1 for i in range(evaluations)]
-        x = eps
-        for level, following in zip(levels, [*levels[1:], -1], strict=True):
-            t = self._time(torch.full((len(x),), level, device=x.device))
-            kept = float(self.alphas_cumprod_K[level])
-            after = float(self.alphas_cumprod_K[following]) if following >= 0 else 1.0
-            out = predict(x, t)
-            data = out if self.config.predict == "data" else (x - math.sqrt(1 - kept) * out) / math.sqrt(kept)
-            data = data.clamp(-self.config.clip, self.config.clip)
-            noise = (x - math.sqrt(kept) * data) / math.sqrt(1 - kept)
-            x = math.sqrt(after) * data + math.sqrt(1 - after) * noise
+    def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
+        x, levels = eps, self.levels(evaluations, 0.0 if warm is None else warm.t)
+        if warm is not None:
+            x = self.corrupt(warm.guess_BTA, eps, self._time(torch.full((len(eps),), levels[0], device=eps.device)))[0]
+        for index, level in enumerate(levels):
+            out = predict(x, self._time(torch.full((len(x),), level, device=x.device)))
+            following = levels[index + 1] if index + 1 < len(levels) else -1
+            fresh = None
+            if self.config.eta > 0 and following >= 0:
+                assert noise is not None, "a path with eta > 0 draws noise while it samples"
+                fresh = noise.fold(index).normal("ddim", *x.shape[1:]).to(x.dtype)
+            x = self.step(x, out, level, following, fresh)
         return x
+
+    def step(self, x: Tensor, out: Tensor, level: int, following: int, fresh: Tensor | None = None) -> Tensor:
+        """One step from `level` to `following` (-1: data), given the network's output (Song et al. 2021, eq. 12 and 16)."""
+        kept = float(self.alphas_cumprod_K[level])
+        after = float(self.alphas_cumprod_K[following]) if following >= 0 else 1.0
+        data = self._data(x, out, kept)
+        if self.config.clip is not None:
+            data = data.clamp(-self.config.clip, self.config.clip)
+        estimate = (x - math.sqrt(kept) * data) / math.sqrt(1 - kept)
+        sigma = self.config.eta * math.sqrt((1 - after) / (1 - kept) * (1 - kept / after))
+        x = math.sqrt(after) * data + math.sqrt(max(1 - after - sigma**2, 0.0)) * estimate
+        return x if fresh is None else x + sigma * fresh
+
+    def levels(self, evaluations: int, start: float = 0.0) -> list[int]:
+        """The noise indices of `evaluations` steps from time `start` on, falling."""
+        count = self.config.steps - round(start * self.config.steps)
+        if not 1 <= evaluations <= count:
+            raise UserError(f"{evaluations} evaluations of a path with {count} levels left; choose 1..{count}")
+        if self.config.spacing == "leading":
+            return [i * (count // evaluations) for i in reversed(range(evaluations))]
+        return [round(count - i * count / evaluations) - 1 for i in range(evaluations)]
+
+    def level(self, t: Tensor) -> Tensor:
+        return ((1 - t) * self.config.steps).round().long() - 1
+
+    def _data(self, x: Tensor, out: Tensor, kept: float) -> Tensor:
+        signal, disturbance = math.sqrt(kept), math.sqrt(1 - kept)
+        if self.config.predict == "data":
+            return out
+        if self.config.predict == "noise":
+            return (x - disturbance * out) / signal
+        return signal * x - disturbance * out
 
     def _time(self, level: Tensor) -> Tensor:
         return 1 - (level.float() + 1) / self.config.steps
-
-    def _kept(self, t: Tensor) -> Tensor:
-        level = ((1 - t) * self.config.steps).round().long() - 1
-        return self.alphas_cumprod_K.to(t.device)[level].to(t.dtype)
 
 
 def squared_cosine(steps: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Flow matching with straight paths (Lipman et al. 2023; Liu et al. 2023).
 
-x_t = (1 - t) eps + t data, velocity data - eps; t = 0 is noise. pi0 (Black et al. 2024) writes time the other way round, tau = 1 - t,
-and draws tau ~ 0.999 Beta(1.5, 1) + 0.001: most weight near noise. Its distribution function is s^1.5, so a draw is u^(2/3).
+x_t = (1 - t) eps + t data, velocity data - eps; t = 0 is noise. GR00T N1 runs time the same way; pi0 (Black et al. 2024) the other way
+round: tau = 1 - t, tau ~ 0.999 Beta(1.5, 1) + 0.001, velocity eps - data, steps of -1/10 from tau = 1. GR00T's t = 0.999 (1 - Beta(1.5, 1))
+is the same distribution. Its distribution function is s^1.5, so a draw is u^(2/3): most weight near noise.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vla.diffusion.base import Path, Predict, spread
-from vla.errors import UnknownName
+from vla.diffusion.base import Path, Predict, Warm, spread
+from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 
 TIMES = ("uniform", "pi0", "logit_normal")
+PREDICTIONS = ("velocity", "data")
+LEVELS = 1000
+"""Levels per unit of time for embeddings that count them; GR00T N1's `num_timestep_buckets`."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """`times`: distribution of training times; `predict`: `velocity`, or `data` (the velocity is then (data - x) / (1 - t))."""
+    """`times`: distribution of training times; `predict`: `velocity`, or `data` (the velocity is then (data - x) / (1 - t)).
+
+    `reverse`: the network is shown tau = 1 - t, and its velocity points to the noise: for weights trained by pi0's convention.
+    """
 
     kind: ClassVar[str] = "path.flow"
     times: str = "pi0"
     predict: str = "velocity"
+    reverse: bool = False
 
     def build(self) -> FlowPath:
         if self.times not in TIMES:
             raise UnknownName("time distribution", self.times, TIMES)
-        if self.predict not in ("velocity", "data"):
-            raise UnknownName("prediction", self.predict, ("velocity", "data"))
+        if self.predict not in PREDICTIONS:
+            raise UnknownName("prediction", self.predict, PREDICTIONS)
         return FlowPath(self)
 
 
@@ -40,6 +48,7 @@ class FlowPath(Path):
 
     def __init__(self, config: Flow) -> None:
         self.config = config
+        self._sign = -1 if config.reverse and config.predict == "velocity" else 1
 
     def times(self, noise: Noise, samples: int) -> Tensor:
         if self.config.times == "logit_normal":  # Esser et al. 2024
@@ -51,14 +60,26 @@ class FlowPath(Path):
 
     def corrupt(self, data: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = spread(t, data)
-        return (1 - t) * eps + t * data, data if self.config.predict == "data" else data - eps
+        return (1 - t) * eps + t * data, data if self.config.predict == "data" else self._sign * (data - eps)
 
-    def solve(self, predict: Predict, eps: Tensor, evaluations: int) -> Tensor:
-        x = eps
+    def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
+        if evaluations < 1:
+            raise UserError(f"{evaluations} evaluations of a flow; choose at least 1")
+        x, start = eps, 0.0
+        if warm is not None:
+            start = warm.t
+            x = self.corrupt(warm.guess_BTA, eps, torch.full((len(eps),), start, device=eps.device))[0]
+        size = (1 - start) / evaluations
         for step in range(evaluations):
-            t = torch.full((len(x),), step / evaluations, device=x.device)
-            out = predict(x, t)
-            # The last step of a data prediction lands on it exactly: (1 - t) = 1 / evaluations.
-            velocity = (out - x) / (1 - step / evaluations) if self.config.predict == "data" else out
-            x = x + velocity / evaluations
+            now = start + step * size
+            out = predict(x, torch.full((len(x),), now, device=x.device))
+            # The last step of a data prediction lands on it exactly: 1 - now = size.
+            velocity = (out - x) / (1 - now) if self.config.predict == "data" else self._sign * out
+            x = x + velocity * size
         return x
+
+    def clock(self, t: Tensor) -> Tensor:
+        return 1 - t if self.config.reverse else t
+
+    def level(self, t: Tensor) -> Tensor:
+        return (self.clock(t) * LEVELS).floor()

@@ -1,0 +1,230 @@
+"""A transformer beside the backbone: its own width and depth, and keys and values that it is given.
+
+It takes `Tokens` and a cache as a backbone does, so that one mechanism serves every conditioning: the cache holds the backbone's own
+keys and values (pi0), projections of its states (GR00T N1), or one token that sums them up (CogACT).
+
+- `llama`: RMSNorm, gated SiLU, rotary positions, no biases. `gemma`: with a gated, tanh-approximated GELU (pi0's expert).
+- `dit`: LayerNorm without weights, plain GELU, biases, no rotary positions (Peebles, Xie 2023; CogACT's and GR00T's heads).
+
+`adaptive`: each norm's scale and shift, and the gate of each residual, are linear in SiLU(condition): adaLN (Peebles, Xie 2023), adaRMSNorm
+(pi0.5). Deviation: they start near zero instead of at zero, so that every parameter learns from the first step.
+`experts`: the MLP is a mixture of which the condition alone, that is the noise level, chooses `top_k` (MoDE, Reuss et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vla.backbones.base import Hidden, Tokens, visible
+from vla.decoders.mixture import ExpertMixture
+from vla.errors import UnknownName, UserError
+
+STYLES = ("llama", "gemma", "dit")
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Sizes. `context_width`: of the states that `remember` projects (None: the cache comes from elsewhere). `interleaved`: even layers
+    see the cache alone, odd ones the new tokens alone; otherwise every layer sees both."""
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    style: str = "llama"
+    rope_theta: float = 1000.0
+    context_width: int | None = None
+    interleaved: bool = False
+    adaptive: bool = False
+    experts: int = 1
+    top_k: int = 1
+
+    @staticmethod
+    def of(width: int, depth: int, heads: int, style: str, **more: object) -> ExpertShape:
+        """The usual proportions: heads share the width; an MLP of four widths, or as many parameters in three matrices."""
+        if style not in STYLES:
+            raise UnknownName("style of expert", style, STYLES)
+        if width % heads or (width // heads) % 2:
+            raise UserError(f"an expert of width {width} does not divide into {heads} heads of even width")
+        mlp_width = 4 * width if style == "dit" else int(width * 8 / 3 / 8) * 8
+        return ExpertShape(width, depth, heads, heads, width // heads, mlp_width, style, **more)  # type: ignore[arg-type]
+
+
+class Expert(nn.Module):
+    """Tokens of its width after a cache -> `Hidden`, as a backbone gives it."""
+
+    def __init__(self, shape: ExpertShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.blocks = nn.ModuleList(_Block(shape, layer) for layer in range(shape.depth))
+        self.norm = _Norm(shape, gate=False)
+        self.gradient_checkpointing = False
+
+    def forward(self, tokens: Tokens, cache: Hidden | None = None, condition_BKD: Tensor | None = None) -> Hidden:
+        """`condition_BKD`: one per group of equally many tokens; what adaptive norms and mixtures depend on."""
+        seen = _places(tokens) if cache is None else _places(cache.tokens).cat(_places(tokens))
+        masks = self._masks(tokens, seen, cache)
+        angles = self._angles(tokens.position_BS, tokens.x_BSD.dtype)
+        x_BSD, layers, keys, values = tokens.x_BSD, [], [], []
+        for layer, block in enumerate(self.blocks):
+            before = None if cache is None else (cache.keys[layer].to(x_BSD.dtype), cache.values[layer].to(x_BSD.dtype))
+            mask = masks[layer % len(masks)]
+            if self.gradient_checkpointing and self.training:
+                x_BSD, key, value = checkpoint(block, x_BSD, mask, angles, before, condition_BKD, use_reentrant=False)
+            else:
+                x_BSD, key, value = block(x_BSD, mask, angles, before, condition_BKD)
+            layers.append(x_BSD), keys.append(key), values.append(value)
+        return Hidden(seen, self.norm(x_BSD, condition_BKD)[0], tuple(layers), tuple(keys), tuple(values))
+
+    def remember(self, context: Tokens) -> Hidden:
+        """States of `context_width` -> a cache of each layer's projections of them."""
+        angles = self._angles(context.position_BS, context.x_BSD.dtype)
+        pairs = [block.project(context.x_BSD, angles) for block in self.blocks]
+        return Hidden(context, context.x_BSD, (), tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def balance(self, condition_ND: Tensor) -> Tensor:
+        """The mean load-balancing loss of the mixtures over these conditions; a scalar, 1 when perfectly balanced."""
+        return torch.stack([block.mlp.balance(condition_ND) for block in self.blocks]).mean()
+
+    def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Tensor]:
+        """bool (B, 1, S, keys), one per layer of the repeating pattern."""
+        if not self.shape.interleaved or cache is None:
+            return [visible(tokens, seen)]
+        own, context = visible(tokens, tokens), visible(tokens, cache.tokens)
+        image_BS = cache.tokens.extras.get("image_BS")
+        if image_BS is None:
+            return [context, own]
+        # GR00T N1.7 (`attend_text_every_n_blocks = 2`): every other look is at the text, the others at the images.
+        return [context & ~image_BS[:, None, None], own, context & image_BS[:, None, None], own]
+
+    def _angles(self, position_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        if self.shape.style == "dit":
+            return None
+        head = self.shape.head_width
+        frequency = self.shape.rope_theta ** (-torch.arange(0, head, 2, device=position_BS.device).float() / head)
+        angle = (position_BS[..., None].float() * frequency)[:, None]  # (B, 1, S, head / 2)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+class _Block(nn.Module):
+    def __init__(self, shape: ExpertShape, layer: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.context_only = shape.interleaved and layer % 2 == 0
+        self.self_only = shape.interleaved and layer % 2 == 1
+        s, bias = shape, shape.style == "dit"
+        self.norm1, self.norm2 = _Norm(s), _Norm(s)
+        self.q = nn.Linear(s.width, s.heads * s.head_width, bias=bias)
+        self.kv = None if self.context_only else nn.Linear(s.width, 2 * s.kv_heads * s.head_width, bias=bias)
+        reads = s.context_width is not None and not self.self_only
+        self.context_kv = nn.Linear(s.context_width or 0, 2 * s.kv_heads * s.head_width, bias=bias) if reads else None
+        self.out = nn.Linear(s.heads * s.head_width, s.width, bias=bias)
+        make = lambda: _MLP(s)  # noqa: E731
+        self.mlp = make() if s.experts == 1 else ExpertMixture(make, s.experts, s.top_k, s.width)
+        nn.init.normal_(self.out.weight, std=0.02 / (2 * s.depth) ** 0.5)  # as vla/backbones/transformer.py
+
+    def project(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, kv_heads, S, head_width) of the context; empty where this layer does not look at it."""
+        if self.context_kv is None:
+            empty = x_BSD.new_zeros(len(x_BSD), self.shape.kv_heads, 0, self.shape.head_width)
+            return empty, empty
+        return self._split(self.context_kv(x_BSD), angles)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        mask: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        before: tuple[Tensor, Tensor] | None,
+        condition_BKD: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed_BSD, gate = self.norm1(x_BSD, condition_BKD)
+        q = _rotate(self.q(normed_BSD).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2), angles)
+        pairs = [before] if before is not None and not self.self_only else []
+        if self.kv is not None:
+            pairs.append(self._split(self.kv(normed_BSD), angles))
+        k, v = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
+        repeat = self.shape.heads // self.shape.kv_heads
+        wide_k, wide_v = (t if repeat == 1 else t.repeat_interleave(repeat, dim=1) for t in (k, v))
+        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=mask)
+        x_BSD = x_BSD + gate(self.out(attended.transpose(1, 2).flatten(2)))
+        normed_BSD, gate = self.norm2(x_BSD, condition_BKD)
+        return x_BSD + gate(self.mlp(normed_BSD, condition_BKD)), k, v
+
+    def _split(self, kv_BSX: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        k, v = kv_BSX.unflatten(-1, (2, self.shape.kv_heads, -1)).permute(2, 0, 3, 1, 4)
+        return _rotate(k, angles), v
+
+
+class _Norm(nn.Module):
+    """x, condition -> the normed x, and what the residual branch is multiplied by (a function, the identity unless adaptive)."""
+
+    def __init__(self, shape: ExpertShape, gate: bool = True) -> None:
+        super().__init__()
+        self.centred, self.gated = shape.style == "dit", gate
+        plain = shape.adaptive or self.centred
+        self.weight_D = None if plain else nn.Parameter(torch.ones(shape.width))
+        self.modulate = nn.Linear(shape.width, (3 if gate else 2) * shape.width) if shape.adaptive else None
+        if self.modulate is not None:
+            nn.init.normal_(self.modulate.weight, std=0.02)
+            nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x_BSD: Tensor, condition_BKD: Tensor | None):
+        D = x_BSD.shape[-1]
+        if self.centred:
+            normed = F.layer_norm(x_BSD, (D,), eps=EPS)
+        else:
+            normed = F.rms_norm(x_BSD.float(), (D,), None if self.weight_D is None else self.weight_D.float(), EPS).to(x_BSD.dtype)
+        if self.modulate is None:
+            return normed, _identity
+        assert condition_BKD is not None, "adaptive norms need the condition they adapt to"
+        changes_BKX = self.modulate(F.silu(condition_BKD))
+        changes_BSX = changes_BKX.repeat_interleave(x_BSD.shape[1] // condition_BKD.shape[1], dim=1)
+        scale, shift, *gate = changes_BSX.chunk(3 if self.gated else 2, dim=-1)
+        return normed * (1 + scale) + shift, (lambda y: y * gate[0]) if gate else _identity
+
+
+class _MLP(nn.Module):
+    def __init__(self, shape: ExpertShape) -> None:
+        super().__init__()
+        self.gated, self.tanh = shape.style != "dit", shape.style != "llama"
+        self.up = nn.Linear(shape.width, (2 if self.gated else 1) * shape.mlp_width, bias=not self.gated)
+        self.down = nn.Linear(shape.mlp_width, shape.width, bias=not self.gated)
+        nn.init.normal_(self.down.weight, std=0.02 / (2 * shape.depth) ** 0.5)
+
+    def forward(self, x: Tensor, condition_BKD: Tensor | None = None) -> Tensor:
+        act = (lambda y: F.gelu(y, approximate="tanh")) if self.tanh else F.silu
+        if not self.gated:
+            return self.down(act(self.up(x)))
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(act(gate) * value)
+
+
+def hide(cache: Hidden, rows_B: Tensor) -> Hidden:
+    """The cache as if its tokens were not there, in the rows where `rows_B` is True."""
+    return replace(cache, tokens=replace(cache.tokens, valid_BS=cache.tokens.valid_BS & ~rows_B[:, None]))
+
+
+def _places(tokens: Tokens) -> Tokens:
+    """The tokens without their embeddings: a cache of the backbone is of another width."""
+    return tokens.with_x(tokens.x_BSD[..., :0])
+
+
+def _rotate(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    if angles is None:
+        return x
+    (cos, sin), (a, b) = angles, x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
