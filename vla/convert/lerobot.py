@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla.convert.lerobot_meta import BOOKKEEPING, EpisodeRow, Info, inside, read_episodes, read_texts, require
+from vla.convert.lerobot_meta import BOOKKEEPING, EpisodeRow, Info, read_episodes, read_texts
 from vla.convert.raw import Clip, Encoded, Feature, RawEpisode, Reader, Size
+from vla.convert.safe import inside, require, video_facts
 from vla.errors import Damaged, SchemaError
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class LeRobot(Reader):
     def _clip(self, row: EpisodeRow, name: str, table: pa.Table, where: str) -> Clip:
         span, frame_s = row.videos[name], 1 / float(self.info.rate_hz)
         path = inside(self.folder, span.path)
-        given_s, needed_s, duration_s = span.to_s - span.from_s, row.length * frame_s, _video_duration_s(path)
+        given_s, needed_s, duration_s = span.to_s - span.from_s, row.length * frame_s, video_facts(path).duration_s or 0.0
         if abs(given_s - needed_s) > frame_s / 2:
             raise Damaged(f"{where}: {row.length} rows last {needed_s:.3f} s; the episode table gives them {given_s:.3f} s of {path}")
         if span.to_s > duration_s + frame_s / 2:
@@ -275,21 +276,3 @@ def _strings(column: pa.ChunkedArray, where: str) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise SchemaError(f"{where} is declared as text and holds {column.type}")
     return values
-
-
-@functools.lru_cache(maxsize=64)
-def _video_duration_s(path: Path) -> float:
-    """How long a video lasts by its own header; nothing is decoded."""
-    av = require("av")
-    if not path.is_file():
-        raise Damaged(f"{path} is missing")
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            if stream.frames and stream.average_rate:
-                return float(stream.frames / stream.average_rate)
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            return float((container.duration or 0) / av.time_base)
-    except (av.FFmpegError, IndexError) as error:
-        raise Damaged(f"{path} is no readable video: {error}") from error

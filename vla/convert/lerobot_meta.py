@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from vla.convert.safe import fill, inside, require
 from vla.data.format import MAX_JSON_BYTES
 from vla.errors import Damaged, SchemaError, UserError
 
@@ -27,7 +26,6 @@ _VIDEO_PATH = {
     "2": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
     "3": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)(?::0(\d)d)?\}")
 
 
 @dataclass(frozen=True)
@@ -126,37 +124,6 @@ def exact_rate(fps: Any) -> Fraction:
     return rate_hz
 
 
-def inside(folder: Path, relative: str) -> Path:
-    """A file of the dataset by its relative name; SchemaError for one that lies elsewhere.
-
-    Links may lead into the `blobs` folder of a hub cache, which is how its snapshots are stored, and nowhere else outside.
-    """
-    path = folder / relative
-    roots = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        roots.append(folder.resolve().parent.parent / "blobs")
-    if Path(relative).is_absolute() or ".." in Path(relative).parts or not any(path.resolve().is_relative_to(root) for root in roots):
-        raise SchemaError(f"{folder}: '{relative}' leads out of the dataset")
-    return path
-
-
-def fill(template: str, values: Mapping[str, int | str]) -> str:
-    """A path template with its values; SchemaError for anything but plain `{name}` and `{name:03d}`.
-
-    Not `str.format`, which would look into attributes and pad to any width that a hostile template asks for.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name, width = match.groups()
-        if name not in values:
-            raise SchemaError(f"path template '{template[:200]}' uses '{name}'; it may use {sorted(values)}")
-        return str(values[name]).zfill(int(width or 0))
-
-    if set("{}") & set(_PLACEHOLDER.sub("", template)):
-        raise SchemaError(f"path template '{template[:200]}' is none of LeRobot's")
-    return _PLACEHOLDER.sub(value, template)
-
-
 def read_episodes(folder: Path, info: Info) -> Iterator[EpisodeRow]:
     """The episodes in order of their rows. Damaged where their number or length is not what info.json says."""
     count = steps = 0
@@ -179,14 +146,6 @@ def read_texts(folder: Path, info: Info) -> dict[str, dict[int, str]]:
     if "subtask_index" in info.features:
         texts["subtask"] = _parquet_texts(folder, "subtask")
     return texts
-
-
-def require(module: str) -> Any:
-    """An optional library; UserError that names the extra where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{module.split('.')[0]} is not installed; run: pip install 'vla[convert]'") from error
 
 
 def _declared(name: str, row: Mapping[str, Any], path: Path) -> Declared:
