@@ -1,0 +1,206 @@
+"""When a command begins to act: which rows of the command explain the state's next change.
+
+The change of a state number over one step is regressed (least squares) on the number itself and its last two changes, then also
+on four rows of its command: the causal ones, or the same moved one row into the future. A recorded row is issued after the state
+of that row was seen, so no sound recording is explained far better by a command that had not yet been given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla.data.doctor.finding import Finding
+from vla.data.doctor.sample import MAX_ROWS, Sampled, named_alike
+from vla.embodiment import ROTATION_UNITS, Field
+
+REACH = 4
+"""Rows of the command that may explain one change."""
+FUTURE_GAIN = 0.2
+"""So much more of the innovation must the future command explain to be an alarm by itself ..."""
+FUTURE_HINT = 0.035
+"""... or so much, where it is also the best single row. On sound data the two differ by less than 0.015 (docs/data-doctor.md)."""
+MIN_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Response:
+    """Shares of the state's innovation that stay unexplained (1 = the command says nothing). `single`: by one command row at a
+    time, {rows ahead: share}; `causal`, `future`: by four rows ending now, or one row later."""
+
+    action: str
+    state: str
+    single: dict[int, float]
+    causal: float
+    future: float
+    rows: int
+
+    @property
+    def lag(self) -> int:
+        """Rows from a command to the change that it explains best; negative is before it was given."""
+        return -min(self.single, key=lambda ahead: self.single[ahead])
+
+
+def check(sample: Sampled) -> Iterator[Finding]:
+    for action, state in channels(sample):
+        u, x = sample.action(action.name), sample.state(state.name)
+        yield from _copies(sample, action, state, u, x)
+        found = respond(u, x, action.name, state.name)
+        if found is not None:
+            yield from _acausal(sample, found)
+    yield from _edges(sample)
+
+
+def channels(sample: Sampled) -> list[tuple[Field, Field]]:
+    """(action field, the state field that it moves): of one name, or for dimensionless commands the one that answers best."""
+    pairs = [(a, s) for a, s in named_alike(sample) if a.unit not in ROTATION_UNITS and s.unit not in ROTATION_UNITS and a.size == s.size]
+    if not sample.moves:
+        return pairs
+    assert sample.action_space is not None and sample.state_space is not None
+    taken = {a.name for a, _ in pairs}
+    free = [s for s in sample.state_space.fields if s.unit not in ROTATION_UNITS and s.name not in {s.name for _, s in pairs}]
+    for a in sample.action_space.fields:
+        rivals = [s for s in free if s.size == a.size]
+        if a.name in taken or a.unit in ROTATION_UNITS or not rivals:
+            continue
+        answers = [(respond(sample.action(a.name), sample.state(s.name), a.name, s.name), s) for s in rivals]
+        heard = [(min(r.single.values()), s) for r, s in answers if r is not None]
+        if heard and min(heard, key=lambda row: row[0])[0] < 0.95:
+            pairs.append((a, min(heard, key=lambda row: row[0])[1]))
+    return pairs
+
+
+def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state: str) -> Response | None:
+    """Over all episodes and dimensions that move; None where too little happens. `u`, `x`: (steps, n) per episode."""
+    dims = [i for i in range(x[0].shape[1]) if _alive([e[:, i] for e in u]) and _alive([e[:, i] for e in x])] if x else []
+    totals = np.zeros(3 + 6)
+    rows = 0
+    for i in dims:
+        parts = [_lagged(a[:, i], b[:, i]) for a, b in zip(u, x, strict=True) if len(b) > 2 * REACH]
+        if not parts or sum(len(p[0]) for p in parts) < MIN_ROWS:
+            continue
+        change, own, command = (np.concatenate([p[k] for p in parts]) for k in range(3))
+        fine = np.isfinite(own).all(1) & np.isfinite(command).all(1) & np.isfinite(change)
+        change, own, command = change[fine], own[fine], command[fine]
+        base = _left(change, own)
+        if base <= 1e-12 * max(float(change @ change), 1e-30):
+            continue
+        sets = [[k] for k in range(6)] + [[2, 3, 4, 5], [1, 2, 3, 4]]
+        totals += np.array([1.0, *(_left(change, np.column_stack([own, command[:, s]])) / base for s in sets)])
+        rows += len(change)
+    if not totals[0]:
+        return None
+    share = totals[1:] / totals[0]
+    return Response(action, state, {2 - k: float(share[k]) for k in range(6)}, float(share[6]), float(share[7]), rows)
+
+
+def _lagged(u: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(change of x over step t; its past; commands at t+2, t+1, t, t-1, t-2, t-3), for all t that have them."""
+    d = np.diff(x)
+    t = np.arange(3, len(x) - 2)
+    own = np.column_stack([np.ones(len(t)), x[t], d[t - 1], d[t - 2]])
+    return d[t], own, np.column_stack([u[t + ahead] for ahead in (2, 1, 0, -1, -2, -3)])
+
+
+def _left(y: np.ndarray, columns: np.ndarray) -> float:
+    """Sum of squares that a least-squares fit leaves."""
+    scale = np.maximum(np.abs(columns).max(0), 1e-30)
+    solution = np.linalg.lstsq(columns / scale, y, rcond=1e-10)[0]
+    rest = y - columns / scale @ solution
+    return float(rest @ rest)
+
+
+def _alive(parts: list[np.ndarray]) -> bool:
+    """Whether a number changes at all, beyond rounding."""
+    size = max((float(np.nanmax(np.abs(p))) for p in parts if len(p)), default=0.0)
+    return any(len(p) > 1 and float(np.nanmax(np.abs(np.diff(p)), initial=0.0)) > 1e-7 * max(size, 1e-6) for p in parts)
+
+
+def _acausal(sample: Sampled, found: Response) -> Iterator[Finding]:
+    gain = found.causal - found.future
+    if found.rows < MIN_ROWS * 3 or not (gain > FUTURE_GAIN or (gain > FUTURE_HINT and found.lag == -1)):
+        return
+    yield Finding(
+        "actions_shifted",
+        f"{sample.name}: action.{found.action}",
+        f"the change of state.{found.state} is explained by the command of the row after it: {1 - found.future:.0%} of it, "
+        f"against {1 - found.causal:.0%} by commands already given; rows of actions stand at least one step too late",
+        "error",
+        {"explained_by_future": 1 - found.future, "explained_by_causal": 1 - found.causal, "rows": found.rows, "single": found.single},
+        "move the actions one row earlier when converting (drop the first action and the last state), and convert again.",
+        {"rows ahead": list(found.single), "unexplained": list(found.single.values())},
+    )
+
+
+def _copies(sample: Sampled, action: Field, state: Field, u: Sequence[np.ndarray], x: Sequence[np.ndarray]) -> Iterator[Finding]:
+    """Actions that are the recorded states themselves (or their differences) of another row than the next."""
+    if action.unit != state.unit or action.unit == "command" or action.size != state.size:
+        return
+    absolute = action.frame == "absolute"
+    same = {}
+    for ahead in (0, 1, 2):
+        parts = []
+        for a, b in zip(u, x, strict=True):
+            want = b if absolute else np.diff(b, axis=0, prepend=b[:1])  # [k] leads to the state of row k
+            n = min(len(a), len(want) - ahead)
+            moved = np.abs(np.diff(b, axis=0, append=b[-1:])).max(1)[:n] > 1e-9
+            if n > 4 and moved.any():
+                parts.append((np.abs(a[:n] - want[ahead : ahead + n]).max(1) <= 1e-6 * (1 + np.abs(a[:n]).max(1)))[moved])
+        same[ahead] = float(np.concatenate(parts).mean()) if parts else 0.0
+    if len(u) < 2 or max(same[0], same[2]) < 0.9 or same[1] > 0.5:
+        return
+    wrong = 0 if same[0] >= same[2] else 2
+    yield Finding(
+        "actions_shifted",
+        f"{sample.name}: action.{action.name}",
+        f"{same[wrong]:.0%} of the actions are exactly the state {wrong} rows ahead; where actions are made from states, row t leads to row t + 1",
+        "error",
+        {"equal_to_state_ahead": same},
+        "pair row t with the state of row t + 1 when converting.",
+    )
+
+
+def _edges(sample: Sampled) -> Iterator[Finding]:
+    """What a shift leaves at the ends of episodes: a row that stands twice, or one that came around from the other end."""
+    rows = [trace.action[:MAX_ROWS] for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
+    whole = [len(trace.action) <= MAX_ROWS for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
+    if len(rows) < 6:
+        return
+    inner = np.concatenate([(np.diff(a[2:-2], axis=0) == 0).all(1) for a in rows]).mean()
+    for where, pair, after, drop in (("first", (0, 1), (1, 2), "late"), ("last", (-1, -2), (-2, -3), "early")):
+        used = [a for a, complete in zip(rows, whole, strict=True) if complete or where == "first"]
+        twice = np.mean([(a[pair[0]] == a[pair[1]]).all() and (a[after[0]] != a[after[1]]).any() for a in used]) if used else 0.0
+        if len(used) >= 6 and twice > 0.9 and inner < 0.1:
+            yield _edge_finding(sample, f"the {where} two rows of actions are the same in {twice:.0%} of the episodes", drop, inner)
+            return
+    jumps = np.array([_wrapped(a) for a, complete in zip(rows, whole, strict=True) if complete])
+    if len(jumps) >= 6:
+        for column, where, drop in ((0, "first", "late"), (1, "last", "early")):
+            if (share := (jumps[:, column] > 0).mean()) > 0.8:
+                text = f"the {where} row of actions continues the other end of the episode in {share:.0%} of them"
+                yield _edge_finding(sample, text, drop, inner)
+
+
+def _wrapped(a: np.ndarray) -> tuple[bool, bool]:
+    """Whether the first row fits the last but not the second, and whether the last fits the first but not the one before."""
+    scale = np.maximum(a.std(0), 1e-9)
+    step = np.quantile(np.abs(np.diff(a[1:-1], axis=0) / scale).sum(1), 0.98)
+
+    def apart(i: int, j: int) -> float:
+        return float(np.abs((a[i] - a[j]) / scale).sum())
+
+    limit = max(2.0 * float(step), 0.05)
+    return (apart(0, 1) > limit > apart(0, -1)), (apart(-1, -2) > limit > apart(-1, 0))
+
+
+def _edge_finding(sample: Sampled, text: str, direction: str, inner: float) -> Finding:
+    return Finding(
+        "actions_shifted",
+        f"{sample.name}: action",
+        f"{text} (elsewhere rows repeat in {inner:.1%}): they were moved one step {'later' if direction == 'late' else 'earlier'}",
+        "error",
+        {"repeats_elsewhere": float(inner), "direction": direction},
+        "pair each action with the observation after which it was issued, and drop the row that has no partner.",
+    )

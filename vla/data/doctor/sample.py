@@ -1,0 +1,156 @@
+"""The episodes that the doctor looks at: a sample whose size is bounded, whatever the dataset's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from vla.data.images import decode_jpeg
+from vla.data.keyed import mix, name_key
+from vla.data.reader import Dataset, StoredEpisode
+from vla.embodiment import Field, Space
+
+Progress = Callable[[str], None]
+"""Called with one line about what is being looked at."""
+
+MAX_ROWS = 2000
+"""Rows of one episode that are looked at, from its first."""
+THUMB = 32
+"""Frames are looked at in so many pixels, square."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is looked at. `episodes` for numbers, `filmed` of them for pictures, `frames` per camera and episode;
+    `rows` scanned for extremes; `compared` episodes searched for duplicates. `seed` picks the episodes."""
+
+    episodes: int = 64
+    filmed: int = 10
+    frames: int = 40
+    rows: int = 2_000_000
+    compared: int = 2_000
+    seed: int = 0
+
+    @staticmethod
+    def quick() -> Budget:
+        return Budget(episodes=16, filmed=4, frames=24, rows=200_000, compared=200)
+
+
+@dataclass(frozen=True)
+class Film:
+    """Consecutive frames of one camera: `step` (n,), grey float32 (n, THUMB, THUMB) in 0..1, mean colour picture (8, 8, 3)."""
+
+    step: np.ndarray
+    grey: np.ndarray
+    colour: np.ndarray
+
+
+@dataclass
+class Sampled:
+    """`traces`: whole stored episodes, rows read no further than MAX_ROWS by those who look."""
+
+    dataset: Dataset
+    budget: Budget
+    val_fraction: float
+    name: str
+    progress: Progress = field(default=lambda line: None)
+
+    @cached_property
+    def episode_N(self) -> np.ndarray:
+        return pick(self.dataset, self.budget.episodes, self.budget.seed)
+
+    @cached_property
+    def traces(self) -> list[StoredEpisode]:
+        return [self.dataset.episode(int(index)) for index in self.episode_N]
+
+    @property
+    def state_space(self) -> Space | None:
+        return self.dataset.info.recorded_state
+
+    @property
+    def action_space(self) -> Space | None:
+        return self.dataset.info.recorded_action
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether there are both states and actions to hold against each other."""
+        return bool(self.state_space and self.action_space and self.state_space.size and self.action_space.size)
+
+    def state(self, name: str) -> list[np.ndarray]:
+        """One array (steps, size) per trace."""
+        assert self.state_space is not None
+        where = self.state_space.slices()[name]
+        return [trace.state[:MAX_ROWS, where] for trace in self.traces if trace.state is not None]
+
+    def action(self, name: str) -> list[np.ndarray]:
+        """One array (steps, size) per trace."""
+        assert self.action_space is not None
+        where = self.action_space.slices()[name]
+        return [trace.action[:MAX_ROWS, where] for trace in self.traces if trace.action is not None]
+
+    @cached_property
+    def films(self) -> list[tuple[StoredEpisode, dict[str, Film]]]:
+        """The filmed episodes with a run of consecutive frames of every camera, where most of the state's motion is."""
+        found = []
+        chosen = self.traces[:: max(len(self.traces) // max(self.budget.filmed, 1), 1)][: self.budget.filmed]
+        for trace in chosen:
+            self.progress(f"{self.name}: frames of episode '{trace.id}'")
+            films = {camera: self._film(trace, camera) for camera in self.dataset.cameras}
+            if all(film is not None for film in films.values()):
+                found.append((trace, {camera: film for camera, film in films.items() if film is not None}))
+        return found
+
+    def _film(self, trace: StoredEpisode, camera: str) -> Film | None:
+        table = trace.cameras[camera]
+        first, count = busiest(trace, table.step, self.budget.frames)
+        if count < 3:
+            return None
+        grey, colour = [], []
+        for number in range(first, first + count):
+            picture = thumbnail(decode_jpeg(self.dataset.frame(trace.index, camera, number)))
+            grey.append(picture.mean(-1))
+            colour.append(picture.reshape(8, THUMB // 8, 8, THUMB // 8, 3).mean((1, 3)))
+        return Film(np.asarray(table.step[first : first + count]), np.stack(grey), np.mean(colour, axis=0))
+
+
+def pick(dataset: Dataset, count: int, seed: int) -> np.ndarray:
+    """Up to `count` episodes in storage order, a keyed choice: the same for the same dataset, spread over all of it."""
+    total = len(dataset)
+    if total <= count:
+        return np.arange(total)
+    edge = np.linspace(0, total, count + 1).astype(np.int64)  # one of each stretch
+    width = np.diff(edge)
+    draw = mix(seed, np.repeat(np.uint64(name_key(dataset.info.name)), count), np.arange(count))
+    return edge[:-1] + (draw % width.astype(np.uint64)).astype(np.int64)
+
+
+def busiest(trace: StoredEpisode, step_F: np.ndarray, count: int) -> tuple[int, int]:
+    """(first, how many) frames of the run in which the state moves most."""
+    if len(step_F) <= count or trace.state is None or not trace.state.shape[1]:
+        return 0, min(len(step_F), count)
+    with np.errstate(invalid="ignore"):
+        seen = trace.state[step_F] / np.maximum(np.nanstd(trace.state, axis=0), 1e-9)
+    moved = np.nan_to_num(np.abs(np.diff(seen, axis=0)).sum(-1))
+    total = np.concatenate([[0.0], np.cumsum(moved)])
+    return int(np.argmax(total[count - 1 :] - total[: len(total) - count + 1])), count
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) -> float32 (THUMB, THUMB, 3) in 0..1, by area."""
+    from PIL import Image
+
+    small = Image.fromarray(image).resize((THUMB, THUMB), Image.Resampling.BOX)
+    return np.asarray(small, np.float32) / 255
+
+
+def named_alike(sample: Sampled) -> Iterator[tuple[Field, Field]]:
+    """(action field, state field) of one name."""
+    if sample.moves:
+        assert sample.state_space is not None and sample.action_space is not None
+        states = {field.name: field for field in sample.state_space.fields}
+        for action in sample.action_space.fields:
+            if action.name in states:
+                yield action, states[action.name]
