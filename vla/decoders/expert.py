@@ -155,7 +155,8 @@ class _Block(nn.Module):
         k, v = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
         repeat = self.shape.heads // self.shape.kv_heads
         wide_k, wide_v = (t if repeat == 1 else t.repeat_interleave(repeat, dim=1) for t in (k, v))
-        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=mask)
+        anything = mask.any(-1, keepdim=True)  # a query that sees nothing takes nothing: some kernels make NaN of an empty row
+        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=mask | ~anything) * anything
         x_BSD = x_BSD + gate(self.out(attended.transpose(1, 2).flatten(2)))
         normed_BSD, gate = self.norm2(x_BSD, condition_BKD)
         return x_BSD + gate(self.mlp(normed_BSD, condition_BKD)), k, v
