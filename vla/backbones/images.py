@@ -1,0 +1,163 @@
+"""uint8 images -> what a vision tower takes, in torch: on the device, the same in training and serving.
+
+Numbers follow the library's image processors: resize on the 0..255 scale with antialiasing, round to whole levels (they resize uint8),
+then scale and normalise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vla.errors import SchemaError, UnknownName
+from vla.types import Observation
+
+FITS = ("stretch", "letterbox")
+FILTERS = ("bicubic", "bilinear", "lanczos")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a tower wants its images: `mean` and `std` on the 0..1 scale, the resizing filter, and what happens to other proportions.
+
+    `longest`: first bring the longer side to this length (SmolVLM), 0 for not. `least_pixels`, `most_pixels`: bounds of the area
+    where a family keeps proportions (Qwen-VL).
+    """
+
+    kind: ClassVar[str] = "pixels"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    filter: str = "bicubic"
+    fit: str = "stretch"
+    longest: int = 0
+    least_pixels: int = 0
+    most_pixels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.filter not in FILTERS:
+            raise UnknownName("resizing filter", self.filter, FILTERS)
+        if self.fit not in FITS:
+            raise UnknownName("fit", self.fit, FITS)
+
+
+def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """`image_BVFHW3` uint8 at the sizes they came in, and per row the views that are there, in order.
+
+    With a roster of `cameras` each role has its slot, and an unknown role is an error; without one, views come in the order of the
+    observation. There is always one view, empty if need be: a rank without images must run the tower too. Where sizes differ, images stand
+    in the upper left corner and `image_size_BV2` says how large they are.
+    """
+    frames = len(observations[0].offsets_s)
+    slots, sizes = [], []
+    for obs in observations:
+        if len(obs.offsets_s) != frames:
+            raise SchemaError("observations of one batch must have the same number of history frames")
+        for role, pixels in obs.images.items():
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) != frames:
+                raise SchemaError(f"camera '{role}': images must be uint8 ({frames}, height, width, 3), not {pixels.dtype} {pixels.shape}")
+            if cameras and role not in cameras:
+                raise UnknownName("camera", role, cameras, "The backbone's roster (`cameras`) lists those it was trained with.")
+            sizes.append(pixels.shape[1:3])
+        slots.append([cameras.index(role) if cameras else view for view, role in enumerate(obs.images)])
+    views = len(cameras) or max(1, *(len(row) for row in slots))
+    height, width = (max((size[axis] for size in sizes), default=32) for axis in (0, 1))
+    image = np.zeros((len(observations), views, frames, height, width, 3), dtype=np.uint8)
+    size_BV2 = np.full((len(observations), views, 2), (height, width), dtype=np.int64)
+    for row, obs in enumerate(observations):
+        for slot, pixels in zip(slots[row], obs.images.values(), strict=True):
+            image[row, slot, :, : pixels.shape[1], : pixels.shape[2]] = pixels
+            size_BV2[row, slot] = pixels.shape[1:3]
+    found = {"image_BVFHW3": torch.from_numpy(image)}
+    if len(set(sizes)) > 1:
+        found["image_size_BV2"] = torch.from_numpy(size_BV2)
+    return found, [sorted(row) for row in slots]
+
+
+def by_size(inputs: Mapping[str, Tensor], prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """`prepare`s each image alone or with others of its size: uint8 (n, 3, H, W) -> (n, ...). Returns one tensor per image, in order."""
+    images = inputs["image_BVFHW3"].flatten(0, 2).permute(0, 3, 1, 2)
+    if "image_size_BV2" not in inputs:
+        return list(prepare(images).unbind(0))
+    frames = inputs["image_BVFHW3"].shape[2]
+    sizes = [tuple(size) for size in inputs["image_size_BV2"].flatten(0, 1).tolist() for _ in range(frames)]
+    found: dict[int, Tensor] = {}
+    for height, width in sorted(set(sizes)):
+        rows = [index for index, size in enumerate(sizes) if size == (height, width)]
+        found |= dict(zip(rows, prepare(images[rows, :, :height, :width]).unbind(0), strict=True))
+    return [found[index] for index in range(len(sizes))]
+
+
+def resize(images_N3HW: Tensor, height: int, width: int, pixels: Pixels) -> Tensor:
+    """uint8 (or float on the 0..255 scale) -> float32 whole levels 0..255 of that size."""
+    images = images_N3HW.float()
+    if images.shape[-2:] == (height, width):
+        return images
+    mode = pixels.filter
+    if mode == "lanczos" and (images.is_cuda or not _has_lanczos()):
+        mode = "bicubic"  # as the library does where there is no Lanczos
+    return F.interpolate(images, size=(height, width), mode=mode, antialias=True).round().clamp(0, 255)
+
+
+def normalize(images_N3HW: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor:
+    """Levels 0..255 -> (x / 255 - mean) / std."""
+    mean = torch.tensor(pixels.mean, device=images_N3HW.device).view(3, 1, 1)
+    std = torch.tensor(pixels.std, device=images_N3HW.device).view(3, 1, 1)
+    return ((images_N3HW / 255 - mean) / std).to(dtype)
+
+
+def fit_square(images_N3HW: Tensor, side: int, pixels: Pixels, dtype: torch.dtype) -> Tensor:
+    """uint8 (N, 3, H, W) -> normalised (N, 3, side, side)."""
+    images = images_N3HW
+    if pixels.fit == "letterbox":
+        images = letterbox(images, pixels)
+    if pixels.longest:
+        images = resize(images, *longest_edge(*images.shape[-2:], pixels.longest), pixels)
+    return normalize(resize(images, side, side, pixels), pixels, dtype)
+
+
+def letterbox(images_N3HW: Tensor, pixels: Pixels) -> Tensor:
+    """A symmetric border of the mean's colour makes the image square (one pixel short where the difference is odd, as Prismatic does)."""
+    height, width = images_N3HW.shape[-2:]
+    side = max(height, width)
+    down, right = (side - height) // 2, (side - width) // 2
+    colour = torch.tensor([int(255 * level) for level in pixels.mean], device=images_N3HW.device, dtype=torch.float32)
+    canvas = colour.view(1, 3, 1, 1).repeat(len(images_N3HW), 1, height + 2 * down, width + 2 * right)
+    canvas[:, :, down : down + height, right : right + width] = images_N3HW.float()
+    return canvas
+
+
+def longest_edge(height: int, width: int, longest: int) -> tuple[int, int]:
+    """The size whose longer side is `longest`, even numbers, proportions kept (SmolVLM's processor)."""
+    ratio = width / height
+    if width >= height:
+        new_width, new_height = longest, int(longest / ratio)
+        new_height += new_height % 2
+    else:
+        new_height, new_width = longest, int(longest * ratio)
+        new_width += new_width % 2
+    return max(new_height, 1), max(new_width, 1)
+
+
+def area_within(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
+    """Multiples of `factor` near the size, with an area within bounds and proportions as close as that allows (Qwen2-VL, section 2.1)."""
+    if max(height, width) > 200 * min(height, width):
+        raise SchemaError(f"an image of {height} x {width} is too narrow: proportions over 200 are not supported")
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > most:
+        shrink = math.sqrt(height * width / most)
+        rows, columns = (max(1, math.floor(side / shrink / factor)) for side in (height, width))
+    elif rows * columns * factor**2 < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(side * grow / factor) for side in (height, width))
+    return rows * factor, columns * factor
+
+
+def _has_lanczos() -> bool:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 12)

@@ -1,0 +1,317 @@
+"""Backbones whose transformer is a language model of `transformers`, called unpatched: embeddings in, one mask, one recording cache.
+
+A family (paligemma, qwen_vl, smolvlm, prismatic) says how images become features and where they stand. Everything here serves all of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vla.backbones.adapters import LoRA, inject
+from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
+from vla.backbones.images import Pixels, stack_images
+from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
+from vla.backbones.prompts import Prompt, PromptEncoder
+from vla.backbones.recording_cache import RecordingCache, watch
+from vla.config import check_types
+from vla.errors import SchemaError, UnknownName, UserError
+from vla.types import Observation
+
+PARTS = ("vision", "projector", "language", "head")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where pretrained weights come from: a hub id at a revision (the commit's 40 digits), or a local folder."""
+
+    kind: ClassVar[str] = "origin"
+    source: str
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """`library`: the library's own configuration by value; every size comes from it. `tokenizer`: packed by value (`pack_tokenizer`).
+
+    `cameras`: the roster of roles, in the order of their images ((): as they come). `attention`: an implementation of the library, or
+    `auto`: flash-attn where it is installed and the mask is one it takes, else sdpa, else eager. `freeze`: parts (vision, projector,
+    language, head) or prefixes of parameter names. `lora`: adapters beside frozen weights. `head`: keep the vocabulary head of its own that
+    a model without tied embeddings has. `origin`: where `load_pretrained` reads weights.
+    """
+
+    library: Mapping[str, Any]
+    tokenizer: str = ""
+    prompt: Prompt = field(default_factory=lambda: Prompt("{images}{instruction}"))
+    pixels: Pixels = field(default_factory=Pixels)
+    cameras: tuple[str, ...] = ()
+    attention: str = "auto"
+    gradient_checkpointing: bool = False
+    freeze: tuple[str, ...] = ()
+    lora: LoRA | None = None
+    head: bool = False
+    origin: Origin | None = None
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """What `model_type` says in the library's configurations of this family."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        found = self.library.get("model_type")
+        if found not in self.model_types:
+            raise UserError(f"{type(self).__name__} is for {' or '.join(self.model_types)}, not for a configuration of '{found}'")
+        if self.attention not in ("auto", *IMPLEMENTATIONS):
+            raise UnknownName("attention implementation", self.attention, ("auto", *IMPLEMENTATIONS))
+
+    @classmethod
+    def from_pretrained(cls, source: str, revision: str = "", **changes: Any) -> Any:
+        """The configuration of a hub id at a revision, or of a local folder: sizes, tokenizer, pixels and prompt by value.
+
+        Weights follow when a run starts (`load_pretrained`). `changes`: further settings. Raises UserError: another family, a missing
+        revision, gated or missing files, with the fix.
+        """
+        from vla.backbones.pretrained import read_config
+
+        return read_config(source, revision, cls, **changes)
+
+    def build(self) -> LibraryBackbone:
+        """The backbone with fresh weights, frozen and adapted as the configuration says."""
+        raise NotImplementedError
+
+
+class LibraryBackbone(Backbone):
+    """`vision` -> `projector` -> `language` (-> `head`): modules of the library under names that all families share."""
+
+    causal: ClassVar[bool] = True
+    """How the family was pretrained: blocks 0, 1, 2, ... or all 0."""
+    first_position: ClassVar[int] = 0
+
+    vision: nn.Module
+    language: Any
+    projector: nn.Module | None
+    head: nn.Module | None
+
+    def __init__(self, config: LibraryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._make()
+        self.width = self.language.config.hidden_size
+        self.depth = len(self.language.layers)
+        self._set_attention(config.attention)
+        for layer in self.language.layers:
+            layer._can_checkpoint_with_cache = True  # our cache bears a layer that runs twice; else the library drops it
+        watch(self.language.layers)
+        freeze_parts(self, config.freeze)
+        if config.lora is not None:
+            inject(self, config.lora)
+        self.set_gradient_checkpointing(config.gradient_checkpointing)
+
+    # What a family says.
+
+    @abstractmethod
+    def _make(self) -> None:
+        """Sets `vision`, `projector`, `language`, `head` from `self.config.library`."""
+
+    @abstractmethod
+    def patches(self, height: int, width: int) -> int:
+        """Soft tokens of one image of this size."""
+
+    @abstractmethod
+    def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """All images -> features (images, longest, D), filled up behind an image's own, and further features that become extras."""
+
+    def part(self, name: str) -> tuple[nn.Module, ...]:
+        """The modules of a part (`PARTS`)."""
+        module = getattr(self, name)
+        return () if module is None else (module,)
+
+    def _place(self, ids: Sequence[int], images: Sequence[tuple[int, int]]) -> dict[str, list]:
+        """Positions of one prompt, as further tensors of `collate`. `images`: the size of each."""
+        return {"position_BS": list(range(self.first_position, self.first_position + len(ids)))}
+
+    def _further(self, tokens: Tokens) -> dict[str, Any]:
+        """Further arguments of the language model."""
+        return {}
+
+    def _positions(self, tokens: Tokens) -> Tensor:
+        return tokens.position_BS
+
+    # What holds for all.
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.config.prompt, self.config.tokenizer)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language.embed_tokens.weight.dtype
+
+    @property
+    def attention(self) -> AttentionShape:
+        """Of the language model, from its own configuration."""
+        config, layer = self.language.config, self.language.layers[0].self_attn
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        return AttentionShape(self.depth, heads, kv_heads, layer.head_dim, float(config.rope_parameters["rope_theta"]))
+
+    def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """`image_BVFHW3` uint8 (see `stack_images`), `token_BS`, `token_valid_BS`, `position_BS`, and `patch_BS`: which of the row's image
+        features stands there, -1 for a word. Views that a row lacks take no token."""
+        inputs, views = stack_images(observations, self.config.cameras)
+        frames = inputs["image_BVFHW3"].shape[2]
+        longest = self._longest(inputs)
+        rows = []
+        for obs, slots in zip(observations, views, strict=True):
+            roles = list(obs.images)
+            if self.config.cameras:
+                roles.sort(key=self.config.cameras.index)
+            sizes = [obs.images[role].shape[1:3] for role in roles for _ in range(frames)]
+            ids = self.encoder.ids(obs.instruction, [self.patches(*size) for size in sizes])
+            firsts = [(slot * frames + frame) * longest for slot in slots for frame in range(frames)]
+            seen = [0] * len(sizes)
+            patch = []
+            for token in ids:
+                patch.append(firsts[-1 - token] + seen[-1 - token] if token < 0 else -1)
+                if token < 0:
+                    seen[-1 - token] += 1
+            rows.append({"token_BS": [max(token, 0) for token in ids], "patch_BS": patch, **self._place(ids, sizes)})
+        valid = [[True] * len(row["token_BS"]) for row in rows]
+        inputs["token_valid_BS"] = _right_padded(valid, False)
+        for name, fill in {name: -1 if name == "patch_BS" else 0 for name in rows[0]}.items():
+            inputs[name] = _right_padded([row[name] for row in rows], fill)
+        return inputs
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
+        """Words and image features in their places; group 0. Every module runs, also for a batch without images."""
+        words_BSD = self.language.embed_tokens(inputs["token_BS"])
+        features, more = self._see(inputs, self._longest(inputs))
+        patch_BS = inputs["patch_BS"]
+        B, S = patch_BS.shape
+        from_image = (patch_BS >= 0)[..., None]
+
+        def put(features_IPD: Tensor, words: Tensor | None) -> Tensor:
+            row_BMD = features_IPD.reshape(B, -1, features_IPD.shape[-1])
+            there = row_BMD.gather(1, patch_BS.clamp(min=0)[..., None].expand(-1, -1, row_BMD.shape[-1]))
+            return torch.where(from_image, there.to(words_BSD.dtype), torch.zeros_like(there) if words is None else words)
+
+        index_BS = torch.arange(S, device=patch_BS.device).expand(B, S)
+        zero_BS = torch.zeros_like(index_BS)
+        extras = {name: put(tensor, None) for name, tensor in more.items()}
+        extras |= {name: inputs[name] for name in inputs if name.startswith("axis_offset")}
+        valid_BS = inputs["token_valid_BS"]
+        x_BSD = put(features, words_BSD)
+        return Tokens(x_BSD, valid_BS, index_BS if self.causal else zero_BS, zero_BS, inputs["position_BS"], extras)
+
+    def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
+        """The library's language model over `tokens` after what `cache` holds."""
+        seen = tokens if cache is None else cache.tokens.cat(tokens)
+        self._check_length(len(seen))
+        recorder = RecordingCache(self.depth, *((cache.keys, cache.values) if cache is not None else ()))
+        with self._masked(tokens, seen) as mask:
+            out = self.language(
+                inputs_embeds=tokens.x_BSD,
+                position_ids=self._positions(tokens),
+                past_key_values=recorder,
+                use_cache=False,
+                **mask,
+                **self._further(tokens),
+            )
+        return Hidden(seen, out.last_hidden_state, *recorder.close())
+
+    def logits(self, x_BSD: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Final states -> scores of the vocabulary, or of the tokens `ids` alone. Raises UserError without a head (`head=True`)."""
+        tied = getattr(self.language.config, "tie_word_embeddings", False) or self.config.library.get("tie_word_embeddings", False)
+        if self.head is None and not tied:
+            raise UserError("this backbone was built without its vocabulary head: set head=True in its configuration")
+        weight = self.language.embed_tokens.weight if self.head is None else self.head.weight
+        scores = nn.functional.linear(x_BSD, (weight if ids is None else weight[ids]).to(x_BSD.dtype))
+        cap = getattr(self.language.config, "final_logit_softcapping", None)
+        return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Of vision and language layers; non-reentrant, so that keys and values recorded in a layer keep their gradient."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = on
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def load_pretrained(self) -> list[str]:
+        """Reads the weights of `config.origin`. Raises UserError where there is none, or they do not fit."""
+        if self.config.origin is None:
+            return []
+        from vla.backbones.pretrained import read_weights
+
+        return read_weights(self, self.config.origin)
+
+    def _longest(self, inputs: Mapping[str, Tensor]) -> int:
+        """Soft tokens of the image that has most of them in this batch."""
+        if "image_size_BV2" in inputs:
+            return max(self.patches(*size) for size in set(map(tuple, inputs["image_size_BV2"].flatten(0, 1).tolist())))
+        return self.patches(*inputs["image_BVFHW3"].shape[3:5])
+
+    def _set_attention(self, wanted: str) -> None:
+        """Chooses the implementation of the language model; vision keeps the library's choice."""
+        from transformers.utils import is_flash_attn_2_available
+
+        plain = "sdpa" if self.language._supports_sdpa else "eager"
+        flash = is_flash_attn_2_available()
+        if wanted.startswith("flash") and not flash:
+            raise UserError(f"{wanted} needs the flash-attn package and a GPU: install it, or choose attention='auto'")
+        if wanted == "sdpa" and plain == "eager":
+            raise UserError(f"{type(self.language).__name__} caps its attention scores, which sdpa cannot: choose eager or flex_attention")
+        if wanted == "flex_attention":
+            self.language._supports_flex_attn = True  # Qwen-VL does, and does not say so
+        self._plain = plain if wanted == "auto" or wanted.startswith("flash") else wanted
+        self._flash = ("flash_attention_2" if wanted == "auto" else wanted) if flash and wanted in ("auto", *IMPLEMENTATIONS[3:]) else None
+        self.language.set_attn_implementation(self._plain)
+
+    @contextmanager
+    def _masked(self, query: Tokens, key: Tokens) -> Iterator[dict[str, Any]]:
+        """The mask as arguments of the language model, which within it uses the implementation that takes it."""
+        half = query.x_BSD.dtype in (torch.float16, torch.bfloat16)
+        form = flash_form(query, key) if self._flash and half and query.x_BSD.is_cuda else None
+        if form is None:
+            yield {"attention_mask": attention_mask(query, key, self._plain)}
+            return
+        config = self.language.config
+        config._attn_implementation_internal = self._flash
+        try:
+            yield {"attention_mask": form[0], "is_causal": form[1]}
+        finally:
+            config._attn_implementation_internal = self._plain
+
+    def _check_length(self, length: int) -> None:
+        """One mask serves every layer: a window that would cut this sequence is not in it."""
+        window = getattr(self.language.config, "sliding_window", None)
+        if window and "sliding_attention" in (getattr(self.language.config, "layer_types", None) or ()) and length > window:
+            raise SchemaError(
+                f"{length} tokens are more than the {window} that this model's sliding layers see; use fewer or smaller images"
+            )
+
+
+def freeze_parts(backbone: nn.Module, names: Sequence[str]) -> None:
+    """No gradient for parts, or for parameters whose dotted name starts with a given one. Unknown names list the choices."""
+    for name in names:
+        if name in PARTS and isinstance(backbone, LibraryBackbone):
+            chosen = [p for module in backbone.part(name) for p in module.parameters()]
+        else:
+            chosen = [p for key, p in backbone.named_parameters() if f"{key}.".startswith(f"{name}.")]
+        if not chosen and name != "head":
+            raise UnknownName("part to freeze", name, [*PARTS, *(key for key, _ in backbone.named_children() if key not in PARTS)])
+        for p in chosen:
+            p.requires_grad_(False)
+    if "vision" in names and "projector" not in names and isinstance(backbone, LibraryBackbone):
+        for module in backbone.part("projector"):  # it stands inside the tower of some families
+            module.requires_grad_(True)
+
+
+def _right_padded(rows: list[list], fill: Any) -> Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)

@@ -1,0 +1,147 @@
+"""Prismatic (Karamcheti et al. 2024): one or two timm towers, an MLP, Llama-2. The backbone of OpenVLA, CogACT, UniVLA.
+
+Facts of openvla/openvla, prismatic/extern/hf/{modeling,configuration}_prismatic.py: features of the second-to-last block without norm,
+those of two towers side by side; the projector has two layers for one tower, three for two (the first four times as wide); patches stand
+right after the beginning-of-sequence token. What the towers have after that block is unused, and removed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.backbones.images import Pixels, by_size, fit_square
+from vla.backbones.library import LibraryBackbone, LibraryConfig
+from vla.backbones.parse import library_config
+from vla.backbones.prompts import Prompt
+from vla.errors import UserError
+from vla.torchvision_cpu import prepare_torchvision
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENVLA_PROMPT = Prompt("<s>{images}In: What action should the robot take to {instruction}?\nOut:", lower=True, append=(29871,))
+"""29871 is Llama's empty piece: training prompts have it before the first action token, so acting ones must."""
+
+TOWERS = {
+    "dinov2-vit-l": ("vit_large_patch14_reg4_dinov2.lvd142m",),
+    "siglip-vit-so400m": ("vit_so400m_patch14_siglip_224",),
+    "siglip-vit-so400m-384px": ("vit_so400m_patch14_siglip_384",),
+    "dinosiglip-vit-so-224px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"),
+    "dinosiglip-vit-so-384px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"),
+}
+"""`vision_backbone_id` of published configurations -> timm models."""
+
+
+@dataclass(frozen=True)
+class Prismatic(LibraryConfig):
+    """See `LibraryConfig`. `library`: `timm_model_ids`, `image_sizes`, `text_config`, and optionally `timm_overrides` (sizes of towers that
+    timm has no name for). `tower_pixels`: one for each tower; (): ImageNet's statistics for DINOv2, 0.5 for others."""
+
+    kind: ClassVar[str] = "backbone.prismatic"
+    model_types: ClassVar[tuple[str, ...]] = ("prismatic", "openvla")
+    prompt: Prompt = OPENVLA_PROMPT
+    tower_pixels: tuple[Pixels, ...] = field(default=())
+
+    def build(self) -> PrismaticBackbone:
+        return PrismaticBackbone(self)
+
+
+class PrismaticBackbone(LibraryBackbone):
+    def _make(self) -> None:
+        prepare_torchvision()
+        from transformers import AutoModel
+
+        library = self.config.library
+        text = library_config({"model_type": "llama", **library["text_config"]})
+        self.vision = _Towers(library)
+        self.projector = _Projector(self.vision.width, text.hidden_size, fused=len(self.vision.towers()) == 2)
+        self.language = AutoModel.from_config(text)
+        self.head = None
+        if self.config.head:
+            self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+            nn.init.normal_(self.head.weight, std=text.initializer_range)
+
+    def patches(self, height: int, width: int) -> int:
+        """The towers' square grid, whatever the image."""
+        return self.vision.patches
+
+    def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def images(side: int, pixels: Pixels) -> Tensor:
+            return torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
+
+        return self.projector(self.vision([images(*each) for each in zip(self.vision.sides, self._pixels(), strict=True)])), {}
+
+    def _pixels(self) -> tuple[Pixels, ...]:
+        if self.config.tower_pixels:
+            return self.config.tower_pixels
+        fit = self.config.pixels.fit
+        names = self.config.library["timm_model_ids"]
+        return tuple(Pixels(IMAGENET_MEAN, IMAGENET_STD, fit=fit) if "dinov2" in name else Pixels(fit=fit) for name in names)
+
+
+TOWER_NAMES = ("featurizer", "fused_featurizer")
+
+
+class _Towers(nn.Module):
+    """Images for each tower -> features of its second-to-last block, side by side: (N, patches, width)."""
+
+    def __init__(self, library: Mapping[str, Any]) -> None:
+        super().__init__()
+        import timm
+
+        names = library["timm_model_ids"]
+        overrides = library.get("timm_overrides") or [{}] * len(names)
+        if len(names) not in (1, 2):
+            raise UserError(f"a Prismatic model has one or two towers, not {len(names)}")
+        self.sides = tuple(library["image_sizes"])
+        for attribute, name, side, more in zip(TOWER_NAMES, names, self.sides, overrides, strict=False):
+            tower = timm.create_model(name, pretrained=False, num_classes=0, img_size=side, **more)
+            setattr(self, attribute, _cut(tower))
+        self.width = sum(tower.embed_dim for tower in self.towers())
+        counts = {tower.patch_embed.num_patches for tower in self.towers()}
+        if len(counts) != 1:
+            raise UserError(f"towers of {sorted(counts)} patches cannot stand side by side")
+        self.patches = counts.pop()
+        self._checkpointing = False
+
+    def towers(self) -> list[Any]:
+        return [getattr(self, name) for name in TOWER_NAMES if hasattr(self, name)]
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        # A list of indices: an int would mean "the last n". Class and register tokens are stripped inside.
+        pairs = zip(self.towers(), images, strict=True)
+        return torch.cat([tower.get_intermediate_layers(each, n=[len(tower.blocks) - 1])[0] for tower, each in pairs], dim=-1)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
+        for tower in self.towers():
+            tower.set_grad_checkpointing(on)
+
+
+def _cut(tower: Any) -> Any:
+    """Removes the last block and all behind it: parameters that are never used still decay under ZeRO."""
+    tower.blocks = tower.blocks[:-1]
+    tower.norm, tower.fc_norm, tower.attn_pool, tower.head = nn.Identity(), nn.Identity(), None, nn.Identity()
+    return tower
+
+
+class _Projector(nn.Module):
+    def __init__(self, vision_width: int, width: int, fused: bool) -> None:
+        super().__init__()
+        first = 4 * vision_width if fused else width
+        self.fc1 = nn.Linear(vision_width, first)
+        self.fc2 = nn.Linear(first, width)
+        self.fc3 = nn.Linear(width, width) if fused else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x if self.fc3 is None else self.fc3(F.gelu(x))

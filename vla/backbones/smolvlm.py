@@ -1,0 +1,57 @@
+"""SmolVLM2 (Marafioti et al. 2025): SigLIP with shuffled pixels, a linear map, SmolLM2 (a Llama). The backbone of SmolVLA.
+
+One square per image, without splitting into crops: a policy acts on small images, many times a second. Causal blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vla.backbones.images import Pixels, by_size, fit_square
+from vla.backbones.library import LibraryBackbone, LibraryConfig
+from vla.backbones.parse import library_model, own_head
+from vla.backbones.prompts import Prompt
+
+PROMPT = Prompt(
+    "<|im_start|>User:{images}{instruction}<end_of_utterance>\nAssistant:",
+    image="<fake_token_around_image><global-img>{patches}<fake_token_around_image>",
+)
+
+
+@dataclass(frozen=True)
+class SmolVLM(LibraryConfig):
+    """See `LibraryConfig`. The prompt is the library's chat template with one turn of the user."""
+
+    kind: ClassVar[str] = "backbone.smolvlm"
+    model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
+    library_class: ClassVar[str] = "SmolVLMModel"
+    prompt: Prompt = PROMPT
+    pixels: Pixels = field(default_factory=lambda: Pixels(filter="lanczos", longest=2048))
+
+    def build(self) -> SmolVLMBackbone:
+        return SmolVLMBackbone(self)
+
+
+class SmolVLMBackbone(LibraryBackbone):
+    library_parts: ClassVar[Mapping[str, str]] = {"vision": "vision_model", "projector": "connector", "language": "text_model"}
+
+    def _make(self) -> None:
+        whole = library_model(self.config)
+        self.vision, self.projector, self.language = whole.vision_model, whole.connector, whole.text_model
+        self.head = own_head(self.config, whole.config)
+
+    def patches(self, height: int, width: int) -> int:
+        """The tower's grid, `scale_factor` squared of its patches to a token."""
+        side = self.vision.config.image_size // self.vision.config.patch_size
+        return side**2 // self.projector.scale_factor**2
+
+    def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
+        side, pixels = self.vision.config.image_size, self.config.pixels
+        images = torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
+        # The library's own `get_image_features` drops images that are all zero: the tower is called itself.
+        return self.projector(self.vision(pixel_values=images).last_hidden_state), {}
