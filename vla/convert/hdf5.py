@@ -1,0 +1,261 @@
+"""HDF5 files, whatever their arrangement: where episodes, steps, texts and videos lie is data (`Layout`), not code.
+
+    demos    many episodes a file:   data/demo_3/{actions, states, obs/<name>, ...}      robomimic, LIBERO (docs/datasets/overview.md)
+    file     one episode a file:     action, observations/{qpos, qvel, images/<camera>}  ACT, ALOHA (aloha_scripts/record_episodes.py)
+    folder   one episode a folder:   trajectory.h5 of nested groups, metadata_*.json, recordings/MP4/<serial>.mp4      DROID, raw
+
+Columns are named by their path in the episode: `obs/ee_pos`, `observations/qpos`. Pictures are (steps, H, W, 3) bytes, JPEGs or PNGs
+padded with zeros to one length (ALOHA's compressed recordings), of variable length, or frames of an mp4 beside the file.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla.convert.hdf5_beside import clip, json_text, metadata
+from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, opened
+from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size
+from vla.errors import SchemaError, UnknownName, UserError
+
+if TYPE_CHECKING:
+    import h5py
+
+MAX_STEPS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in a dataset of HDF5 files. Every entry may be given under `reader` in a card.
+
+    `files`: glob of the files. `episodes`: glob of the groups that are episodes ("" where the file is one). `steps`: the dataset
+    whose rows are the steps. `leave`: globs of datasets not to read. `only`: a dataset of episode names (robomimic's filter keys).
+    `metadata`: glob of a JSON file beside the HDF5 file. `videos`: camera -> mp4 relative to the HDF5 file, one frame a step, with
+    `{key}` for a value of the metadata. `surplus_frames`: so many frames may a video have beyond its steps. `texts`: name -> where:
+
+        language            a dataset of the episode         /data@problem_info#language_instruction   JSON in an attribute
+        @language           an attribute of the episode      metadata#current_task                     a value of the metadata
+
+    A path that begins with `/` is the file's, any other the episode's.
+    """
+
+    files: str = "**/*.hdf5"
+    episodes: str = ""
+    steps: str = "action"
+    leave: Sequence[str] = ()
+    only: str = ""
+    metadata: str = ""
+    videos: Mapping[str, str] = field(default_factory=dict)
+    surplus_frames: int = 0
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+LAYOUTS = {
+    "demos": Layout(episodes="data/*", steps="actions", leave=("next_obs/*",)),  # next_obs is obs, one step later
+    "file": Layout(steps="action"),
+    "folder": Layout(files="**/trajectory.h5", steps="action/joint_position", metadata="metadata_*.json"),
+}
+
+
+class Hdf5(Reader):
+    """A folder of HDF5 files, or one file. A part is a file. Columns and pictures are read when they are asked for, while the
+    episode is the current one; bytes outside the file, and types that could hold objects, are refused (`hdf5_safe`)."""
+
+    def __init__(self, source: str | Path, layout: str = "", **entries: Any) -> None:
+        self.source = Path(source)
+        if layout and layout not in LAYOUTS:
+            raise UnknownName("HDF5 layout", layout, LAYOUTS)
+        for name in entries:
+            if name not in (known := [f.name for f in fields(Layout)]):
+                raise UnknownName("entry of an HDF5 layout", name, known)
+        self.layout = replace(LAYOUTS.get(layout, Layout()), **entries)
+        self.files = self._find_files()
+        if not layout and "steps" not in entries:
+            self.layout = replace(self._detect(), **entries)
+
+    def features(self) -> Sequence[Feature]:
+        part = self.parts()[0]
+        for _, group in self._groups(part):
+            found = self._members(part, group, self._steps(part, group))
+            columns = [Feature(name, "column", str(m.dtype), m.shape[1:]) for name, m in found.columns.items()]
+            pictures = [Feature(name, "pictures", str(m.dtype), m.shape[1:]) for name, m in found.pictures.items()]
+            videos = [Feature(name, "pictures", "video") for name in self.layout.videos]
+            return [*columns, *pictures, *videos, *(Feature(name, "text") for name in (*found.texts, *self.layout.texts))]
+        raise SchemaError(f"{self.source}: {part} holds no episode at '{self.layout.episodes}'")
+
+    def size(self) -> Size:
+        return Size(sum(path.stat().st_size for path in self.files.values()), None if self.layout.episodes else len(self.files))
+
+    def parts(self) -> Sequence[str]:
+        return list(self.files)
+
+    def episodes(self, part: str) -> Iterator[RawEpisode]:
+        if part not in self.files:
+            raise UnknownName("part", part, list(self.files)[:20])
+        for name, group in self._groups(part):
+            yield self._episode(part, name, group)
+
+    def _episode(self, part: str, name: str, group: h5py.Group) -> RawEpisode:
+        path, layout = self.files[part], self.layout
+        where = f"{path}: {name}" if name else str(path)
+        steps = self._steps(part, group)
+        found = self._members(part, group, steps)
+        about = metadata(path.parent, layout.metadata) if layout.metadata else {}
+        texts: dict[str, Sequence[str]] = {key: member.texts() for key, member in found.texts.items()}
+        for key, place in layout.texts.items():
+            if self._wants(key):
+                texts[key] = self._text(place, group, about, where)
+        pictures: dict[str, Pictures] = {key: _pictures(member) for key, member in found.pictures.items()}
+        for camera, template in layout.videos.items():
+            if self._wants(camera):
+                pictures[camera] = clip(path.parent, template, about, steps, layout.surplus_frames, where)
+        facts = {**_small(attributes(group)), **_small(about), "file": part, "group": name, "left_out": found.left_out}
+        return RawEpisode(_id(part, name), steps, _Columns(found.columns), texts, pictures, facts=facts)
+
+    def _steps(self, part: str, group: h5py.Group) -> int:
+        where = f"{self.files[part]}: {group.name}"
+        shape = Member.of(find(group, self.layout.steps, where), f"{where}/{self.layout.steps}").shape
+        if not shape or shape[0] > MAX_STEPS:
+            raise SchemaError(f"{where}: '{self.layout.steps}' of shape {shape} does not count steps (at most {MAX_STEPS})")
+        return shape[0]
+
+    def _members(self, part: str, group: h5py.Group, steps: int) -> _Found:
+        """The datasets of an episode by what they are. One that is wanted and does not fit is an error; others are listed."""
+        found = _Found()
+        for name, dataset in members(group, str(self.files[part])):
+            where = f"{self.files[part]}: {group.name.rstrip('/')}/{name}"
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layout.leave) or not self._wants(name):
+                continue
+            member = Member.of(dataset, where)
+            if member.is_text and not is_picture(member, steps):
+                found.texts[name] = member
+            elif not member.shape or member.shape[0] != steps:
+                if self.wanted is not None:
+                    raise SchemaError(f"{where} has shape {member.shape}; the episode has {steps} steps")
+                found.left_out[name] = list(member.shape)
+            else:
+                (found.pictures if is_picture(member, steps) else found.columns)[name] = member
+        return found
+
+    def _wants(self, name: str) -> bool:
+        return self.wanted is None or name in self.wanted
+
+    def _text(self, place: str, group: h5py.Group, about: Mapping[str, Any], where: str) -> list[str]:
+        place, _, key = place.partition("#")
+        if place == "metadata":
+            if not isinstance(about.get(key), str):
+                raise SchemaError(f"{where}: the metadata has no text '{key}'; it has {sorted(about)}")
+            return [about[key]]
+        path, at, name = place.partition("@")
+        start = group.file if path.startswith("/") else group
+        target = find(start, path.strip("/"), where)
+        texts = [as_text(attribute(target, name, where))] if at else Member.of(target, f"{where}/{path}").texts()
+        return [json_text(text, key, f"{where}: '{place}'") for text in texts] if key else texts
+
+    def _groups(self, part: str) -> Iterator[tuple[str, h5py.Group]]:
+        """(name, group) of each episode of a file, `demo_9` before `demo_10`."""
+        path, pattern = self.files[part], self.layout.episodes.strip("/")
+        with opened(path) as file:
+            if not pattern:
+                yield "", file
+                return
+            parent, _, last = pattern.rpartition("/")
+            group = find(file, parent, str(path))
+            names = sorted((name for name in group if fnmatch.fnmatchcase(name, last)), key=_natural)
+            if self.layout.only:
+                kept = set(Member.of(find(file, self.layout.only, str(path)), f"{path}: {self.layout.only}").texts())
+                names = [name for name in names if name in kept]
+            for name in names:
+                yield name, find(group, name, str(path))
+
+    def _find_files(self) -> dict[str, Path]:
+        if self.source.is_file():
+            return {self.source.name: self.source}
+        paths = sorted(self.source.glob(self.layout.files), key=lambda path: _natural(path.as_posix())) if self.source.is_dir() else []
+        if not paths:
+            raise UserError(f"{self.source} holds no file like '{self.layout.files}'; the entry `files` of the layout says which to read")
+        return {path.relative_to(self.source).as_posix(): path for path in paths}
+
+    def _detect(self) -> Layout:
+        """The layout of the first file, where it is one of the common ones."""
+        path = next(iter(self.files.values()))
+        with opened(path) as file:
+            if (data := _reach(file, "data")) and any(_reach(data, f"{name}/actions") is not None for name in data):
+                return LAYOUTS["demos"]
+            for steps in ("action", "actions"):
+                if hasattr(_reach(file, steps), "shape"):
+                    return replace(LAYOUTS["file"], steps=steps)
+            raise UserError(
+                f"{path} has {sorted(file)[:12]} and no layout known here; give `layout` ({', '.join(LAYOUTS)}) or `episodes` and `steps`"
+            )
+
+
+@dataclass
+class _Found:
+    columns: dict[str, Member] = field(default_factory=dict)
+    pictures: dict[str, Member] = field(default_factory=dict)
+    texts: dict[str, Member] = field(default_factory=dict)
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.columns, *self.pictures, *self.texts))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns or name in self.pictures or name in self.texts
+
+
+class _Columns(Mapping[str, np.ndarray]):
+    """Columns that are read from the open file when they are asked for."""
+
+    def __init__(self, found: Mapping[str, Member]) -> None:
+        self._found = found
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._found[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def _pictures(member: Member) -> Pictures:
+    frames = Frames(member)
+    return Encoded(np.arange(len(frames)), frames) if frames.encoded else Pixels(np.arange(len(frames)), frames)
+
+
+def _reach(group: h5py.Group, path: str) -> Any:
+    """What lies at a path, over nothing but hard links, or None."""
+    try:
+        return find(group, path, group.name)
+    except SchemaError:
+        return None
+
+
+def _natural(text: str) -> list:
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _id(part: str, name: str) -> str:
+    """A name of [A-Za-z0-9_-] for the episode; where letters had to go, a hash keeps it unique."""
+    whole = f"{part}/{name}" if name else part
+    stem = re.sub(r"\.(hdf5|h5)(?=/|$)", "", whole).replace("/", "-")
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    if plain == stem and len(plain) <= 80 and plain[:1] != "-":
+        return plain
+    tail = f"-{name}"[-24:] if name else ""
+    digest = hashlib.blake2b(whole.encode(), digest_size=6).hexdigest()
+    return f"{plain.lstrip('-')[: 80 - len(digest) - len(tail) - 1]}-{digest}{re.sub(r'[^A-Za-z0-9_-]', '_', tail)}"
+
+
+def _small(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and short texts among the values, as facts for people."""
+    return {key: value for key, value in about.items() if isinstance(value, (bool, int, float)) or len(str(value)) < 500}
