@@ -54,6 +54,15 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class VideoFrames:
+    """Images of one camera as one mp4 (`vla.data.gop.encode_mp4`): its i-th picture was seen at step `step[i]` (rising). The times
+    inside the file mean nothing. Without a picture, `mp4` is empty."""
+
+    step: np.ndarray
+    mp4: bytes
+
+
+@dataclass(frozen=True)
 class Span:
     """One instruction, valid for steps start <= i < stop."""
 
@@ -77,7 +86,7 @@ class Episode:
     supervision: Supervision
     instructions: tuple[Span, ...]
     time_s: np.ndarray
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Frames | VideoFrames]
     state: np.ndarray | None = None
     action: np.ndarray | None = None
     licence: str = "unknown"
@@ -96,6 +105,7 @@ class Sample:
     `action_TA`: float64 (T, A) in the embodiment's learned frames (`Embodiment.encode`), or None without action labels;
     `valid_T`: bool, False past the end of the episode. `latent_N`: int64 codes (`vla label`), or None.
     `future`: images a fixed time ahead, role -> uint8 (H, W, 3); only where the pipeline was asked for frame pairs.
+    `reasoning`: what is to be said before acting ("the drawer is closed: first open it"), or ''.
     """
 
     position: int
@@ -108,6 +118,7 @@ class Sample:
     latent_N: np.ndarray | None = None
     future: Mapping[str, np.ndarray] | None = None
     gap_s: float = 0.0
+    reasoning: str = ""
 
 
 def _map_tensors(value: Any, function: Any) -> Any:
@@ -147,7 +158,8 @@ class Target(_Tensors):
     """What a decoder learns from. Zero wherever the mask is False, so that padding can never leak.
 
     `action_BTA`: float32, normalised; `spec.mask_BTA` says which entries exist at all; `label_BTA` bool, which are labelled
-    (a sample without action labels has none). `latent_BN`: int64 codes; `has_latent_B`: bool.
+    (a sample without action labels has none). `latent_BN`: int64 codes; `has_latent_B`: bool. `text_BL`: int64 ids of what is to be said
+    before acting, 0 where there is none (vla/reasoning.py); None if the decoder says nothing.
     """
 
     action_BTA: Tensor
@@ -155,6 +167,7 @@ class Target(_Tensors):
     spec: ActionSpec
     latent_BN: Tensor
     has_latent_B: Tensor
+    text_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)

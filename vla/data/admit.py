@@ -7,7 +7,7 @@ import simplejpeg
 
 from vla.data import format as fmt
 from vla.errors import SchemaError
-from vla.types import Episode, Frames
+from vla.types import Episode, Frames, VideoFrames
 
 
 def check_episode(episode: Episode, info: fmt.DatasetInfo, cameras: tuple[str, ...]) -> None:
@@ -61,14 +61,19 @@ def _check_spans(episode: Episode, where: str) -> None:
         raise SchemaError(f"{where}: step {int(covered.argmin())} has no instruction; give a span with an empty text if so recorded")
 
 
-def _check_frames(frames: Frames, steps: int, where: str) -> None:
+def _check_frames(frames: Frames | VideoFrames, steps: int, where: str) -> None:
     step = np.asarray(frames.step)
-    if len(step) != len(frames.jpeg) or step.dtype.kind not in "iu":
-        raise SchemaError(f"{where}: {len(step)} step numbers for {len(frames.jpeg)} images")
+    jpegs = frames.jpeg if isinstance(frames, Frames) else ()
+    try:
+        count = len(jpegs) if isinstance(frames, Frames) else len(fmt.pack_camera(frames).start)
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error}") from error
+    if len(step) != count or step.dtype.kind not in "iu":
+        raise SchemaError(f"{where}: {len(step)} step numbers for {count} images")
     if len(step) and (step[0] < 0 or step[-1] >= steps or (np.diff(step) <= 0).any()):
         raise SchemaError(f"{where}: frame steps must rise within 0..{steps - 1}")
     sizes = set()
-    for jpeg in frames.jpeg:
+    for jpeg in jpegs:
         try:
             height, width, colour, _ = simplejpeg.decode_jpeg_header(jpeg)
         except ValueError as error:

@@ -5,10 +5,12 @@
         <id>.episode.json      instructions with spans, rate, supervision, licence, source
         <id>.steps.npz         time_s, state.<field>, action.<field>: float64, physical units, frames as recorded
         <id>.<camera>.jpgs     table of steps and offsets, then the JPEGs
+        <id>.<camera>.mp4      or a video in short groups (`vla/data/gop.py`); the steps of its frames stand in steps.npz
     shard-00000.index          safetensors: where every member and every frame lies, with checksums
     shard-00000.columns        safetensors: time_s, state, action of all steps, flat (opening an npz costs more than a JPEG)
 
-Steps in a group, its spans and its index rows count from the start of the segment.
+Steps in a group, its spans and its index rows count from the start of the segment. Version 2 is version 1 and video: a dataset
+without any is written as version 1, byte for byte.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,12 @@ import numpy as np
 
 from vla.embodiment import Embodiment, Space
 from vla.errors import Damaged, SchemaError, UserError
-from vla.types import SUPERVISION, Frames, Supervision
+from vla.types import SUPERVISION, Frames, Supervision, VideoFrames
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
+VIDEO_CODEC = "h264"
+"""What video in shards is coded as; the manifest names it per camera, so that another may come."""
 MAX_JSON_BYTES = 64 << 20
 """No manifest or episode record is larger; a file that claims to be is hostile or damaged."""
 MAX_PIXELS = 32_000_000
@@ -140,8 +144,31 @@ def unpack_frames(data: bytes) -> Frames:
     return Frames(step.copy(), tuple(data[a:b] for a, b in itertools.pairwise(offset)))
 
 
+@dataclass(frozen=True)
+class Member:
+    """What one camera of a segment is stored as. `start`, `size`: where each frame's bytes lie in `data`; `key`: the frame at which
+    decoding of it begins, None for JPEG, where that is itself. `head`: what a video's decoder needs besides."""
+
+    data: bytes
+    start: np.ndarray
+    size: np.ndarray
+    key: np.ndarray | None = None
+    head: bytes = b""
+
+
+def pack_camera(frames: Frames | VideoFrames) -> Member:
+    """The member of a camera's frames, JPEG or video."""
+    if isinstance(frames, Frames):
+        data, offset = pack_frames(frames)
+        return Member(data, offset[:-1], np.diff(offset))
+    from vla.data.gop import packet_table
+
+    table = packet_table(frames.mp4)
+    return Member(frames.mp4, table.start, table.size, table.key, table.head)
+
+
 def pack_columns(columns: Mapping[str, np.ndarray]) -> bytes:
-    """Named float64 arrays -> npz bytes, the same for the same input (no clock, no objects)."""
+    """Named arrays -> npz bytes, the same for the same input (no clock, no objects)."""
     buffer = io.BytesIO()
     np.savez(buffer, **columns)  # type: ignore[arg-type]  # zipfile dates members 1980-01-01, so bytes repeat
     return buffer.getvalue()
@@ -226,9 +253,9 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def member_names(episode_id: str, cameras: Sequence[str]) -> Iterator[str]:
-    """The members of a group, in the order in which they are written and indexed."""
+def member_names(episode_id: str, cameras: Sequence[str], video: Container[str] = ()) -> Iterator[str]:
+    """The members of a group, in the order in which they are written and indexed. `video`: the cameras stored as mp4."""
     yield f"{episode_id}.episode.json"
     yield f"{episode_id}.steps.npz"
     for camera in cameras:
-        yield f"{episode_id}.{camera}.jpgs"
+        yield f"{episode_id}.{camera}.{'mp4' if camera in video else 'jpgs'}"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 
 from vla.data.format import MAX_PIXELS
 from vla.data.quarantine import BadSample
+
+if TYPE_CHECKING:
+    from vla.data.gop import Gop
+
+
+def decode_frame(data: bytes | Gop, out: np.ndarray | None = None) -> np.ndarray:
+    """What `Dataset.frame` gives -> uint8 (H, W, 3) RGB, in `out` if that has the image's shape. BadSample if it does not decode."""
+    return decode_jpeg(data, out) if isinstance(data, bytes) else data.decode(out)
 
 
 def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla.data.images import decode_jpeg
+from vla.data.images import decode_frame
 from vla.data.reader import Dataset
 from vla.data.window import frame_at
 from vla.normalize import dimension_names
@@ -42,7 +42,7 @@ def contact_sheet(dataset: Dataset, episodes: int = 8, columns: int = 8) -> Imag
         for line, camera in enumerate(dataset.cameras):
             for column, step in enumerate(np.linspace(0, episode.steps - 1, columns).round().astype(int)):
                 number = frame_at(episode.cameras[camera].step, int(step))
-                image = Image.fromarray(decode_jpeg(dataset.frame(index, camera, number)))
+                image = Image.fromarray(decode_frame(dataset.frame(index, camera, number)))
                 sheet.paste(ImageOps.contain(image, (TILE, TILE)), (column * (TILE + 2), top + LINE + 4 + line * (TILE + 2)))
     return sheet
 

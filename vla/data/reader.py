@@ -13,18 +13,23 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla.data import format as fmt
 from vla.errors import Damaged, UnknownName
-from vla.types import Episode, Frames, Span
+from vla.types import Episode, Frames, Span, VideoFrames
 
+if TYPE_CHECKING:
+    from vla.data.gop import Gop
+
+MAX_READ_BYTES = 64 << 20
+"""No group of pictures is larger; an index that says so is damaged."""
 _TABLES = ("id_end", "parent_end", "text_end", "key", "steps", "first_step", "rate", "anchor_end", "span_end", "frame_end")
 
 
@@ -75,13 +80,18 @@ class Pool:
 
 @dataclass(frozen=True)
 class CameraTable:
-    """Where the frames of one camera in one episode lie; arrays of one row per frame, steps rising."""
+    """Where the frames of one camera in one episode lie; arrays of one row per frame, steps rising.
+
+    `key`: for video, the frame at which decoding of each begins, and `head`, what its decoder needs; None and empty for JPEG.
+    """
 
     step: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     crc: np.ndarray
+    key: np.ndarray | None = None
+    head: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class StoredEpisode:
     @property
     def nbytes(self) -> int:
         rows = sum(values.nbytes for values in (self.time_s, self.state, self.action, self.anchors) if values is not None)
-        return 2000 + rows + sum(28 * len(table.step) for table in self.cameras.values())
+        return 2000 + rows + sum(32 * len(table.step) for table in self.cameras.values())
 
     @cached_property
     def finite_state(self) -> bool:
@@ -131,6 +141,7 @@ class Dataset:
         self.info = fmt.DatasetInfo.from_json(manifest["info"])
         self.digest: str = manifest["digest"]
         self.cameras: tuple[str, ...] = tuple(manifest["cameras"])
+        self.video: dict[str, str] = dict(manifest.get("video", {}))
         self.shard_names: list[str] = [shard["name"] for shard in manifest["shards"]]
         self._check_sizes()
         tables = [self._segment_table(number) for number in range(len(self.shard_names))]
@@ -171,24 +182,52 @@ class Dataset:
     def episode(self, index: int) -> StoredEpisode:
         return self.pool.episode(self, index)
 
-    def frame(self, index: int, camera: str, number: int) -> bytes:
-        """The JPEG of frame `number` (not step) of a camera in episode `index`. Damaged if its bytes are not those written."""
+    def frame(self, index: int, camera: str, number: int) -> bytes | Gop:
+        """Frame `number` (not step) of a camera in episode `index`, still encoded: a JPEG, or for video the packets that lead to it;
+        `vla.data.images.decode_frame` takes both. Damaged if its bytes are not those written."""
         episode = self.episode(index)
         if camera not in episode.cameras:
             raise UnknownName("camera", camera, self.cameras)
         table = episode.cameras[camera]
+        if table.key is not None:
+            return self._packets(index, camera, table, number)
         data = self.pool.shard(self, int(table.shard[number])).pread("tar", int(table.size[number]), int(table.offset[number]))
         if zlib.crc32(data) != table.crc[number]:
             raise Damaged(f"{self._where(index, number, camera)}: the image's bytes are not those written")
         return data
 
+    def _packets(self, index: int, camera: str, table: CameraTable, number: int) -> Gop:
+        """One read from the key frame to the end of the frame's packet."""
+        from vla.data.gop import MAX_GOP_FRAMES, Gop
+
+        assert table.key is not None
+        first = int(table.key[number])
+        rows = slice(first, number + 1)
+        begin, size = table.offset[rows].astype(np.int64), table.size[rows].astype(np.int64)
+        ends, length = begin + size, int(begin[-1] + size[-1] - begin[0]) if len(begin) else 0
+        if (
+            not 0 <= first <= number < first + MAX_GOP_FRAMES
+            or (size < 0).any()
+            or (begin[1:] < ends[:-1]).any()
+            or length > MAX_READ_BYTES
+        ):
+            raise Damaged(f"{self._where(index, number, camera)}: the index does not say where its group lies; it is damaged")
+        data = self.pool.shard(self, int(table.shard[number])).pread("tar", length, int(begin[0]))
+        packets = tuple(data[low:high] for low, high in zip((begin - begin[0]).tolist(), (ends - begin[0]).tolist(), strict=True))
+        if [zlib.crc32(packet) for packet in packets] != table.crc[rows].tolist():
+            raise Damaged(f"{self._where(index, number, camera)}: the video's bytes are not those written")
+        return Gop(self.video[camera], table.head, packets)
+
     def read(self, index: int) -> Episode:
         """The whole episode as it was given to the writer (`licence` filled in from the dataset where it was unknown)."""
         stored = self.episode(index)
-        frames = {
-            camera: Frames(table.step, tuple(self.frame(index, camera, number) for number in range(len(table.step))))
-            for camera, table in stored.cameras.items()
-        }
+        frames: dict[str, Frames | VideoFrames] = {}
+        for camera, table in stored.cameras.items():
+            if table.key is not None:
+                frames[camera] = VideoFrames(table.step, self.video_file(index, camera))
+            else:
+                jpegs = (self.frame(index, camera, number) for number in range(len(table.step)))
+                frames[camera] = Frames(table.step, tuple(jpeg for jpeg in jpegs if isinstance(jpeg, bytes)))
         record = self.record(index)
         return Episode(
             id=stored.id,
@@ -209,13 +248,22 @@ class Dataset:
         """The episode's own `.episode.json` (of its first segment): facts for people."""
         import json
 
-        segment = int(self._segment_E[index])
+        return json.loads(self._member(index, int(self._segment_E[index]), 0))
+
+    def video_file(self, index: int, camera: str) -> bytes:
+        """The whole mp4 of a camera that is stored as video; segments are joined, packet by packet."""
+        from vla.data.gop import join_mp4
+
+        number = 2 + self.cameras.index(camera)
+        return join_mp4([self._member(index, segment, number) for segment in range(self._segment_E[index], self._segment_E[index + 1])])
+
+    def _member(self, index: int, segment: int, number: int) -> bytes:
         files = self.pool.shard(self, int(self._shard_S[segment]))
-        offset, size, crc = files.rows("member", int(self._row_S[segment]), int(self._row_S[segment]) + 1)[0][0]
+        offset, size, crc = files.rows("member", int(self._row_S[segment]), int(self._row_S[segment]) + 1)[0][number]
         data = files.pread("tar", int(size), int(offset))
         if zlib.crc32(data) != crc:
-            raise Damaged(f"{files.stem}.tar: the record of episode {index} is not the one written")
-        return json.loads(data)
+            raise Damaged(f"{files.stem}.tar: a member of episode {index} ({number}) is not the one written")
+        return data
 
     def _load(self, index: int) -> StoredEpisode:
         parts = [self._load_segment(segment) for segment in range(self._segment_E[index], self._segment_E[index + 1])]
@@ -227,7 +275,8 @@ class Dataset:
         for camera in self.cameras:
             tables = [part["cameras"][camera] for part in parts]
             names = ("step", "shard", "offset", "size", "crc")
-            cameras[camera] = CameraTable(*(_join([getattr(table, name) for table in tables]) for name in names))
+            joined_table = CameraTable(*(_join([getattr(table, name) for table in tables]) for name in names))
+            cameras[camera] = replace(joined_table, key=_join_keys(tables), head=next((t.head for t in tables if t.head), b""))
         spans = _join_spans([span for part in parts for span in part["spans"]])
         return StoredEpisode(index=index, id=first["id"], rate_hz=first["rate_hz"], cameras=cameras, spans=spans, **joined)
 
@@ -245,6 +294,9 @@ class Dataset:
         cameras = {}
         for camera, (low, high) in zip(self.cameras, itertools.pairwise(edge - edges[0] for edge in edges), strict=True):
             cameras[camera] = CameraTable(**{name: _frozen(values[low:high]) for name, values in rows.items()})
+            if camera in self.video:
+                key = files.rows("frame_key", edges[0] + low, edges[0] + high)
+                cameras[camera] = replace(cameras[camera], key=_frozen(key), head=files.blob("head", row * C + len(cameras) - 1))
         spans = [
             Span(files.instruction(int(text)), int(low) + first, int(high) + first)
             for low, high, text in files.rows("span", *_range(table["span_end"], row))
@@ -330,6 +382,11 @@ class ShardFiles:
             self._texts[row] = self.text("text", row)
         return self._texts[row]
 
+    def blob(self, name: str, row: int) -> bytes:
+        """One of many byte strings; their ends are not kept in memory."""
+        end = self._array("index", f"{name}_end", max(row - 1, 0), row + 1).tolist()
+        return self._array("index", name, end[0] if row else 0, end[-1]).tobytes()
+
     def text(self, name: str, row: int) -> str:
         return self._array("index", name, *_range(self.tables[f"{name}_end"], row)).tobytes().decode()
 
@@ -356,6 +413,14 @@ def _range(end: np.ndarray, row: int) -> tuple[int, int]:
 
 def _join(parts: list[Any]) -> Any:
     return None if parts[0] is None else _frozen(np.concatenate(parts))
+
+
+def _join_keys(tables: list[CameraTable]) -> np.ndarray | None:
+    """Each segment counts its frames from 0."""
+    if tables[0].key is None:
+        return None
+    before = np.cumsum([0, *(len(table.step) for table in tables[:-1])])
+    return _frozen(np.concatenate([table.key + first for table, first in zip(tables, before, strict=True)]))  # type: ignore[operator]
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:

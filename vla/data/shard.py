@@ -36,7 +36,8 @@ __all__ = [
 def decode(key: str, data: bytes) -> Any:
     """One member of a group, as `webdataset`'s `.decode(decode)` calls it; None for members that are not ours.
 
-    `.episode.json` -> dict, `.steps.npz` -> {column: float64 array}, `.<camera>.jpgs` -> `vla.types.Frames` (still JPEG).
+    `.episode.json` -> dict, `.steps.npz` -> {column: float64 array}, `.<camera>.jpgs` -> `vla.types.Frames` (still JPEG),
+    `.<camera>.mp4` -> its bytes (the steps of its frames are the column `step.<camera>`; webdataset's own video decoders take it too).
     """
     if key.endswith(".episode.json"):
         return json.loads(data)
@@ -45,4 +46,6 @@ def decode(key: str, data: bytes) -> Any:
             return {name: columns[name] for name in columns.files}
     if key.endswith(".jpgs"):
         return unpack_frames(data)
+    if key.endswith(".mp4"):
+        return data
     return None

@@ -71,15 +71,16 @@ def _shard(folder: Path, shard: dict[str, Any], manifest: dict[str, Any], full: 
             yield Problem("altered", path.name, "", "its sha256 is not the manifest's; copy the file again")
             hurt.append(kind)
     if "tar" in hurt and "index" not in hurt and (folder / f"{shard['name']}.tar").is_file():
-        yield from _members(folder / shard["name"], manifest["cameras"])
+        yield from _members(folder / shard["name"], manifest)
 
 
-def _members(stem: Path, cameras: list[str]) -> Iterator[Problem]:
+def _members(stem: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
     """The members of a damaged tar that are no longer what the index says, by position and checksum."""
     index = ShardFiles(stem)
     size = Path(f"{stem}.tar").stat().st_size
     for row, member_M3 in enumerate(index.rows("member", 0, len(index.tables["key"]))):
-        for name, (offset, length, crc) in zip(fmt.member_names(index.text("id", row), cameras), member_M3, strict=True):
+        names = fmt.member_names(index.text("id", row), manifest["cameras"], manifest.get("video", {}))
+        for name, (offset, length, crc) in zip(names, member_M3, strict=True):
             if offset + length > size:
                 yield Problem("truncated", f"{stem.name}.tar", name, f"ends at {size} of {offset + length} bytes")
             elif zlib.crc32(index.pread("tar", int(length), int(offset))) != crc:

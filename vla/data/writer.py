@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from vla.data import format as fmt
 from vla.data.admit import anchors, check_episode
 from vla.errors import SchemaError, UserError
-from vla.types import Episode, Frames, Span
+from vla.types import Episode, Frames, Span, VideoFrames
 
 
 class ShardWriter:
@@ -33,6 +33,7 @@ class ShardWriter:
         self.folder, self.info, self.max_shard_bytes = Path(folder), info, max_shard_bytes
         self._action, self._state = info.recorded_action, info.recorded_state
         self._cameras: tuple[str, ...] | None = None
+        self._video: dict[str, str] = {}  # camera -> codec
         self._keys: set[int] = set()
         self._groups: set[int] = set()  # group names, which are unique too: a segment `x-0` must not meet an episode `x-0`
         self._shards: list[dict[str, Any]] = []
@@ -69,9 +70,15 @@ class ShardWriter:
             for camera in episode.frames:
                 fmt.check_name(camera, "camera")
             self._cameras = tuple(sorted(episode.frames))
+            self._video = _video(episode)
         if self.has(episode.id):
             raise SchemaError(f"{self.info.name}: episode '{episode.id}' was already added; ids must be unique")
         check_episode(episode, self.info, self._cameras or ())
+        if _video(episode) != self._video:
+            raise SchemaError(
+                f"{self.info.name}: episode '{episode.id}' has video from {sorted(_video(episode))}; the first had it from "
+                f"{sorted(self._video)}. A camera is JPEG or video in all of a dataset."
+            )
         segments = list(_segments(episode, self.max_shard_bytes))
         names = {fmt.episode_key(self.info.name, segment.episode.id) for segment in segments}
         if names & self._groups:
@@ -84,7 +91,7 @@ class ShardWriter:
                 self._open = None
             if not self._open:
                 number = len(self._shards) + len(self._uncommitted)
-                self._open = _Shard(self.folder / fmt.shard_name(number), self._cameras or ())
+                self._open = _Shard(self.folder / fmt.shard_name(number), self._cameras or (), self._video)
             self._open.append(group)
         self._keys.add(fmt.episode_key(self.info.name, episode.id))
         if self._open and self._open.rows[0].segment.index == 0:
@@ -101,9 +108,10 @@ class ShardWriter:
         self._commit()
         counts = {key: sum(shard[key] for shard in self._shards) for key in ("segments", "steps", "anchors", "frames")}
         manifest = {
-            "format_version": fmt.FORMAT_VERSION,
+            "format_version": 2 if self._video else 1,
             "info": self.info.to_json(),
             "cameras": list(self._cameras or ()),
+            **({"video": self._video} if self._video else {}),
             "shards": self._shards,
             "episodes": len(self._keys),
             "seconds": sum(shard["seconds"] for shard in self._shards),
@@ -135,7 +143,7 @@ class ShardWriter:
             # Counted again rather than remembered: the index cannot hold its own checksum.
             record["files"]["index"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._shards.append(record)
-            self._cameras = tuple(record["cameras"])
+            self._cameras, self._video = tuple(record["cameras"]), record.get("video", {})
         kept = {f"{record['name']}.{kind}" for record in self._shards for kind in record["files"]}
         for leftover in left:
             if leftover.name not in kept:
@@ -162,17 +170,13 @@ class ShardWriter:
             "info": dict(episode.info),
         }
         rows = {"state": (self._state, episode.state), "action": (self._action, episode.action)}
-        members = [
-            fmt.to_json(record, f"episode '{episode.id}'"),
-            fmt.pack_columns(fmt.named_columns(episode.time_s, rows)),
-        ]
-        offsets = []
-        for camera in cameras:
-            data, offset = fmt.pack_frames(episode.frames[camera])
-            members.append(data)
-            offsets.append(offset)
+        columns = fmt.named_columns(episode.time_s, rows)
+        columns |= {f"step.{camera}": np.asarray(episode.frames[camera].step, np.int64) for camera in self._video}
+        members = [fmt.to_json(record, f"episode '{episode.id}'"), fmt.pack_columns(columns)]
+        stored = [fmt.pack_camera(episode.frames[camera]) for camera in cameras]
         key = fmt.episode_key(self.info.name, segment.parent)
-        return _Group(segment, key, list(fmt.member_names(episode.id, cameras)), members, offsets)
+        names = list(fmt.member_names(episode.id, cameras, self._video))
+        return _Group(segment, key, names, [*members, *(member.data for member in stored)], stored)
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class _Group:
     key: int
     names: list[str]
     members: list[bytes]
-    offsets: list[np.ndarray]
+    stored: list[fmt.Member]
 
     @property
     def bytes(self) -> int:
@@ -202,12 +206,13 @@ class _Group:
 class _Shard:
     """One shard being written, under `.part` names until `commit`."""
 
-    def __init__(self, stem: Path, cameras: tuple[str, ...]) -> None:
-        self.stem, self.cameras, self.bytes = stem, cameras, 0
+    def __init__(self, stem: Path, cameras: tuple[str, ...], video: Mapping[str, str]) -> None:
+        self.stem, self.cameras, self.video, self.bytes = stem, cameras, dict(video), 0
         self.rows: list[_Group] = []  # without their bytes, which are on disk by then
         self._hash = hashlib.sha256()
         self._tar: IO[bytes] = self._part("tar").open("wb")
-        self._parts: dict[str, list[Any]] = {name: [] for name in ("member", "frame", "crc", "span", "time_s", "state", "action")}
+        names = ("member", "frame", "crc", "key", "head", "span", "time_s", "state", "action")
+        self._parts: dict[str, list[Any]] = {name: [] for name in names}
         self._texts: dict[str, int] = {}
 
     def append(self, group: _Group) -> None:
@@ -219,16 +224,20 @@ class _Shard:
             self._parts["member"].append((self.bytes, len(data), zlib.crc32(data)))
             if number >= 2:
                 frames = episode.frames[self.cameras[number - 2]]
-                offset = group.offsets[number - 2]
-                self._parts["frame"].append(np.stack([frames.step, self.bytes + offset[:-1], np.diff(offset)], axis=-1))
-                self._parts["crc"].append(np.array([zlib.crc32(jpeg) for jpeg in frames.jpeg], dtype="<u4"))
+                member = group.stored[number - 2]
+                self._parts["frame"].append(np.stack([frames.step, self.bytes + member.start, member.size], axis=-1))
+                view = memoryview(data)
+                ranges = zip(member.start.tolist(), (member.start + member.size).tolist(), strict=True)
+                self._parts["crc"].append(np.array([zlib.crc32(view[low:high]) for low, high in ranges], dtype="<u4"))
+                self._parts["key"].append(np.arange(len(member.start)) if member.key is None else member.key)
+                self._parts["head"].append(member.head)
             self._write(data + bytes(-len(data) % 512))
         for span in episode.instructions:
             self._parts["span"].append((span.start, span.stop, self._texts.setdefault(span.text, len(self._texts))))
         for kind, values in (("time_s", episode.time_s), ("state", episode.state), ("action", episode.action)):
             if values is not None:
                 self._parts[kind].append(np.asarray(values, dtype="<f8"))
-        self.rows.append(replace(group, members=[], offsets=[], segment=replace(group.segment, episode=_bare(episode))))
+        self.rows.append(replace(group, members=[], stored=[], segment=replace(group.segment, episode=_bare(episode))))
 
     def commit(self) -> dict[str, Any]:
         """Gives the files their names, the index last, and returns the shard's entry in the manifest."""
@@ -242,6 +251,7 @@ class _Shard:
         record: dict[str, Any] = {
             "name": self.stem.name,
             "cameras": list(self.cameras),
+            **({"video": self.video} if self.video else {}),
             "segments": len(self.rows),
             "steps": sum(group.segment.episode.steps for group in self.rows),
             "anchors": sum(len(anchors(group.segment.episode)) for group in self.rows),
@@ -269,7 +279,10 @@ class _Shard:
         id_blob, id_end = _blob([episode.id for episode in episodes])
         parent_blob, parent_end = _blob([group.segment.parent for group in self.rows])
         text_blob, text_end = _blob(list(self._texts))
+        head_blob, head_end = _blob(self._parts["head"])
+        video = {"frame_key": np.concatenate(self._parts["key"]).astype(np.int32), "head": head_blob, "head_end": head_end}
         return {
+            **(video if self.video else {}),
             "id": id_blob,
             "id_end": id_end,
             "parent": parent_blob,
@@ -305,34 +318,59 @@ def _segments(episode: Episode, max_bytes: int) -> Iterator[_Segment]:
     """The episode whole if it fits the cap, else in runs of steps that do; a single step is never divided."""
     row = sum(8 * values.shape[-1] for values in (episode.state, episode.action) if values is not None)
     bytes_of_step = np.full(episode.steps, 8 + row, np.int64)
+    may_cut = np.ones(episode.steps, bool)
     for frames in episode.frames.values():
-        np.add.at(bytes_of_step, frames.step, [len(jpeg) + 16 for jpeg in frames.jpeg])
+        member = fmt.pack_camera(frames)
+        np.add.at(bytes_of_step, frames.step, member.size + 16)
+        if member.key is not None:
+            may_cut &= _at_key_frames(np.asarray(frames.step), member.key, episode.steps)
     room = max(max_bytes - 1024 * (4 + len(episode.frames)), 1)
-    cuts, used = [0], 0
+    cuts, used, latest = [0], 0, (0, 0)  # latest: the last step since the cut at which one may be, and the bytes up to it
     for step, size in enumerate(bytes_of_step):
-        if used and used + size > room:
-            cuts.append(step)
-            used = 0
+        latest = (step, used) if may_cut[step] and used else latest
+        if used and used + size > room and latest[0] > cuts[-1]:
+            cuts.append(latest[0])
+            used -= latest[1]
         used += int(size)
     if len(cuts) == 1:
         yield _Segment(episode, episode.id, 0, 1, 0)
         return
+    videos = {camera: _pieces(frames, cuts) for camera, frames in episode.frames.items() if isinstance(frames, VideoFrames)}
     for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], episode.steps], strict=True)):
-        yield _Segment(_slice(episode, start, stop, f"{episode.id}-{index}"), episode.id, index, len(cuts), start)
+        part = _slice(episode, start, stop, f"{episode.id}-{index}", {camera: pieces[index] for camera, pieces in videos.items()})
+        yield _Segment(part, episode.id, index, len(cuts), start)
 
 
-def _slice(episode: Episode, start: int, stop: int, new_id: str) -> Episode:
+def _at_key_frames(step_N: np.ndarray, key_N: np.ndarray, steps: int) -> np.ndarray:
+    """bool (steps,): where a video's next frame is a key frame, or there is none: a group of pictures is never divided."""
+    following = np.searchsorted(step_N, np.arange(steps))
+    return np.append(key_N == np.arange(len(key_N)), True)[following]
+
+
+def _pieces(frames: VideoFrames, cuts: list[int]) -> list[bytes]:
+    from vla.data.gop import cut_mp4
+
+    return cut_mp4(frames.mp4, np.searchsorted(frames.step, cuts).tolist())
+
+
+def _slice(episode: Episode, start: int, stop: int, new_id: str, videos: Mapping[str, bytes]) -> Episode:
     spans = tuple(
         Span(span.text, max(span.start, start) - start, min(span.stop, stop) - start)
         for span in episode.instructions
         if span.start < stop and span.stop > start
     )
-    frames = {}
+    frames: dict[str, Frames | VideoFrames] = {}
     for camera, every in episode.frames.items():
         first, last = np.searchsorted(every.step, (start, stop))
-        frames[camera] = Frames(np.asarray(every.step)[first:last] - start, every.jpeg[first:last])
+        step = np.asarray(every.step)[first:last] - start
+        frames[camera] = Frames(step, every.jpeg[first:last]) if isinstance(every, Frames) else VideoFrames(step, videos[camera])
     rows = {kind: values[start:stop] for kind in ("state", "action") if (values := getattr(episode, kind)) is not None}
     return replace(episode, id=new_id, instructions=spans, time_s=episode.time_s[start:stop], frames=frames, **rows)
+
+
+def _video(episode: Episode) -> dict[str, str]:
+    """Camera -> codec, of those stored as video."""
+    return {camera: fmt.VIDEO_CODEC for camera, frames in sorted(episode.frames.items()) if isinstance(frames, VideoFrames)}
 
 
 def _bare(episode: Episode) -> Episode:
@@ -341,9 +379,9 @@ def _bare(episode: Episode) -> Episode:
     return replace(episode, frames=frames, state=None, action=None)
 
 
-def _blob(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _blob(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Strings -> (uint8 bytes of all, int64 end of each)."""
-    encoded = [text.encode() for text in texts]
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
     end = np.cumsum([len(part) for part in encoded], dtype=np.int64)
     return np.frombuffer(b"".join(encoded), np.uint8), end
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vla.data.images import decode_jpeg
+from vla.data.images import decode_frame
 from vla.data.latents import write_latents
 from vla.data.quarantine import BadRecord, BadSample, Quarantine
 from vla.data.reader import Dataset
@@ -111,7 +111,7 @@ def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: lis
 
 def _frame(dataset: Dataset, camera: str, episode: int, number: int) -> np.ndarray | BadSample:
     try:
-        return decode_jpeg(dataset.frame(episode, camera, number))
+        return decode_frame(dataset.frame(episode, camera, number))
     except BadSample as error:
         return error
     except Damaged as error:
