@@ -67,6 +67,14 @@ class RawEpisode:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """An episode that is there and cannot be read, although those after it can: counted as damaged, with its reason."""
+
+    id: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Feature:
     """What a column holds, for errors, cards and `vla new-robot`: kind is `column`, `text` or `pictures`; shape is of one step."""
 
@@ -113,5 +121,5 @@ class Reader(ABC):
         """Stable names of the independent parts (files, usually), in order."""
 
     @abstractmethod
-    def episodes(self, part: str) -> Iterator[RawEpisode]:
-        """The episodes of a part, in order. `vla.errors.Damaged` names file and record where it cannot be read."""
+    def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
+        """The episodes of a part, in order. `vla.errors.Damaged` names file and record from which on it cannot be read."""

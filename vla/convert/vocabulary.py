@@ -198,7 +198,9 @@ class Camera:
     """Where one camera's pictures come from; turned clockwise, then flipped, then cropped."""
 
     column: str = entry(text, key="from")
-    colour: str = entry(choice("rgb", "bgr"), default="rgb")
+    colour: str = entry(choice("rgb", "bgr", "cmyk"), default="rgb")
+    bits: int = entry(choice(8, 16), default=8)
+    exif: str = entry(choice("refuse", "apply", "ignore"), default="refuse")
     rotate: int = entry(choice(0, 90, 180, 270), default=0)
     flip: str = entry(choice("none", "horizontal", "vertical"), default="none")
     crop: tuple[int, ...] | None = entry(listed(integer), default=None)

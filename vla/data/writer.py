@@ -59,6 +59,10 @@ class ShardWriter:
         """Whether this episode is already stored (by this writer, or by the one it resumes)."""
         return fmt.episode_key(self.info.name, episode_id) in self._keys
 
+    def keys(self) -> frozenset[int]:
+        """`episode_key` of every stored episode, for processes that ask `has` far from here."""
+        return frozenset(self._keys)
+
     def info_update(self, **facts: Any) -> None:
         """Adds facts for people (yields, seeds, versions) to the manifest's `info.info`."""
         fmt.to_json(facts, "info")

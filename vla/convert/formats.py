@@ -1,0 +1,67 @@
+"""The formats that `vla convert` reads: one row each, and a reader's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla.convert.raw import Reader
+from vla.convert.store import Store
+from vla.errors import UnknownName, UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    summary: str
+    reader: str
+    """Where its class is: `module:Class`."""
+
+
+FORMATS = {
+    "rlds": Format("RLDS, as tensorflow-datasets writes it (TFRecords); Open X-Embodiment", "vla.convert.rlds:Rlds"),
+    "lerobot": Format("LeRobot 2.0, 2.1 and 3.0: parquet, and video or images", "vla.convert.lerobot:LeRobot"),
+    "hdf5": Format("HDF5: robomimic, LIBERO, ALOHA, DROID", "vla.convert.hdf5:Hdf5"),
+}
+
+
+def open_reader(format_name: str, source: str | Path, options: Mapping[str, Any], cache: Path | None, plugin: str = "") -> Reader:
+    """The reader of a source. `plugin`: `path/to/file.py:Class` for a format from outside the package; the file is run."""
+    reader_class = _plugin_class(plugin) if plugin else find_reader(format_name)
+    store = Store.of(source, cache)
+    place: Store | Path = store if reader_class.streams else store.fetch_all()
+    try:
+        return reader_class(place, **options)  # type: ignore[call-arg]  # each has its own options
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rsplit("'", 2)[-2]
+        raise UserError(f"the reader of {plugin or format_name} has no option '{option}' (`reader` in the card)") from error
+
+
+def find_reader(name: str) -> type[Reader]:
+    if name not in FORMATS:
+        raise UnknownName("format", name, FORMATS, "Or name a reader of your own: --plugin file.py:Class")
+    module, _, attribute = FORMATS[name].reader.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _plugin_class(plugin: str) -> type[Reader]:
+    path, _, attribute = plugin.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise UserError(f"--plugin {plugin}: give file.py:Class, a file that exists")
+    import sys
+
+    name = f"vla_reader_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Reader)):
+        raise UserError(f"--plugin {plugin}: {attribute} is no class derived from vla.convert.raw.Reader")
+    return found

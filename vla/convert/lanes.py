@@ -1,0 +1,198 @@
+"""Reading in several processes, in an order that does not depend on how many there are.
+
+The parts of a source are dealt to LANES lanes, and the lanes give an episode each in turn. That order is fixed by the source alone;
+a worker runs some of the lanes, in the same turns. So all workers are busy, nothing is held but an episode or two of each, and a
+resumed run plays the same turns again, with empty slots for what is stored already.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from vla.convert.fields import BadEpisode
+from vla.convert.mapping import Mapper
+from vla.convert.raw import Reader, Unreadable
+from vla.convert.report import Bad
+from vla.data.format import episode_key
+from vla.errors import Damaged, UserError
+from vla.types import Episode
+
+LANES = 16
+"""More would let more workers help, and hold more episodes (and fetched files) at once. Part of the order: changing it changes datasets."""
+AHEAD = 2
+"""Slots that a worker prepares before the first of them is taken."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs. `done`: part -> its slots, where all of it is stored; `stored`: uint64 keys, sorted, of stored episodes."""
+
+    open: Callable[[], Reader]
+    mapper: Mapper
+    parts: tuple[str, ...]
+    done: Mapping[str, int] = field(default_factory=dict)
+    stored: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def lane(self, number: int) -> tuple[str, ...]:
+        return self.parts[number::LANES]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One turn of one lane: an episode, or why there is none, or (`end`) that the part is over. `skipped`: the part was not read."""
+
+    part: str
+    id: str = ""
+    episode: Episode | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    bad: Bad | None = None
+    stored: bool = False
+    skipped: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class _Failure:
+    text: str
+    exit_code: int
+
+
+def slots(job: Job, workers: int) -> Iterator[Slot]:
+    """All slots in their order. `workers` 0 reads in this process. Close it to end the workers; UserError where one fails or dies."""
+    if workers < 0:
+        raise UserError(f"{workers} workers; give 0 (this process) or more")
+    if workers == 0:
+        yield from _turns(job, range(LANES))
+        return
+    crew = [_Worker(job, range(first, LANES, min(workers, LANES))) for first in range(min(workers, LANES))]
+    try:
+        lanes = {number: iter(job.lane(number)) for number in range(LANES)}
+        parts = {number: part for number, names in lanes.items() if (part := next(names, None)) is not None}
+        while parts:
+            for number in list(parts):
+                slot = crew[number % len(crew)].take(parts[number])
+                yield slot
+                if slot.end and (following := next(lanes[number], None)) is not None:
+                    parts[number] = following
+                elif slot.end:
+                    del parts[number]
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+def _turns(job: Job, lanes: Sequence[int]) -> Iterator[Slot]:
+    reader = job.open()
+    reader.wanted = job.mapper.card.wanted
+    running = {number: _lane(job, reader, number) for number in lanes if job.lane(number)}
+    while running:
+        for number in list(running):
+            slot = next(running[number], None)
+            if slot is None:
+                del running[number]
+            else:
+                yield slot
+
+
+def _lane(job: Job, reader: Reader, number: int) -> Iterator[Slot]:
+    """The slots of a lane's parts one after the other; the end of a part is a turn of its own."""
+    for part in job.lane(number):
+        if part in job.done:
+            for _ in range(job.done[part]):
+                yield Slot(part, stored=True, skipped=True)
+            yield Slot(part, end=True, skipped=True)
+        else:
+            yield from _part(job, reader, part)
+            yield Slot(part, end=True)
+
+
+def _part(job: Job, reader: Reader, part: str) -> Iterator[Slot]:
+    episodes = reader.episodes(part)
+    while True:
+        try:
+            raw = next(episodes, None)
+        except Damaged as error:
+            yield Slot(part, bad=Bad(part, "", "damaged", f"{error}; what follows it in this part is not read"))
+            return
+        if raw is None:
+            return
+        if isinstance(raw, Unreadable):
+            yield Slot(part, raw.id, bad=Bad(part, raw.id, "damaged", raw.detail))
+        elif _is_stored(job, raw.id):
+            yield Slot(part, raw.id, stored=True)
+        else:
+            try:
+                mapped = job.mapper.episode(raw)
+            except BadEpisode as error:
+                yield Slot(part, raw.id, bad=Bad(part, raw.id, error.cause, str(error)))
+                continue
+            yield Slot(part, raw.id, mapped.episode, mapped.dropped)
+
+
+def _is_stored(job: Job, episode_id: str) -> bool:
+    key = np.uint64(episode_key(job.mapper.card.name, episode_id))
+    place = int(np.searchsorted(job.stored, key))
+    return place < len(job.stored) and job.stored[place] == key
+
+
+class _Worker:
+    """A process that runs some lanes and sends their slots. It ends when its pipe is closed, also by the death of this process."""
+
+    def __init__(self, job: Job, lanes: Sequence[int]) -> None:
+        spawn = multiprocessing.get_context("spawn")  # a fork would take over threads and locks of whatever runs here
+        self._slots, sender = spawn.Pipe(duplex=False)
+        self._process = spawn.Process(target=_work, args=(job, list(lanes), sender), daemon=True)
+        self._process.start()
+        sender.close()
+
+    def take(self, part: str) -> Slot:
+        """The next slot. `part`: the one it is to come from, for the error."""
+        try:
+            slot = self._slots.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            code = self._process.exitcode
+            raise Damaged(f"{part}: the process that reads it ended with code {code} (-9: killed, mostly for want of memory)") from error
+        if isinstance(slot, _Failure):
+            failed = UserError(slot.text)
+            failed.exit_code = slot.exit_code
+            raise failed
+        return slot
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._slots.close()
+
+
+def _work(job: Job, lanes: Sequence[int], sender: Connection) -> None:
+    ahead: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
+    sending = threading.Thread(target=_send, args=(ahead, sender), daemon=True)
+    sending.start()
+    try:
+        for slot in _turns(job, lanes):
+            ahead.put(slot)
+    except UserError as error:
+        ahead.put(_Failure(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        return  # the main process got it too, and says so
+    ahead.put(None)
+    sending.join()
+
+
+def _send(ahead: queue.Queue[Any], sender: Connection) -> None:
+    try:
+        while (slot := ahead.get()) is not None:
+            sender.send(slot)
+    except (BrokenPipeError, ConnectionError):
+        os._exit(1)  # nobody takes slots any more; the thread that makes them may be anywhere, and holds nothing worth closing
+    sender.close()
