@@ -25,8 +25,8 @@ from vla.errors import UserError
 from vla.types import Sample
 
 Collate = Callable[[list[Sample]], Any]
-LOOK_AHEAD = 1024
-"""Positions that are looked up in the order at once; a look-up of one costs nearly as much as of a hundred."""
+LOOK_AHEAD = 4096
+"""Positions that are looked up in the order at once; a look-up of one costs nearly as much as of a thousand."""
 
 
 def batches(

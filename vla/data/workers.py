@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import struct
 import sys
 import threading
 import weakref
@@ -36,6 +37,8 @@ Make = Callable[[Iterator[int], Callable[[], Canvas]], Iterator[Any]]
 SPARE = 3
 """Blocks a worker has beyond those it may be ahead by: the batch in the consumer's hands, the one before, the one being built."""
 _FREE, _SENT = 0, 1
+_HEAD = struct.Struct("<qq")
+"""In front of what is sent: number of the block that it points into (-1: none), and its bytes."""
 _PARENT_CHECK_S = 2.0
 
 
@@ -118,18 +121,16 @@ class _Worker:
         theirs.close()
 
     def receive(self, timeout_s: float) -> Any:
-        ready = multiprocessing.connection.wait([self._conn, self._process.sentinel], timeout_s)
-        if not ready:
+        if not self._conn.poll() and not multiprocessing.connection.wait([self._conn, self._process.sentinel], timeout_s):
             raise _Gone(f"gave nothing for {timeout_s:g} s, and was stopped,")
         try:
-            if self._conn not in ready and not self._conn.poll():
+            if not self._conn.poll():
                 raise EOFError
-            block, size = self._conn.recv()
             data = self._conn.recv_bytes()
         except (EOFError, ConnectionError):
             self._process.join(5)
             raise _Gone(_how(self._process.exitcode)) from None
-        value = _unpack(data, self._adopt(block, size))
+        value = _unpack(memoryview(data)[_HEAD.size :], self._adopt(*_HEAD.unpack_from(data)))
         with suppress(ConnectionError):  # it may be gone by the time: then the next batch says so
             self._conn.send_bytes(b"\0")  # one more may be made
         if isinstance(value, _Failure):
@@ -209,8 +210,7 @@ def _work(side: _Side, make: Make, begin: Callable[[int, np.ndarray], None], num
         data = _pack(value, canvas)
         if canvas.pointed_to and current >= 0:
             side.flags[current] = _SENT
-        side.conn.send((current if canvas.pointed_to else -1, len(canvas.block)))
-        side.conn.send_bytes(data)
+        side.conn.send_bytes(_HEAD.pack(current if canvas.pointed_to else -1, len(canvas.block)) + data)
         if isinstance(value, _Failure):
             break
         allowed -= 1
@@ -256,7 +256,7 @@ _adopted = threading.local()
 """`.block`: what arrays are being unpacked from, within `_unpack`."""
 
 
-def _unpack(data: bytes, block: np.ndarray) -> Any:
+def _unpack(data: bytes | memoryview, block: np.ndarray) -> Any:
     _adopted.block = block
     try:
         return ForkingPickler.loads(data)
