@@ -70,7 +70,7 @@ def smolvlm(**changes) -> SmolVLM:
     vision = {**SIGLIP, "image_size": 32, "patch_size": 8, "model_type": "smolvlm_vision"}
     library = {"model_type": "smolvlm", "text_config": {**LLAMA, "model_type": "llama"}, "vision_config": vision, "scale_factor": 2}
     library |= {"image_token_id": 285, "pad_token_id": 0, "tie_word_embeddings": False}
-    pixels = Pixels(filter="lanczos", longest=64)
+    pixels = Pixels(filter="lanczos", longest=32)
     return SmolVLM(library, **{**SHORT, "prompt": Prompt("<|im_start|>User:{images}{instruction}"), "pixels": pixels, **changes})
 
 

@@ -1,7 +1,7 @@
 """uint8 images -> what a vision tower takes, in torch: on the device, the same in training and serving.
 
-Numbers follow the library's image processors: resize on the 0..255 scale with antialiasing, round to whole levels (they resize uint8),
-then scale and normalise.
+Numbers are those of the library's image processors: uint8 is resized with antialiasing to uint8, then scaled and normalised. On a CPU torch
+does so in whole numbers; elsewhere in floats, which differs by one level of 255 in some pixels, there and here.
 """
 
 from __future__ import annotations
@@ -95,18 +95,20 @@ def by_size(inputs: Mapping[str, Tensor], prepare: Callable[[Tensor], Tensor]) -
 
 
 def resize(images_N3HW: Tensor, height: int, width: int, pixels: Pixels) -> Tensor:
-    """uint8 (or float on the 0..255 scale) -> float32 whole levels 0..255 of that size."""
-    images = images_N3HW.float()
-    if images.shape[-2:] == (height, width):
-        return images
+    """uint8 -> uint8 of that size."""
+    if images_N3HW.shape[-2:] == (height, width):
+        return images_N3HW
+    on_cpu = images_N3HW.device.type == "cpu"
     mode = pixels.filter
-    if mode == "lanczos" and (images.is_cuda or not _has_lanczos()):
+    if mode == "lanczos" and not (on_cpu and _has_lanczos()):
         mode = "bicubic"  # as the library does where there is no Lanczos
-    return F.interpolate(images, size=(height, width), mode=mode, antialias=True).round().clamp(0, 255)
+    if on_cpu:
+        return F.interpolate(images_N3HW, size=(height, width), mode=mode, antialias=True)
+    return F.interpolate(images_N3HW.float(), size=(height, width), mode=mode, antialias=True).round().clamp(0, 255).byte()
 
 
 def normalize(images_N3HW: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor:
-    """Levels 0..255 -> (x / 255 - mean) / std."""
+    """uint8 -> (x / 255 - mean) / std."""
     mean = torch.tensor(pixels.mean, device=images_N3HW.device).view(3, 1, 1)
     std = torch.tensor(pixels.std, device=images_N3HW.device).view(3, 1, 1)
     return ((images_N3HW / 255 - mean) / std).to(dtype)
@@ -127,9 +129,9 @@ def letterbox(images_N3HW: Tensor, pixels: Pixels) -> Tensor:
     height, width = images_N3HW.shape[-2:]
     side = max(height, width)
     down, right = (side - height) // 2, (side - width) // 2
-    colour = torch.tensor([int(255 * level) for level in pixels.mean], device=images_N3HW.device, dtype=torch.float32)
+    colour = torch.tensor([int(255 * level) for level in pixels.mean], device=images_N3HW.device, dtype=torch.uint8)
     canvas = colour.view(1, 3, 1, 1).repeat(len(images_N3HW), 1, height + 2 * down, width + 2 * right)
-    canvas[:, :, down : down + height, right : right + width] = images_N3HW.float()
+    canvas[:, :, down : down + height, right : right + width] = images_N3HW
     return canvas
 
 

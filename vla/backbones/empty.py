@@ -1,0 +1,84 @@
+"""Backbones without weights, for counting, for loading without a detour through random numbers, and for spreading over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla.errors import UserError
+
+
+def build_empty(config: Any, *args: Any) -> Any:
+    """`config.build(*args)` with every parameter on the meta device: a 7B model in a second, without memory.
+
+    Buffers are real: rotary frequencies and Gemma's embedding scale are not in any checkpoint, and would be garbage after `to_empty`.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return config.build(*args)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers in parameters, each once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def restore_buffers(module: nn.Module, config: Any, *args: Any) -> None:
+    """Buffers that no checkpoint holds, computed again: after `to_empty`, or a construction under `torch.device('meta')`."""
+    twin = build_empty(config, *args)
+    saved = set(twin.state_dict())
+    own = dict(module.named_buffers())
+    for name, buffer in twin.named_buffers():
+        if name in saved:
+            continue
+        owner = module.get_submodule(name.rpartition(".")[0])
+        owner._buffers[name.rpartition(".")[2]] = buffer.to(own[name].device if not own[name].is_meta else "cpu")
+
+
+def spread(module: nn.Module, checkpoint: Path, devices: Mapping[Any, Any] | str = "auto", dtype: Any = None, **limits: Any) -> nn.Module:
+    """Loads `checkpoint` (safetensors, or its folder) into a module that was built empty, over GPUs, memory and disk, by accelerate.
+
+    `devices`: a map of module names, or "auto"; `limits`: `max_memory`, `offload_folder`. Layers are never split.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map, load_checkpoint_in_model
+
+    whole = {name for each in module.modules() for name in (getattr(each, "_no_split_modules", None) or ())}
+    if devices == "auto":
+        devices = infer_auto_device_map(module, max_memory=limits.get("max_memory"), no_split_module_classes=sorted(whole), dtype=dtype)
+    if "disk" in devices.values() and not limits.get("offload_folder"):
+        raise UserError("the devices do not hold this model: give offload_folder, a folder on disk for the rest")
+    folder = limits.get("offload_folder")
+    load_checkpoint_in_model(module, str(checkpoint), device_map=dict(devices), dtype=dtype, offload_folder=folder)
+    main = next((each for each in devices.values() if each not in ("cpu", "disk")), "cpu")  # accelerate looks for a GPU
+    return dispatch_model(module, device_map=dict(devices), offload_dir=folder, main_device=main)
+
+
+def load_four_bit(backbone: Any, device: str = "cuda") -> Any:
+    """Linear maps of the language model in 4 bits (NF4, Dettmers et al. 2023): with LoRA, a 7B model trains on a 24 GB card.
+
+    Call after the weights are there and before training; norms, embeddings and adapters keep their precision. Raises UserError without
+    bitsandbytes or a GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("4-bit weights need a CUDA GPU; this machine has none. Without one, load the backbone as it is.")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError("4-bit weights need bitsandbytes: pip install bitsandbytes") from error
+    for name, linear in list(backbone.language.named_modules()):
+        if type(linear) is not nn.Linear:
+            continue
+        owner = backbone.language.get_submodule(name.rpartition(".")[0])
+        small = bitsandbytes.nn.Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
+        small.weight = bitsandbytes.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+        if linear.bias is not None:
+            small.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        setattr(owner, name.rpartition(".")[2], small)
+    return backbone.to(device)

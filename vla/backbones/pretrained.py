@@ -1,0 +1,233 @@
+"""Configurations and weights from a hub id or a local folder. No code of theirs runs: native classes, JSON and safetensors alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vla.backbones.library import LibraryBackbone, LibraryConfig, Origin
+from vla.backbones.prismatic import TOWERS
+from vla.backbones.prompts import pack_tokenizer
+from vla.errors import SchemaError, UnknownName, UserError
+
+FAMILIES = {
+    "paligemma": "vla.backbones.paligemma:PaliGemma",
+    "qwen2_5_vl": "vla.backbones.qwen_vl:Qwen25VL",
+    "qwen3_vl": "vla.backbones.qwen_vl:Qwen3VL",
+    "smolvlm": "vla.backbones.smolvlm:SmolVLM",
+    "prismatic": "vla.backbones.prismatic:Prismatic",
+    "openvla": "vla.backbones.prismatic:Prismatic",
+}
+"""What `model_type` in a config.json says -> the family."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor_config.json has them
+
+
+def from_pretrained(source: str, revision: str = "", **changes: Any) -> LibraryConfig:
+    """The configuration of any supported model. `source`: a hub id, whose `revision` must be a commit, or a local folder."""
+    return read_config(source, revision, LibraryConfig, **changes)
+
+
+def read_config(source: str, revision: str, cls: type, **changes: Any) -> LibraryConfig:
+    """See `LibraryConfig.from_pretrained`; `cls` is the family that is asked for, or `LibraryConfig` for any."""
+    origin = Origin(source, revision)
+    data = _json(origin, "config.json")
+    model_type = str(data.get("model_type", ""))
+    if model_type not in FAMILIES:
+        raise UnknownName("backbone family", model_type, FAMILIES, f"That is what {source} says it is (config.json, model_type).")
+    module, name = FAMILIES[model_type].split(":")
+    family = getattr(importlib.import_module(module), name)
+    if not issubclass(family, cls):
+        raise UserError(f"{source} is a '{model_type}' model: load it by {family.__name__}.from_pretrained, not {cls.__name__}'s")
+    settings = {"library": _library(data, model_type), "tokenizer": _tokenizer(origin), "origin": origin}
+    settings |= _pixels(family, origin, model_type)
+    return family(**{**settings, **changes})
+
+
+def read_weights(backbone: LibraryBackbone, origin: Origin) -> list[str]:
+    """Fills the backbone from safetensors. Raises UserError naming tensors that are missing, left over or of another shape."""
+    theirs = _prismatic_weights(backbone, origin) if not hasattr(backbone, "library_parts") else _library_weights(backbone, origin)
+    mine = backbone.state_dict()
+    plain = {name: name.replace(".base_layer.", ".") for name in mine if ".lora_" not in name}
+    missing = sorted(name for name in plain.values() if name not in theirs)
+    extra = sorted(set(theirs) - set(plain.values()))
+    wrong = [name for name, key in plain.items() if key in theirs and theirs[key].shape != mine[name].shape]
+    if wrong:
+        shapes = f"{tuple(theirs[plain[wrong[0]]].shape)}, not {tuple(mine[wrong[0]].shape)}"
+        raise SchemaError(f"{origin.source}: '{wrong[0]}' has the shape {shapes}; these are not the weights of this configuration")
+    if missing or extra:
+        raise SchemaError(f"{origin.source}: weights of another model. Missing: {missing[:3]}; left over: {extra[:3]}")
+    values = {name: theirs[key].to(mine[name].dtype) for name, key in plain.items()}
+    backbone.load_state_dict(values, strict=False, assign=any(tensor.is_meta for tensor in mine.values()))
+    return [f"backbone from {origin.source}{f' at {origin.revision[:8]}' if origin.revision else ''}: {len(values)} tensors"]
+
+
+def fetch(origin: Origin, name: str) -> Path:
+    """A file of a local folder or of the hub (cached). Raises UserError: no such model, gated, not pinned, no network."""
+    folder = Path(origin.source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; files there: {', '.join(sorted(path.name for path in folder.iterdir())[:8])}")
+        return folder / name
+    _check_hub(origin)
+    from huggingface_hub import hf_hub_download
+
+    return Path(_hub(origin, lambda: hf_hub_download(origin.source, name, revision=origin.revision)))
+
+
+def _check_hub(origin: Origin) -> None:
+    if not HUB_ID.fullmatch(origin.source):
+        raise UserError(f"'{origin.source}' is neither a folder here nor a hub id (owner/name)")
+    if not COMMIT.fullmatch(origin.revision):
+        fix = "name the commit it was tested with: revision='<40 hexadecimal digits>' (on the model's page: Files, History)"
+        raise UserError(f"{origin.source}: a hub id without a pinned revision may change under you; {fix}")
+
+
+def _hub(origin: Origin, ask: Callable[[], Any]) -> Any:
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return ask()
+    except GatedRepoError as error:
+        fix = f"accept its licence at https://huggingface.co/{origin.source}, then `hf auth login` (or HF_TOKEN)"
+        raise UserError(f"{origin.source} is gated: {fix}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"no model '{origin.source}' on the hub, or it is private: check the name, or `hf auth login`") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{origin.source} is not in the cache, and the hub cannot be reached: download it, or give a local folder"
+        ) from error
+    except EntryNotFoundError as error:
+        raise UserError(f"{origin.source} at {origin.revision[:8]} lacks a file: {str(error).splitlines()[-1]}") from error
+
+
+def _json(origin: Origin, name: str) -> Mapping[str, Any]:
+    path = fetch(origin, name)
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise SchemaError(f"{origin.source}: {name} is not readable ({error})") from error
+    if not isinstance(data, dict):
+        raise SchemaError(f"{origin.source}: {name} is no JSON object")
+    return data
+
+
+def _library(data: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The whole configuration by value: what stands in the file, and the library's defaults for what does not."""
+    from vla.backbones.parse import library_config
+
+    if model_type in ("prismatic", "openvla"):
+        towers = data.get("timm_model_ids") or TOWERS.get(str(data.get("vision_backbone_id")))
+        if not towers:
+            raise UnknownName("Prismatic tower", data.get("vision_backbone_id"), TOWERS)
+        text = library_config({"model_type": "llama", **(data.get("text_config") or {})})
+        sides = data.get("image_sizes") or [224] * len(towers)
+        made = {"model_type": model_type, "timm_model_ids": list(towers), "image_sizes": sides, "text_config": _plain(text)}
+        return {**made, "timm_overrides": data["timm_overrides"]} if "timm_overrides" in data else made
+    return _plain(library_config(data))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def _tokenizer(origin: Origin) -> str:
+    return pack_tokenizer(fetch(origin, "tokenizer.json").read_text())
+
+
+def _pixels(family: type, origin: Origin, model_type: str) -> dict[str, Any]:
+    """What preprocessor_config.json says beside the family's defaults."""
+    from dataclasses import fields, replace
+
+    data = _json(origin, "preprocessor_config.json")
+    (default,) = (f.default_factory() for f in fields(family) if f.name == "pixels")
+    if model_type in ("prismatic", "openvla"):
+        fit = {"resize-naive": "stretch", "letterbox": "letterbox"}
+        strategy = str(data.get("image_resize_strategy", "letterbox"))
+        if strategy not in fit:
+            raise UnknownName("image_resize_strategy", strategy, fit)
+        pairs = zip(data["means"], data["stds"], strict=True)
+        return {"tower_pixels": tuple(replace(default, mean=tuple(mean), std=tuple(std), fit=fit[strategy]) for mean, std in pairs)}
+    size = data.get("size") or {}
+    changes: dict[str, Any] = {name: tuple(data[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in data}
+    if data.get("resample") in FILTERS:
+        changes["filter"] = FILTERS[data["resample"]]
+    if model_type == "smolvlm" and "longest_edge" in size:
+        changes["longest"] = size["longest_edge"]
+    if default.most_pixels:  # newer files say shortest_edge and longest_edge, and mean areas
+        least, most = data.get("min_pixels", size.get("shortest_edge")), data.get("max_pixels", size.get("longest_edge"))
+        changes |= {"least_pixels": least} if least else {}
+        changes |= {"most_pixels": most} if most else {}
+    return {"pixels": replace(default, **changes)}
+
+
+def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
+    """By the library's own loader, which knows older names; only safetensors."""
+    import transformers
+
+    from vla.backbones.parse import library_config
+
+    with_head = backbone.head is not None
+    name = backbone.config.library_class.replace("Model", "ForConditionalGeneration") if with_head else backbone.config.library_class
+    config = library_config(backbone.config.library)
+    revision = {} if Path(origin.source).is_dir() else {"revision": origin.revision}
+    settings = {"config": config, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": "auto"}
+    if not revision:
+        _check_safetensors(Path(origin.source))
+    else:
+        _check_hub(origin)
+    load = getattr(transformers, name).from_pretrained
+    whole, info = _hub(origin, lambda: load(origin.source, **settings, **revision))
+    if info["mismatched_keys"]:
+        key, theirs, mine = sorted(info["mismatched_keys"])[0]
+        raise SchemaError(
+            f"{origin.source}: '{key}' has the shape {tuple(theirs)}, not {tuple(mine)}; not the weights of this configuration"
+        )
+    if info["missing_keys"]:
+        raise SchemaError(f"{origin.source}: weights of another model. Missing: {sorted(info['missing_keys'])[:3]}")
+    inner = whole.model if with_head else whole
+    found = {f"{part}.{key}": t for part, at in backbone.library_parts.items() for key, t in getattr(inner, at).state_dict().items()}
+    return {**found, "head.weight": whole.lm_head.weight.detach()} if with_head else found
+
+
+def _check_safetensors(folder: Path) -> None:
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} has no *.safetensors; weights in other formats (pickles can run code) are not read")
+
+
+def _prismatic_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
+    """OpenVLA's published layout: names as ours, save for the LayerScale and what was cut away."""
+    from safetensors.torch import load_file
+
+    if Path(origin.source).is_dir():
+        _check_safetensors(Path(origin.source))
+        files = sorted(Path(origin.source).glob("*.safetensors"))
+    else:
+        index = _json(origin, "model.safetensors.index.json")
+        files = [fetch(origin, name) for name in sorted(set(index["weight_map"].values()))]
+    found = {}
+    renames = {"vision_backbone.": "vision.", "language_model.model.": "language.", "language_model.lm_head.": "head."}
+    for file in files:
+        for key, tensor in load_file(file).items():
+            for theirs, ours in renames.items():
+                key = key.replace(theirs, ours, 1) if key.startswith(theirs) else key
+            found[key.replace(".scale_factor", ".gamma")] = tensor
+    return {key: tensor for key, tensor in found.items() if not _cut_away(key, backbone)}
+
+
+def _cut_away(key: str, backbone: Any) -> bool:
+    if key.startswith("head."):
+        return backbone.head is None
+    match = re.match(r"vision\.(\w+)\.(blocks\.(\d+)|norm|fc_norm|attn_pool)\.", key)
+    if not match:
+        return False
+    tower = getattr(backbone.vision, match[1], None)
+    return tower is not None and (match[3] is None or int(match[3]) == len(tower.blocks))
