@@ -9,11 +9,13 @@ import numpy as np
 from vla.backbones.tiny import Tiny
 from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
-from vla.decoders.conditioning import CrossAttention, InContext, Pooled
+from vla.decoders.conditioning import CrossAttention, InContext, LayerKeysValues, Pooled
 from vla.decoders.dit import DiT
+from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
+from vla.decoders.reasoning import ReasonThenAct
 from vla.decoders.tokens import AutoregressiveTokens
 from vla.diffusion.ddpm import DDPM
 from vla.diffusion.flow import Flow
@@ -38,6 +40,29 @@ DECODERS = {
     "ddpm_pooled": DiT(path=DDPM(steps=20), conditioning=Pooled(width=32, depth=2, heads=2), evaluations=10),
     "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2, steps_per_token=2),
     "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
+    "pi0": DiT(path=Flow(reverse=True), conditioning=LayerKeysValues(width=48, mlp_width=96), state_in_suffix=True),
+    "pi05": DiT(conditioning=LayerKeysValues(width=48, mlp_width=96, style="llama"), time="adaptive"),
+    "groot": DiT(conditioning=CrossAttention(width=32, depth=4, heads=2, style="dit", interleaved=True), time="adaptive", evaluations=4),
+    "cogact": DiT(
+        path=DDPM(steps=20, spacing="leading", clip=None),
+        conditioning=Pooled(width=32, depth=2, heads=2, style="dit", read="last"),
+        time="token",
+        condition_dropout=0.2,
+        guidance=1.5,
+        evaluations=10,
+        samples_per_context=8,
+    ),
+    "dita": DiT(path=DDPM(steps=20), time="token", condition_dropout=0.1, evaluations=10, samples_per_context=8),
+    "dit_ada": DiT(conditioning=Pooled(width=32, depth=2, heads=2, style="dit"), time="adaptive"),
+    "mixture": DiT(conditioning=CrossAttention(width=32, depth=2, heads=2), experts=2, top_k=2),
+    "joint": Joint(
+        (
+            Part("tokens", AutoregressiveTokens()),
+            Part("flow", DiT(conditioning=LayerKeysValues(width=32, mlp_width=64)), insulated=True),
+        )
+    ),
+    "joint_in_context": Joint((Part("flow", DiT(samples_per_context=2)), Part("parallel", Parallel(), scale=0.5))),
+    "reasoning": ReasonThenAct(DiT(conditioning=CrossAttention(width=32, depth=2, heads=2)), length=8),
 }
 
 
@@ -94,6 +119,7 @@ def samples(count: int, seed: int = 0, robots=ROBOTS, unlabelled: bool = True) -
                 action_TA=None if video else rng.uniform(-0.9, 0.9, (of.horizon, of.action.size)),
                 valid_T=np.arange(of.horizon) < (of.horizon if i % 5 else 2),
                 latent_N=rng.integers(0, 4, 2) if video or i % 2 else None,
+                reasoning="" if i % 3 == 2 else ("open", "close it")[i % 2],
             )
         )
     return made

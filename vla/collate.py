@@ -12,6 +12,7 @@ from torch import Tensor
 from vla.embodiment import Embodiment
 from vla.errors import SchemaError, StatsMissing
 from vla.normalize import RobotNormalizer
+from vla.reasoning import text_ids
 from vla.roster import Roster
 from vla.types import ActionSpec, Batch, Observation, Sample, Target
 
@@ -19,12 +20,13 @@ from vla.types import ActionSpec, Batch, Observation, Sample, Target
 @dataclass(frozen=True)
 class Collate:
     """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
-    sample that the decoder wants (0: none)."""
+    sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none)."""
 
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
     inputs: Callable[[Sequence[Observation]], dict[str, Tensor]]
     codes: int = 0
+    text: int = 0
 
     def __post_init__(self) -> None:
         for robot in self.embodiments:
@@ -95,6 +97,7 @@ class Collate:
             batch.spec,
             torch.from_numpy(latent_BN),
             torch.from_numpy(has_latent_B),
+            torch.from_numpy(text_ids([sample.reasoning for sample in samples], self.text)) if self.text else None,
         )
         return Batch(
             batch.inputs,

@@ -7,7 +7,7 @@ T action time · A action width · P proprioceptive state width · N latent code
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,6 +168,20 @@ class Target(_Tensors):
     latent_BN: Tensor
     has_latent_B: Tensor
     text_BL: Tensor | None = None
+
+
+def cat(rows: Sequence[Any]) -> Any:
+    """One dataclass of tensors with the rows of all, in order; what is None in one must be so in all."""
+    import torch
+
+    if isinstance(rows[0], torch.Tensor):
+        return torch.cat(list(rows))
+    if isinstance(rows[0], Mapping):
+        return {key: cat([row[key] for row in rows]) for key in rows[0]}
+    if isinstance(rows[0], _Tensors):
+        return replace(rows[0], **{f.name: cat([getattr(row, f.name) for row in rows]) for f in fields(rows[0])})
+    assert all(row is None for row in rows)
+    return None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a Python file that defines RUN, or FILE.py:NAME for a variant in it (it is run: name only files you trust)",
     )
+    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts of the model (its code is run)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/<name of the run>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
     parser.add_argument("--allow-changed", action="store_true", help="resume although the run or its data have changed")
@@ -51,12 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or what a stopping signal asks for (docs of `vla.train.stop`)."""
+    from vla.config import load_plugin
     from vla.latent_action.run import LatentRun
     from vla.train.loop import train
     from vla.train.progress import Bar
     from vla.train.run import load_recipe
     from vla.train.stop import EXIT_STOPPED
 
+    for plugin in args.plugin:
+        load_plugin(plugin)
     found = load_recipe(args.recipe)
     if isinstance(found, LatentRun):
         return _train_latent(found, args)
