@@ -50,11 +50,13 @@ class StatsKey:
 class Stats:
     """Count, mean, variance, extremes and quantiles of rows of A numbers; deterministic, and mergeable.
 
-    Rows are (N, A), float64; NaN and infinity are refused, since one would poison the mean for good.
+    Rows are (N, A), float64. NaN and infinity are refused by `update`, since one would poison the mean for good; `update_finite`
+    leaves such rows out and counts them in `dropped`.
     """
 
     def __init__(self, width: int) -> None:
         self.count = 0
+        self.dropped = 0
         self.mean_A = np.zeros(width)
         self._m2_A = np.zeros(width)
         self.min_A = np.full(width, np.inf)
@@ -92,10 +94,18 @@ class Stats:
             self._levels[0] = np.concatenate([self._levels[0], values_NA[start : start + SKETCH_SIZE]])
             self._compact()
 
+    def update_finite(self, values_NA: np.ndarray) -> None:
+        """Adds the rows that are finite, bit for bit as if the others had never been; counts those in `dropped`."""
+        values_NA = np.asarray(values_NA, dtype=np.float64)
+        fine_N = np.isfinite(values_NA).all(-1)
+        self.dropped += int((~fine_N).sum())
+        self.update(values_NA[fine_N])
+
     def merge(self, other: Stats) -> None:
-        """Adds another's rows, as if they had been given here; the error bound holds for the sum."""
+        """Adds another's rows, as if they had been given here; in any grouping the error bound holds for the sum."""
         if other.width != self.width:
             raise SchemaError(f"statistics of widths {self.width} and {other.width} cannot merge")
+        self.dropped += other.dropped
         if not other.count:
             return
         self._moments(other.count, other.mean_A, other._m2_A)
@@ -125,6 +135,7 @@ class Stats:
         """Exact: floats survive the text."""
         return {
             "count": self.count,
+            "dropped": self.dropped,
             "mean": self.mean_A.tolist(),
             "m2": self._m2_A.tolist(),
             "min": self.min_A.tolist() if self.count else [],
@@ -137,7 +148,7 @@ class Stats:
     def from_json(data: Mapping) -> Stats:
         """The inverse of `to_json`."""
         stats = Stats(len(data["mean"]))
-        stats.count = int(data["count"])
+        stats.count, stats.dropped = int(data["count"]), int(data.get("dropped", 0))  # not in files of the first versions
         stats.mean_A, stats._m2_A = np.array(data["mean"], float), np.array(data["m2"], float)
         if stats.count:
             stats.min_A, stats.max_A = np.array(data["min"], float), np.array(data["max"], float)

@@ -292,7 +292,8 @@ def _hand(arm: _Arm) -> np.ndarray:
 
 
 def _blob(image: np.ndarray, x: np.ndarray, y: np.ndarray, at: np.ndarray, radius: float, colour: np.ndarray) -> None:
-    image[(x - at[0]) ** 2 + (y - at[1]) ** 2 < radius**2] = colour
+    cover = np.clip((radius - np.hypot(x - at[0], y - at[1])) * PICTURE / 3 + 0.5, 0, 1)[..., None]  # a soft edge moves smoothly
+    image += cover * (colour - image)
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:

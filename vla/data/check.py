@@ -1,4 +1,4 @@
-"""What `vla check` says about data: every problem listed, each with its place."""
+"""What `vla check` says about data: every problem listed, each with its place. First the bytes, then what the numbers mean."""
 
 from __future__ import annotations
 
@@ -6,69 +6,106 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vla.data.mixture import Mixture, source_folders
+from vla.data.doctor.finding import Finding
+from vla.data.mixture import VAL_FRACTION, Mixture, source_folders
 from vla.data.reader import Dataset
 from vla.data.verify import verify
 
+if TYPE_CHECKING:
+    from vla.data.doctor.sample import Budget, Progress, Sampled
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing wrong. `kind` is what the count is by; `where` a file, member or source."""
-
-    kind: str
-    where: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.kind}: {self.detail}"
+__all__ = ["Finding", "Report", "check_dataset", "check_mixture", "dataset_facts"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome for one path: sound if `findings` is empty. `facts`: what was looked at, for people and for `--json`."""
+    """The outcome for one path: sound if no finding is an error. `facts`: what was looked at, for people and for `--json`.
+
+    `samples`: what the doctor looked at, for the page of evidence.
+    """
 
     kind: str
     path: Path
     findings: tuple[Finding, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[Sampled, ...] = ()
 
     @property
     def sound(self) -> bool:
-        return not self.findings
+        return not self.of("error")
+
+    def of(self, severity: str) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
 
     def counts(self) -> dict[str, int]:
         return dict(Counter(finding.kind for finding in self.findings).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        findings = [{"kind": f.kind, "where": f.where, "detail": f.detail} for f in self.findings]
         return {
             "path": str(self.path),
             "kind": self.kind,
             "sound": self.sound,
             "counts": self.counts(),
-            "findings": findings,
+            "severities": dict(Counter(finding.severity for finding in self.findings)),
+            "findings": [finding.to_json() for finding in self.findings],
             "facts": dict(self.facts),
         }
 
 
-def check_dataset(folder: Path, full: bool = True) -> Report:
-    """Every file against the manifest: sizes, and with `full` every byte. UserError where there is no dataset."""
-    findings = _damage(folder, full, "")
-    return Report("dataset", folder, findings, {} if findings else dataset_facts(Dataset.open(folder), full))
+def check_dataset(
+    folder: Path, full: bool = True, budget: Budget | None = None, like: Path | None = None, progress: Progress | None = None
+) -> Report:
+    """Every file against the manifest (sizes, and with `full` every byte); where that holds, what the data doctor sees in a sample.
 
+    `budget`: how much it looks at (0 episodes: nothing). `like`: a dataset of the same robot that is known to be good.
+    UserError where there is no dataset.
+    """
+    from vla.data.doctor.examine import examine, examine_together, sample_of
+    from vla.data.doctor.sample import Budget
 
-def check_mixture(path: Path, root: Path | None = None, full: bool = True) -> Report:
-    """The file, and every dataset it names. UserError for mistakes in the file, which stop before the data is read."""
+    budget = budget or Budget()
+    damage = _damage(folder, full, "")
+    if damage:
+        return Report("dataset", folder, damage)
+    dataset = Dataset.open(folder)
     findings: list[Finding] = []
+    samples: list[Sampled] = []
+    if budget.episodes:
+        samples = [sample_of(dataset, budget, VAL_FRACTION, progress=progress)]
+        findings = examine(samples[0])
+        if like is not None:
+            trusted = sample_of(Dataset.open(like), budget, VAL_FRACTION, f"{Dataset.open(like).info.name} (as it should be)", progress)
+            findings += examine_together([trusted, samples[0]])
+    return Report("dataset", folder, tuple(findings), dataset_facts(dataset, full), tuple(samples))
+
+
+def check_mixture(
+    path: Path, root: Path | None = None, full: bool = True, budget: Budget | None = None, progress: Progress | None = None
+) -> Report:
+    """The file, every dataset it names, and what these say about each other.
+
+    UserError for mistakes in the file, which stop before the data is read.
+    """
+    from vla.data.doctor.examine import examine, examine_together, ordered, sample_of
+    from vla.data.doctor.sample import Budget
+
+    budget = budget or Budget()
+    damage: list[Finding] = []
     for name, folder in source_folders(path, root):
-        findings += _damage(folder, full, f"{name}: ")
-    if findings:
-        return Report("mixture", path, tuple(findings))
+        damage += _damage(folder, full, f"{name}: ")
+    if damage:
+        return Report("mixture", path, tuple(damage))
     mixture = Mixture.load(path, root, verify="size")
+    findings: list[Finding] = []
+    samples: list[Sampled] = []
+    if budget.episodes:
+        samples = [sample_of(s.dataset, budget, mixture.val_fraction, s.name, progress) for s in mixture.sources]
+        findings = ordered([*(finding for sample in samples for finding in examine(sample)), *examine_together(samples)])
     sources = {s.name: {"share": s.share, **dataset_facts(s.dataset, full)} for s in mixture.sources}
-    return Report("mixture", path, (), {"name": mixture.name, "val_fraction": mixture.val_fraction, "sources": sources})
+    facts = {"name": mixture.name, "val_fraction": mixture.val_fraction, "sources": sources}
+    return Report("mixture", path, tuple(findings), facts, tuple(samples))
 
 
 def dataset_facts(dataset: Dataset, full: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vla.data import format as fmt
 from vla.data.mixture import VAL_FRACTION, Mixture
+from vla.data.quarantine import BadSample
 from vla.data.reader import Dataset, StoredEpisode
 from vla.data.split import Split
 from vla.data.window import Targets
@@ -59,7 +60,11 @@ def compute_stats(
 
 
 def dataset_stats(dataset: Dataset, robot: Embodiment, val_fraction: float = VAL_FRACTION, progress: Progress | None = None) -> RobotStats:
-    """Statistics of one dataset's training episodes, read from it."""
+    """Statistics of one dataset's training episodes, read from it.
+
+    A row whose state or action holds NaN or infinity is left out of both, as if it had not been recorded, and a chunk that holds
+    one is left out whole; what was left out is counted in `dropped`.
+    """
     info = dataset.info
     assert info.recorded_action is not None
     if info.recorded_state != robot.state:
@@ -68,24 +73,33 @@ def dataset_stats(dataset: Dataset, robot: Embodiment, val_fraction: float = VAL
     split = Split(dataset, "train", val_fraction)
     for done, index in enumerate(split.episode_E):
         episode = dataset.episode(int(index))
-        assert episode.state is not None
-        stats.state.update(episode.state[episode.anchors])
-        stats.action.update(target_rows(targets, episode))
+        assert episode.state is not None and episode.action is not None
+        stats.state.update_finite(_blank_unless(_finite(episode), episode.state)[episode.anchors])
+        stats.action.update_finite(target_rows(targets, episode))
         if progress is not None:
             progress(info.name, done + 1, len(split.episode_E))
     return stats
 
 
 def target_rows(targets: Targets, episode: StoredEpisode) -> np.ndarray:
-    """All real (not padded) rows of the chunks of one episode, float64 (n, A).
+    """All real (not padded) rows of the chunks of one episode, float64 (n, A); NaN throughout where a row cannot be used.
 
     Where a row is the same in every chunk, each is given once: repeats change no quantile but near the episode's ends.
     """
     assert episode.action is not None
+    finite = _finite(episode)
     if targets.plain and episode.rate_hz == targets.robot.rate_hz:
-        return episode.action[episode.anchors[0] :]
-    chunks = [targets.chunk(episode, int(step)) for step in episode.anchors]
-    return np.concatenate([action_TA[valid_T] for action_TA, valid_T in chunks])
+        return _blank_unless(finite, episode.action)[episode.anchors[0] :]
+    parts = []
+    for step in episode.anchors:
+        try:
+            action_TA, valid_T = targets.chunk(episode, int(step)) if finite[step] else (None, None)
+        except BadSample as bad:
+            if bad.cause != "nonfinite":
+                raise
+            action_TA = None
+        parts.append(np.full((1, episode.action.shape[1]), np.nan) if action_TA is None else action_TA[valid_T])
+    return np.concatenate(parts)
 
 
 def stats_path(dataset: Dataset, robot: Embodiment, val_fraction: float) -> Path:
@@ -115,6 +129,16 @@ def load_stats(dataset: Dataset, robot: Embodiment, val_fraction: float) -> Robo
         return RobotStats.from_json(record["stats"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise Damaged(f"{path} is damaged ({error}); remove it and run `vla stats` again") from error
+
+
+def _finite(episode: StoredEpisode) -> np.ndarray:
+    """bool (steps,): rows whose state and action are both numbers."""
+    assert episode.state is not None and episode.action is not None
+    return np.isfinite(episode.state).all(1) & np.isfinite(episode.action).all(1)
+
+
+def _blank_unless(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows if keep.all() else np.where(keep[:, None], rows, np.nan)
 
 
 def _robot(dataset: Dataset, embodiments: Mapping[str, Embodiment]) -> Embodiment | None:

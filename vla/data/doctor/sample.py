@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vla.data.images import decode_jpeg
+from vla.data.images import decode_frame
 from vla.data.keyed import mix, name_key
 from vla.data.reader import Dataset, StoredEpisode
 from vla.embodiment import Field, Space
@@ -103,6 +103,10 @@ class Sampled:
                 found.append((trace, {camera: film for camera, film in films.items() if film is not None}))
         return found
 
+    def thumbnail(self, index: int, camera: str, number: int) -> np.ndarray:
+        """Frame `number` of a camera in an episode, float32 (THUMB, THUMB, 3) in 0..1."""
+        return shrunk(decode_frame(self.dataset.frame(index, camera, number)))
+
     def _film(self, trace: StoredEpisode, camera: str) -> Film | None:
         table = trace.cameras[camera]
         first, count = busiest(trace, table.step, self.budget.frames)
@@ -110,7 +114,7 @@ class Sampled:
             return None
         grey, colour = [], []
         for number in range(first, first + count):
-            picture = thumbnail(decode_jpeg(self.dataset.frame(trace.index, camera, number)))
+            picture = self.thumbnail(trace.index, camera, number)
             grey.append(picture.mean(-1))
             colour.append(picture.reshape(8, THUMB // 8, 8, THUMB // 8, 3).mean((1, 3)))
         return Film(np.asarray(table.step[first : first + count]), np.stack(grey), np.mean(colour, axis=0))
@@ -138,7 +142,7 @@ def busiest(trace: StoredEpisode, step_F: np.ndarray, count: int) -> tuple[int, 
     return int(np.argmax(total[count - 1 :] - total[: len(total) - count + 1])), count
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
+def shrunk(image: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) -> float32 (THUMB, THUMB, 3) in 0..1, by area."""
     from PIL import Image
 
