@@ -25,6 +25,11 @@ FORMATS = {
     "rlds": Format("RLDS, as tensorflow-datasets writes it (TFRecords); Open X-Embodiment", "vla.convert.rlds:Rlds"),
     "lerobot": Format("LeRobot 2.0, 2.1 and 3.0: parquet, and video or images", "vla.convert.lerobot:LeRobot"),
     "hdf5": Format("HDF5: robomimic, LIBERO, ALOHA, DROID", "vla.convert.hdf5:Hdf5"),
+    "video": Format("any video files, with a csv of captions", "vla.convert.video_folder:VideoFolder"),
+    "epic_kitchens": Format("EPIC-KITCHENS: mp4 and a csv of actions", "vla.convert.video_epic:EpicKitchens"),
+    "ego4d": Format("Ego4D: mp4 and narration.json", "vla.convert.video_ego4d:Ego4D"),
+    "something_something": Format("Something-Something v2: webm and json", "vla.convert.video_something:SomethingSomething"),
+    "egodex": Format("EgoDex: mp4, and hdf5 with the pose of camera and hands", "vla.convert.video_egodex:EgoDex"),
 }
 
 
