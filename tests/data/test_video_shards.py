@@ -12,7 +12,7 @@ import simplejpeg
 import webdataset
 
 from vla.data.gop import Gop, as_video, cut_mp4, encode_mp4, join_mp4, packet_table
-from vla.data.images import decode_frame
+from vla.data.images import decode_frame, decoded
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.quarantine import BadSample
@@ -233,7 +233,9 @@ def test_jpegs_become_video(tmp_path):
     assert [number_of(image) for image in sequential(path)] == list(range(20))
     assert probe(path).rate_hz == ROBOT.rate_hz / 2 and video.step.tolist() == frames.step.tolist()
     assert len(video.mp4) < sum(map(len, frames.jpeg)) / 2
-    assert as_video(Frames(np.zeros(0, int), ()), 10).mp4 == b""
+    assert [number_of(image) for image in decoded(video)] == [number_of(image) for image in decoded(frames)] == list(range(20))
+    none = as_video(Frames(np.zeros(0, int), ()), 10)
+    assert none.mp4 == b"" and list(decoded(none)) == []
 
 
 def test_datasets_of_the_first_version_stay_readable(tmp_path):

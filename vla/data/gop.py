@@ -133,6 +133,20 @@ def as_video(frames: Frames, rate_hz: Fraction | int, gop_frames: int = GOP_FRAM
     return VideoFrames(np.asarray(frames.step), encode_mp4(images, Fraction(rate_hz) / stride, gop_frames, crf))
 
 
+def decode_mp4(mp4: bytes) -> Iterator[np.ndarray]:
+    """All frames in order: uint8 (H, W, 3) RGB. BadSample where one does not decode."""
+    av = import_av()
+    if not mp4:
+        return
+    with _opened(mp4) as (container, stream):
+        stream.codec_context.thread_count = 1
+        try:
+            for frame in container.decode(stream):
+                yield rgb(frame)
+        except av.FFmpegError as error:
+            raise BadSample("decode", f"video does not decode: {error.strerror}") from error
+
+
 def packet_table(mp4: bytes) -> PacketTable:
     """Where everything lies in an mp4. SchemaError, which names the fix, unless it is one that a shard takes; nothing is decoded."""
     if not mp4:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import simplejpeg
 
 from vla.data.format import MAX_PIXELS
 from vla.data.quarantine import BadSample
+from vla.types import Frames, VideoFrames
 
 if TYPE_CHECKING:
     from vla.data.gop import Gop
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 def decode_frame(data: bytes | Gop, out: np.ndarray | None = None) -> np.ndarray:
     """What `Dataset.frame` gives -> uint8 (H, W, 3) RGB, in `out` if that has the image's shape. BadSample if it does not decode."""
     return decode_jpeg(data, out) if isinstance(data, bytes) else data.decode(out)
+
+
+def decoded(frames: Frames | VideoFrames) -> Iterator[np.ndarray]:
+    """All pictures of one camera of an episode, in order: uint8 (H, W, 3) RGB, one in memory at a time."""
+    if isinstance(frames, VideoFrames):
+        from vla.data.gop import decode_mp4
+
+        yield from decode_mp4(frames.mp4)
+    else:
+        yield from map(decode_jpeg, frames.jpeg)
 
 
 def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
