@@ -71,11 +71,17 @@ class Pool:
             return found
         with self._lock:
             if (found := self._open.get(key)) is None:
-                found = ShardFiles(dataset.folder / dataset.shard_names[number])
+                found = dataset._open_shard(number)
                 self._open[key] = found
                 while len(self._open) > self.shards:
                     self._open.popitem(last=False)
         return found
+
+    def let_go_of_removed(self) -> None:
+        """Closes files that no longer have a name, so that a cache's room on disk is freed."""
+        with self._lock:
+            for key in [key for key, files in self._open.items() if files.removed]:
+                del self._open[key]
 
 
 @dataclass(frozen=True)
@@ -314,7 +320,7 @@ class Dataset:
 
     def _segment_table(self, number: int) -> tuple[np.ndarray, ...]:
         # Read without the pool, so that opening a dataset of ten thousand shards leaves no files open.
-        table = ShardFiles(self.folder / self.shard_names[number], only_index=True).tables
+        table = self._open_shard(number, only_index=True).tables
         rows = len(table["key"])
         anchors = np.diff(table["anchor_end"], prepend=0)
         return (
@@ -325,6 +331,9 @@ class Dataset:
             table["steps"],
             table["first_step"],
         )
+
+    def _open_shard(self, number: int, only_index: bool = False) -> ShardFiles:
+        return ShardFiles(self.folder / self.shard_names[number], only_index)
 
     def _check_sizes(self) -> None:
         for shard in self.manifest["shards"]:
@@ -361,6 +370,10 @@ class ShardFiles:
     def __del__(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
+
+    @property
+    def removed(self) -> bool:
+        return any(os.fstat(fd).st_nlink == 0 for fd in self._fds.values())
 
     def pread(self, kind: str, size: int, offset: int) -> bytes:
         if size < 0 or offset < 0:
