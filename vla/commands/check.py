@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,35 +14,90 @@ from vla.errors import UserError
 
 if TYPE_CHECKING:
     from vla.data.check import Report
+    from vla.data.doctor.sample import Budget
 
 SUMMARY = "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 damaged, 2 not understood."
 EXAMPLES = """
 vla check data/demo/sawyer
 vla check data_mixtures/demo.yaml --data-root data --json
 vla check runs/demo/pretrain/checkpoints/last/pretrained_model
-vla check data/large --quick
+vla check data/large --quick --sample 100
+vla check data/new --like data/trusted --html runs/check.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, recipe .py, or checkpoint folder")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
-    parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte of the data")
+    parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte, and look at fewer episodes")
+    parser.add_argument("--sample", type=int, help="episodes whose numbers and frames are looked at (default: 64, quick: 16; 0: none)")
+    parser.add_argument("--like", type=Path, help="dataset: one of the same robot that is known to be good, to compare with")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the evidence: plots and frames")
 
 
 def run(args: argparse.Namespace) -> int:
-    report = CHECKS[kind_of(args.path)](args)
+    kind = kind_of(args.path)
+    if args.like is not None and kind != "dataset":
+        raise UserError(f"--like compares a dataset with another; {args.path} is a {kind}")
+    report = CHECKS[kind](args)
+    _Progress.clear()
     if args.json:
         print(json.dumps(report.to_json(), indent=1))
     else:
-        for finding in report.findings:
-            print(finding)
-        counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items())
-        print(f"{args.path}: {report.kind}, {f'{len(report.findings)} problems ({counts})' if counts else 'sound'}")
-        for name, value in report.facts.items():
-            print(f"  {name}: {_short(value)}")
+        _print(report)
+    if args.html:
+        from vla.data.doctor.page import write_page
+
+        print(f"wrote {write_page(report, args.html)}", file=sys.stderr)
     return 0 if report.sound else 1
+
+
+def _print(report: Report) -> None:
+    for finding in report.findings:
+        print(finding)
+    errors = report.of("error")
+    counts = ", ".join(f"{sum(f.kind == kind for f in errors)} {kind}" for kind in dict.fromkeys(f.kind for f in errors))
+    verdict = f"{len(errors)} problems ({counts})" if errors else "sound"
+    rest = ", ".join(f"{len(found)} {name}" for name in ("warning", "note") if (found := report.of(name)))
+    print(f"{report.path}: {report.kind}, {verdict}{f'; also {rest}' if rest else ''}")
+    for name, value in report.facts.items():
+        print(f"  {name}: {_short(value)}")
+
+
+class _Progress:
+    """What is being looked at, on the terminal's last line (or a line every few seconds where there is no terminal)."""
+
+    every_s = 5.0
+    said_s = 0.0
+
+    @classmethod
+    def show(cls, line: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{line[:100]:100}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - cls.said_s > cls.every_s:
+            if cls.said_s:
+                print(line, file=sys.stderr, flush=True)
+            cls.said_s = time.monotonic()
+
+    @classmethod
+    def clear(cls) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{'':100}\r", end="", file=sys.stderr, flush=True)
+
+
+def budget_of(args: argparse.Namespace) -> Budget:
+    """How much the doctor looks at, from `--quick` and `--sample`."""
+    from dataclasses import replace
+
+    from vla.data.doctor.sample import Budget
+
+    budget = Budget.quick() if args.quick else Budget()
+    if args.sample is None:
+        return budget
+    if args.sample < 0:
+        raise UserError(f"--sample {args.sample}; give a number of episodes, or 0 for none")
+    return replace(budget, episodes=args.sample, filmed=max(1, args.sample * budget.filmed // budget.episodes))
 
 
 def kind_of(path: Path) -> str:
@@ -56,13 +113,13 @@ def kind_of(path: Path) -> str:
 def _dataset(args: argparse.Namespace) -> Report:
     from vla.data.check import check_dataset
 
-    return check_dataset(args.path, full=not args.quick)
+    return check_dataset(args.path, not args.quick, budget_of(args), args.like, _Progress.show)
 
 
 def _mixture(args: argparse.Namespace) -> Report:
     from vla.data.check import check_mixture
 
-    return check_mixture(args.path, args.data_root, full=not args.quick)
+    return check_mixture(args.path, args.data_root, not args.quick, budget_of(args), _Progress.show)
 
 
 def _checkpoint(args: argparse.Namespace) -> Report:

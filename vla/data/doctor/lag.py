@@ -155,7 +155,7 @@ def _copies(sample: Sampled, action: Field, state: Field, u: Sequence[np.ndarray
     yield Finding(
         "actions_shifted",
         f"{sample.name}: action.{action.name}",
-        f"{same[wrong]:.0%} of the actions are exactly the state {wrong} rows ahead; where actions are made from states, row t leads to row t + 1",
+        f"{same[wrong]:.0%} of the actions are exactly the state {wrong} rows ahead; made from states, row t leads to row t + 1",
         "error",
         {"equal_to_state_ahead": same},
         "pair row t with the state of row t + 1 when converting.",

@@ -175,7 +175,8 @@ def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tup
     better = f"({verdict.declared:.2f} rad apart as declared, {verdict.found:.2f} so)"
     names = f"{sample.name}: action.{action.name}, state.{state.name}"
     if (i, j) == ("declared", "declared"):
-        text = f"declared {action.frame}, but the rotations are {'absolute' if frame == 'absolute' else 'steps from the state'} {where} {better}"
+        really = "absolute" if frame == "absolute" else "steps from the state"
+        text = f"declared {action.frame}, but the rotations are {really} {where} {better}"
         return Finding("wrong_frame", names, text, "error", numbers, f"declare '{action.name}' as '{frame}', or convert the values.")
     odd = j if j != "declared" else i
     if state.unit == action.unit and (i == "declared") != (j == "declared"):

@@ -109,8 +109,8 @@ def _ranges(one: Signature, others: Sequence[Signature], kind: str, robot: str) 
         yield Finding(
             "ranges_differ",
             f"{one.name}: {kind}",
-            f"{far.sum()} of {len(names)} dimensions lie elsewhere than in {_names(others)}: {names[i]} in {mine[0][i]:.3g}..{mine[2][i]:.3g}, "
-            f"there {theirs[0][i]:.3g}..{theirs[2][i]:.3g}",
+            f"{far.sum()} of {len(names)} dimensions lie elsewhere than in {_names(others)}: {names[i]} in "
+            f"{mine[0][i]:.3g}..{mine[2][i]:.3g}, there {theirs[0][i]:.3g}..{theirs[2][i]:.3g}",
             "warning",
             {"dimensions": [names[j] for j in np.flatnonzero(far)]},
             f"another place or task of '{robot}', or another unit, frame or origin: see which.",

@@ -90,11 +90,12 @@ def _dimensions(where: str, space: Space, rows: np.ndarray, found: Scan) -> Iter
         least, most = min(found.low[i], rows[:, i].min()), max(found.high[i], rows[:, i].max())
         far = max(most - middle[i], middle[i] - least)
         scale = max(half[i], FLOOR) if half[i] > 1e-9 else 1.0  # a rare event in a constant is none: its size is the unit's
+        worst = least if middle[i] - least > most - middle[i] else most
         if far > OUTLIER * scale:
             yield Finding(
                 "outlier",
                 f"{where}.{name}",
-                f"reaches {least if middle[i] - least > most - middle[i] else most:.4g}; 98% of the rows lie in {low[i]:.3g}..{high[i]:.3g}",
+                f"reaches {worst:.4g}; 98% of the rows lie in {low[i]:.3g}..{high[i]:.3g}",
                 "error" if far > HOPELESS * scale else "warning",
                 {"low": float(least), "high": float(most), "q01": float(low[i]), "q99": float(high[i])},
                 "drop these rows; quantile normalisation stands them, z-scores do not.",
