@@ -1,10 +1,17 @@
-"""JPEG bytes -> pixels, kept in memory as far as a budget allows."""
+"""Encoded pictures -> pixels, kept in memory as far as a budget allows.
+
+`decode_frame` is for what our shards hold, and fast; `decode_image` for anything that others wrote, normalised as it is declared to be
+and refused where it is not so declared.
+"""
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simplejpeg
@@ -14,6 +21,8 @@ from vla.data.quarantine import BadSample
 from vla.types import Frames, VideoFrames
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vla.data.gop import Gop
 
 
@@ -41,13 +50,84 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
                 return out
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > MAX_PIXELS:  # before a byte of it is allocated
-            raise BadSample("oversize", f"image of {height} x {width} pixels; at most {MAX_PIXELS} are decoded")
+        _check_pixels(height, width)
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except BadSample:
         raise
     except ValueError as error:
         raise BadSample("decode", f"image does not decode: {error}") from error
+
+
+Exif = Literal["refuse", "apply", "ignore"]
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises on broken files
+
+
+def decode_image(data: bytes, exif: Exif = "refuse", bits: int = 8, cmyk: bool = False) -> np.ndarray:
+    """A JPEG or PNG of any kind -> uint8 (H, W, 3) RGB; grey becomes RGB.
+
+    Declared, since guessing would spoil data in silence: `exif`, whether a camera's note that the picture is to be turned or mirrored
+    counts; `bits=16`, that the numbers are that wide (the high byte is kept); `cmyk`, that colours are printer's inks.
+    BadSample with its cause: `decode` (damaged, or no such file), `oversize` (more than MAX_PIXELS, found before anything is allocated),
+    `schema` (readable, and not as declared: sideways, 16 bits, CMYK, transparent).
+    """
+    if not data.startswith(_SIGNATURES):
+        raise BadSample("decode", f"neither JPEG nor PNG ({len(data)} bytes)")
+    sideways = b"Exif\0\0" in data[: 1 << 16] or b"eXIf" in data
+    if data[:2] == b"\xff\xd8" and not sideways:
+        with suppress(ValueError):  # a kind of JPEG that the fast decoder does not know
+            height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(height, width)
+            if kind not in ("CMYK", "YCCK"):
+                return decode_jpeg(data)
+    return _decode_by_pillow(data, exif, bits, cmyk)
+
+
+def _decode_by_pillow(data: bytes, exif: Exif, bits: int, cmyk: bool) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if data[1:4] == b"PNG" and data[24:25] == b"\x10" and bits != 16:  # Pillow would drop the bits silently
+        raise BadSample("schema", "16 bits per colour, and 8 are declared")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            _check_pixels(image.height, image.width)
+            turned = image.getexif().get(0x0112, 1)
+            if turned not in (0, 1) and exif == "refuse":
+                raise BadSample("schema", f"EXIF says that it is to be turned ({turned}), and whether that counts is not declared")
+            if data[:2] == b"\xff\xd8" and image.mode in ("RGB", "L"):
+                pixels = Image.fromarray(decode_jpeg(data))  # stricter: Pillow fills damage with grey
+            else:
+                pixels = _as_rgb(image, bits, cmyk)
+            if turned not in (0, 1) and exif == "apply":
+                pixels.getexif()[0x0112] = turned
+                pixels = ImageOps.exif_transpose(pixels)
+            return np.asarray(pixels)
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("oversize", str(error)) from error
+    except _UNREADABLE as error:
+        raise BadSample("decode", f"image does not decode: {error}") from error
+
+
+def _as_rgb(image: Image.Image, bits: int, cmyk: bool) -> Image.Image:
+    from PIL import Image
+
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        if rgba.getextrema()[3][0] != 255:
+            raise BadSample("schema", "transparent; there is no colour to put behind it")
+        return rgba.convert("RGB")
+    if image.mode.startswith("I;16") and bits == 16:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGB", "L", "P", "1") or (image.mode == "CMYK" and cmyk):
+        return image.convert("RGB")
+    raise BadSample("schema", f"a picture of mode {image.mode}, which is not declared")
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:  # before a byte of it is allocated
+        raise BadSample("oversize", f"image of {height} x {width} pixels; at most {MAX_PIXELS} are decoded")
 
 
 class FrameCache:
