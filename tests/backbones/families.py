@@ -9,7 +9,7 @@ from vla.backbones.library import LibraryConfig
 from vla.backbones.paligemma import PaliGemma
 from vla.backbones.prismatic import Prismatic
 from vla.backbones.prompts import Prompt, pack_tokenizer
-from vla.backbones.qwen_vl import IMAGE, Qwen3VL, Qwen25VL
+from vla.backbones.qwen_vl import CLIP_MEAN, CLIP_STD, IMAGE, Qwen3VL, Qwen25VL
 from vla.backbones.smolvlm import SmolVLM
 
 VOCABULARY = 320
@@ -54,7 +54,7 @@ def paligemma(gemma: str = "gemma", **changes) -> PaliGemma:
 def qwen25(**changes) -> Qwen25VL:
     vision = {**QWEN_TOWER, "window_size": 16, "fullatt_block_indexes": [1], "model_type": "qwen2_5_vl_vision"}
     library = {"model_type": "qwen2_5_vl", "text_config": {**QWEN, "model_type": "qwen2_5_vl_text"}, "vision_config": vision, **QWEN_IDS}
-    pixels = Pixels(least_pixels=8 * 8, most_pixels=24 * 24)
+    pixels = Pixels(CLIP_MEAN, CLIP_STD, least_pixels=8 * 8, most_pixels=24 * 24)
     return Qwen25VL(library, **{**SHORT, "prompt": Prompt("{images}{instruction}\n", image=IMAGE), "pixels": pixels, **changes})
 
 

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, ROBOTS, observation
 from vla.backbones.base import Tokens, suffix_tokens, visible
 
+ALL = {**BACKBONES, **FAMILIES}
 
-@pytest.fixture(params=BACKBONES, ids=str)
+
+@pytest.fixture(params=ALL, ids=str, scope="module")
 def made(request):
     torch.manual_seed(0)
-    backbone = BACKBONES[request.param].build().eval()
+    backbone = ALL[request.param].build().eval()
     rng = np.random.default_rng(0)
     rows = [observation(ROBOTS[0], rng, text=text) for text in ("open", "close the big door now", "push")]
     with torch.no_grad():
@@ -36,22 +39,24 @@ def test_cached_equals_uncached(made):
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_rule_of_attention_token_by_token(made, causal):
-    """Changing token j moves the state of token i only if i may see j, through any number of layers."""
+    """Changing token j moves the state of token i only if i may see j, through any number of layers; and does where it may."""
     backbone, prefix = made
     x = torch.randn(3, 4, backbone.width)
     both = prefix.cat(suffix_tokens(prefix, x, causal=causal, samples=2))
     base = backbone(both).x_BSD
-    reach = visible(both, both)[:, 0].float()
+    sees = visible(both, both)[:, 0]
+    reach = sees.float()
     for _ in range(8):
         reach = ((reach @ reach) > 0).float()  # sight travels over layers
-    for j in range(len(both)):
+    every = range(len(both)) if len(both) < 20 else [*range(0, len(prefix), 5), *range(len(prefix) - 1, len(both))]
+    for j in every:
         moved_x = both.x_BSD.clone()
         moved_x[:, j] += 1.0
-        moved = (backbone(both.with_x(moved_x)).x_BSD - base).abs().amax(-1) > 1e-6
-        for row in range(3):
-            for i in range(len(both)):
-                if i != j:
-                    assert not (moved[row, i] and not reach[row, i, j]), (row, i, j)
+        moved = (backbone(both.with_x(moved_x)).x_BSD - base).abs().amax(-1)
+        blind = reach[:, :, j] == 0
+        blind[:, j] = False
+        assert not (moved[blind] > 1e-6).any(), (j, (moved * blind).argmax(1))
+        assert (moved[sees[:, :, j] & both.valid_BS] > 0).all(), j
 
 
 @torch.no_grad()
@@ -85,7 +90,63 @@ def test_hand_worked_mask():
     assert torch.equal(visible(tokens, tokens)[0, 0], want)
 
 
-def test_collate_is_uint8_and_keeps_the_words(made):
+@torch.no_grad()
+def test_the_prefix_never_sees_the_suffix(made):
+    backbone, prefix = made
+    alone = backbone(prefix)
+    joint = backbone(prefix.cat(suffix_tokens(prefix, torch.randn(3, 4, backbone.width), causal=False)))
+    torch.testing.assert_close(joint.x_BSD[:, : len(prefix)][prefix.valid_BS], alone.x_BSD[prefix.valid_BS], atol=1e-5, rtol=1e-5)
+    for got, want in zip(joint.keys, alone.keys, strict=True):
+        keep = prefix.valid_BS[:, None, :, None].expand_as(want)
+        torch.testing.assert_close(got[:, :, : len(prefix)][keep], want[keep], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_repeated_cache_serves_rows_of_their_own(made):
+    """K samples as rows instead of groups: the same states."""
+    backbone, prefix = made
+    x = torch.randn(3, 4, backbone.width)
+    grouped = backbone(suffix_tokens(prefix, x, causal=False, samples=2), cache=backbone(prefix)).x_BSD
+    twice = prefix.repeat(2)
+    rows = backbone(suffix_tokens(twice, x.view(6, 2, -1), causal=False), cache=backbone(prefix).repeat(2)).x_BSD
+    torch.testing.assert_close(rows.reshape(3, 4, -1), grouped, atol=1e-5, rtol=1e-5)
+
+
+def test_a_detached_cache_stops_gradients(made):
+    """Knowledge insulation: the suffix learns, what made the prefix does not; with the cache attached, it does."""
     backbone, _ = made
-    inputs = backbone.collate([observation(ROBOTS[0], np.random.default_rng(1), side=24)])
-    assert inputs["image_BVFHW3"].dtype == torch.uint8 and inputs["image_BVFHW3"].shape[3:5] == (16, 16)
+    inputs = backbone.collate([observation(ROBOTS[0], np.random.default_rng(0))])
+    for insulated in (True, False):
+        prefix = backbone.embed(inputs)
+        prefix.x_BSD.retain_grad()
+        hidden = backbone(prefix).detach() if insulated else backbone(prefix)
+        x = torch.randn(1, 2, backbone.width, requires_grad=True)
+        backbone(suffix_tokens(prefix, x, causal=False), cache=hidden).x_BSD.square().sum().backward()
+        assert x.grad.any()
+        assert (prefix.x_BSD.grad is None) == insulated
+        backbone.zero_grad()
+
+
+def test_collate_is_uint8_and_one_row_an_observation(made):
+    backbone, _ = made
+    rng = np.random.default_rng(1)
+    inputs = backbone.collate([observation(ROBOTS[0], rng, side=24), observation(ROBOTS[0], rng, side=24)])
+    assert inputs["image_BVFHW3"].dtype == torch.uint8
+    assert {len(tensor) for tensor in inputs.values()} == {2}
+
+
+def test_the_tiny_one_resizes_when_it_collates():
+    inputs = BACKBONES["tiny"].build().collate([observation(ROBOTS[0], np.random.default_rng(1), side=24)])
+    assert inputs["image_BVFHW3"].shape[3:5] == (16, 16)
+
+
+def test_extras_follow_their_tokens(made):
+    """Cut and joined with the tokens, zero where the other side has none."""
+    _, prefix = made
+    suffix = suffix_tokens(prefix, torch.zeros(3, 4, prefix.x_BSD.shape[-1]), causal=False)
+    both = prefix.cat(suffix)
+    back = both.slice(0, len(prefix))
+    assert set(both.extras) == set(prefix.extras)
+    for name, tensor in prefix.extras.items():
+        assert torch.equal(back.extras[name], tensor) and not both.slice(len(prefix), len(both)).extras[name].any()
+    assert torch.equal(back.x_BSD, prefix.x_BSD)

@@ -1,0 +1,234 @@
+"""Hub ids and folders: the right family, by value, pinned; every refusal names its fix. A server on this machine plays the hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.backbones.families import FAMILIES, tokenizer_json
+from tests.parts import ROBOTS, contents, observation
+from vla.backbones.adapters import LoRA
+from vla.backbones.library import Origin
+from vla.backbones.paligemma import PaliGemma
+from vla.backbones.parse import library_model
+from vla.backbones.pretrained import FAMILIES as KNOWN
+from vla.backbones.pretrained import from_pretrained
+from vla.backbones.prismatic import Prismatic
+from vla.backbones.smolvlm import SmolVLM
+from vla.checkpoint import load_model, save_checkpoint
+from vla.decoders.parallel import Parallel
+from vla.errors import SchemaError, UnknownName, UserError
+
+PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}
+QWEN = {**PROCESSOR, "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+PROCESSORS = {
+    "paligemma": PROCESSOR,
+    "paligemma2": PROCESSOR,
+    "smolvlm": {**PROCESSOR, "resample": 1, "size": {"longest_edge": 32}},
+    "qwen2_5_vl": {**QWEN, "min_pixels": 64, "max_pixels": 576},
+    "qwen3_vl": {**PROCESSOR, "size": {"shortest_edge": 64, "longest_edge": 576}},
+}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def states(backbone) -> torch.Tensor:
+    tokens = backbone.embed(backbone.collate([observation(ROBOTS[0], np.random.default_rng(0), side=32)]))
+    return backbone(tokens).x_BSD
+
+
+def published(name: str, folder: Path) -> Path:
+    """A folder as `save_pretrained` of the library leaves it, with tokenizer and image processor."""
+    torch.manual_seed(0)
+    config = FAMILIES[name]
+    if name == "prismatic":
+        return published_prismatic(folder)
+    library_model(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer_json())
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
+    return folder
+
+
+def published_prismatic(folder: Path) -> Path:
+    """OpenVLA's layout: uncut towers, `scale_factor`, a Llama with its head."""
+    import timm
+    from transformers import LlamaForCausalLM
+
+    from vla.backbones.parse import library_config
+
+    config = FAMILIES["prismatic"]
+    library = config.library
+    folder.mkdir(exist_ok=True)
+    weights = {f"projector.{key}": t for key, t in config.build().projector.state_dict().items()}
+    llama = LlamaForCausalLM(library_config({"model_type": "llama", **library["text_config"]}))
+    weights |= {f"language_model.{key}": t for key, t in llama.state_dict().items()}
+    for attribute, name, sizes in zip(
+        ("featurizer", "fused_featurizer"), library["timm_model_ids"], library["timm_overrides"], strict=True
+    ):
+        tower = timm.create_model(name, num_classes=0, img_size=16, **sizes)
+        renamed = {key.replace(".gamma", ".scale_factor"): t for key, t in tower.state_dict().items()}
+        weights |= {f"vision_backbone.{attribute}.{key}": t for key, t in renamed.items()}
+    save_file({key: t.contiguous().clone() for key, t in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**library, "model_type": "openvla", "auto_map": {"AutoConfig": "evil.OpenVLAConfig"}}))
+    (folder / "tokenizer.json").write_text(tokenizer_json())
+    three = {
+        "means": [[0.485, 0.456, 0.406], [0.5] * 3],
+        "stds": [[0.229, 0.224, 0.225], [0.5] * 3],
+        "image_resize_strategy": "resize-naive",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(three))
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_of_the_library_becomes_a_backbone(name, tmp_path):
+    folder = published(name, tmp_path / "published")
+    config = from_pretrained(str(folder), prompt=FAMILIES[name].prompt)
+    want = FAMILIES[name]
+    assert type(config) is type(want) and config.tokenizer == want.tokenizer and config.origin == Origin(str(folder))
+    assert config.pixels == want.pixels
+    backbone = config.build().eval()
+    assert "tensors" in backbone.load_pretrained()[0]
+    if name == "prismatic":
+        theirs = load_file(folder / "model.safetensors")
+        assert torch.equal(backbone.language.layers[1].mlp.up_proj.weight, theirs["language_model.model.layers.1.mlp.up_proj.weight"])
+        gamma = backbone.vision.featurizer.blocks[0].ls1.gamma
+        assert torch.equal(gamma, theirs["vision_backbone.featurizer.blocks.0.ls1.scale_factor"])
+        return
+    torch.manual_seed(0)
+    plain = want.build().eval()
+    whole = library_model(want)
+    whole = type(whole).from_pretrained(folder)
+    for part, attribute in backbone.library_parts.items():
+        getattr(plain, part).load_state_dict(getattr(whole, attribute).state_dict())
+    torch.testing.assert_close(states(backbone), states(plain), atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_pretrained_weights_go_under_adapters_and_into_empty_models(tmp_path):
+    from vla.backbones.empty import build_empty
+
+    folder = published("smolvlm", tmp_path / "published")
+    config = from_pretrained(str(folder), prompt=FAMILIES["smolvlm"].prompt)
+    plain, adapted, empty = config.build().eval(), replace(config, lora=LoRA(rank=2)).build().eval(), build_empty(config).eval()
+    for backbone in (plain, adapted, empty):
+        backbone.load_pretrained()
+    torch.testing.assert_close(states(adapted), states(plain))
+    torch.testing.assert_close(states(empty), states(plain))
+
+
+def test_a_checkpoint_of_ours_needs_neither_hub_nor_folder(tmp_path):
+    folder = published("qwen3_vl", tmp_path / "published")
+    config = from_pretrained(str(folder), prompt=FAMILIES["qwen3_vl"].prompt)
+    made = contents(Parallel(), backbone=config)
+    model = made.build().eval()
+    model.backbone.load_pretrained()
+    save_checkpoint(tmp_path / "ours", made, model.state_dict())
+    shutil.rmtree(folder)
+    found, loaded = load_model(tmp_path / "ours")
+    assert found.model == made.model
+    with torch.no_grad():
+        torch.testing.assert_close(states(loaded.backbone), states(model.backbone), atol=0, rtol=0)
+
+
+def test_another_family_an_unknown_one_and_no_model_are_named(tmp_path):
+    folder = published("smolvlm", tmp_path / "smol")
+    with pytest.raises(UserError, match="is a 'smolvlm' model: load it by SmolVLM.from_pretrained, not PaliGemma's"):
+        PaliGemma.from_pretrained(str(folder))
+    assert isinstance(SmolVLM.from_pretrained(str(folder)), SmolVLM)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    with pytest.raises(
+        UnknownName, match="unknown backbone family 'llava'. Choices: openvla, paligemma, prismatic, qwen2_5_vl, qwen3_vl, smolvlm"
+    ):
+        from_pretrained(str(folder))
+    assert set(KNOWN) == {"openvla", "paligemma", "prismatic", "qwen2_5_vl", "qwen3_vl", "smolvlm"}
+    with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+        from_pretrained("no such folder")
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text(json.dumps(FAMILIES["smolvlm"].library))
+    with pytest.raises(UserError, match="has no tokenizer.json; files there: config.json"):
+        from_pretrained(str(folder))
+
+
+def test_weights_of_another_shape_or_model_and_pickles_are_refused(tmp_path):
+    folder = published("smolvlm", tmp_path / "smol")
+    config = from_pretrained(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in weights if key.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({**weights, key: torch.zeros(3, 3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SchemaError, match=r"layers.1.mlp.up_proj.weight' has the shape \(3, 3\), not \(48, 32\)"):
+        config.build().load_pretrained()
+    save_file({k: t for k, t in weights.items() if k != key}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SchemaError, match="weights of another model. Missing: .*layers.1.mlp.up_proj.weight"):
+        config.build().load_pretrained()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \*.safetensors"):
+        config.build().load_pretrained()
+    folder = published("prismatic", tmp_path / "prismatic")
+    config = Prismatic.from_pretrained(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "projector.fc1.bias": torch.zeros(3), "strange": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(SchemaError, match=r"'projector.fc1.bias' has the shape \(3,\)"):
+        config.build().load_pretrained()
+    save_file({**weights, "strange": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(SchemaError, match=r"left over: \['strange'\]"):
+        config.build().load_pretrained()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for a gated and for an absent model."""
+
+    def do_HEAD(self) -> None:
+        gated = "/acme/gated/" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("X-Error-Message", "Access to model is restricted")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    import huggingface_hub.constants
+
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_ids_must_be_pinned_and_gates_name_their_key(hub, monkeypatch):
+    with pytest.raises(UserError, match="acme/model: a hub id without a pinned revision.*40 hexadecimal digits"):
+        from_pretrained("acme/model")
+    with pytest.raises(UserError, match="pinned revision"):
+        from_pretrained("acme/model", revision="main")
+    with pytest.raises(
+        UserError, match=r"acme/gated is gated: accept its licence at https://huggingface.co/acme/gated, then `hf auth login`"
+    ):
+        from_pretrained("acme/gated", revision=COMMIT)
+    with pytest.raises(UserError, match="no model 'acme/absent' on the hub"):
+        from_pretrained("acme/absent", revision=COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        from_pretrained("acme/model", revision=COMMIT)
