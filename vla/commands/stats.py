@@ -1,4 +1,4 @@
-"""`vla stats`: normalisation statistics of what a model learns from shards, kept beside them."""
+"""`vla stats`: normalisation statistics of what a model learns from shards, kept beside them; and two of them compared."""
 
 from __future__ import annotations
 
@@ -8,71 +8,189 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.commands.check import kind_of
-from vla.errors import StatsMissing, UserError
+from vla.errors import StatsMissing, UnknownName, UserError
 
 if TYPE_CHECKING:
     from vla.data.mixture import Mixture
+    from vla.data.stats_diff import Shift
     from vla.embodiment import Embodiment
-    from vla.normalize import RobotStats, Stats
+    from vla.normalize import RobotNormalizer, RobotStats, Stats
 
-SUMMARY = "Compute normalisation statistics of shards for an embodiment."
+SUMMARY = "Compute normalisation statistics of shards for an embodiment, or compare two."
 EXAMPLES = """
 vla stats data/demo/sawyer --embodiment metaworld_sawyer
 vla stats data_mixtures/demo.yaml --embodiment metaworld_sawyer --json
 vla stats data/my_robot --embodiment my_robot.py
+vla stats runs/demo/pretrain --embodiment metaworld_sawyer
+vla stats runs/demo/pretrain --diff data/new --embodiment metaworld_sawyer
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset folder or mixture .yaml")
-    parser.add_argument("--embodiment", required=True, help="a built-in robot, or a .py file that defines EMBODIMENT")
+    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, checkpoint, or a statistics file (.json)")
+    parser.add_argument("--embodiment", help="a built-in robot, or a .py file that defines EMBODIMENT; of a checkpoint, one of its own")
+    parser.add_argument("--diff", type=Path, metavar="OTHER", help="compare with these; exit 1 if a dimension has moved far")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--val-fraction", type=float, help="episodes left out (default: the mixture's own, else 0.02)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    from vla.data.statistics import compute_stats, stats_path
-    from vla.embodiment import load_embodiment
-
-    robot = load_embodiment(args.embodiment)
-    mixture = _open(args)
-    found = compute_stats(mixture, {robot.name: robot}, save=True)
-    if robot.name not in found:
-        have = {s.dataset.info.embodiment["name"] for s in mixture.sources if s.dataset.info.embodiment}
-        raise StatsMissing(f"{args.path}: no actions of '{robot.name}'; its robots are: {', '.join(sorted(have)) or 'none'}")
-    stats = found[robot.name]
+    robot = _robot(args)
+    if args.diff is not None:
+        return _diff(args, robot)
+    if _kind(args.path) == "checkpoint":
+        return _show_normalizer(args, robot)
+    stats, kept = _stats(args.path, args, robot)
     if args.json:
         print(json.dumps({"key": stats.key.to_json(), "state": _rows(stats, robot, "state"), "action": _rows(stats, robot, "action")}))
         return 0
     _print_tables(stats, robot)
-    for source in mixture.sources:
-        path = stats_path(source.dataset, robot, mixture.val_fraction)
-        if path.is_file():
-            print(f"kept in {path}")
+    for path in kept:
+        print(f"kept in {path}")
     return 0
 
 
-def _open(args: argparse.Namespace) -> Mixture:
+def _kind(path: Path) -> str:
+    if path.is_file() and path.suffix == ".json":
+        return "statistics"
+    kind = kind_of(path.parent if path.name == "config.json" else _acting(path))
+    if kind not in ("dataset", "mixture", "checkpoint"):
+        raise UserError(f"{path} is a {kind}; statistics are of a dataset folder, a mixture, a checkpoint or a statistics file")
+    return kind
+
+
+def _acting(path: Path) -> Path:
+    """A run's folder stands for its newest checkpoint."""
+    from vla.checkpoint import acting
+
+    return acting(path) if path.is_dir() and not (path / "dataset.json").is_file() else path
+
+
+def _robot(args: argparse.Namespace) -> Embodiment:
+    """The robot that is meant: by value from a checkpoint where one is given, so that its own frames and horizon are compared."""
+    from vla.embodiment import load_embodiment
+
+    for path in (args.path, args.diff):
+        if path is not None and _kind(path) == "checkpoint":
+            robots = _checkpoint(path)[0]
+            name = args.embodiment or (next(iter(robots)) if len(robots) == 1 else "")
+            if name not in robots:
+                raise UnknownName("embodiment", name or "(none given)", robots, f"Give one of {path} with --embodiment.")
+            return robots[name]
+    if not args.embodiment:
+        raise UserError("vla stats: give --embodiment: a built-in robot, or a .py file that defines EMBODIMENT")
+    return load_embodiment(args.embodiment)
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Embodiment], dict[str, RobotNormalizer]]:
+    """{robot: by value}, {robot: normaliser} of a checkpoint, whose bytes are checked first."""
+    from vla.checkpoint import verify_folder
+    from vla.embodiment import Embodiment
+    from vla.normalize import RobotNormalizer
+
+    config = json.loads((verify_folder(_acting(path)) / "config.json").read_text(encoding="utf-8"))
+    if "normalizers" not in config:
+        raise StatsMissing(f"{path} holds no policy, so it has no statistics")
+    robots = {row["name"]: Embodiment.from_json(row) for row in config["embodiments"]}
+    return robots, {name: RobotNormalizer.from_json(row) for name, row in config["normalizers"].items()}
+
+
+def _stats(path: Path, args: argparse.Namespace, robot: Embodiment) -> tuple[RobotStats, list[Path]]:
+    """(statistics of a dataset, mixture or file, the files in which they are kept)."""
+    from vla.data.statistics import compute_stats, read_stats, stats_path
+
+    if _kind(path) == "statistics":
+        return read_stats(path), [path]
+    mixture = _open(path, args)
+    found = compute_stats(mixture, {robot.name: robot}, save=True)
+    if robot.name not in found:
+        have = {s.dataset.info.embodiment["name"] for s in mixture.sources if s.dataset.info.embodiment}
+        raise StatsMissing(f"{path}: no actions of '{robot.name}'; its robots are: {', '.join(sorted(have)) or 'none'}")
+    kept = [stats_path(source.dataset, robot, mixture.val_fraction) for source in mixture.sources]
+    return found[robot.name], [file for file in kept if file.is_file()]
+
+
+def _open(path: Path, args: argparse.Namespace) -> Mixture:
     from dataclasses import replace
 
     from vla.data.mixture import Mixture
 
-    kind = kind_of(args.path)
-    if kind not in ("dataset", "mixture"):
-        raise UserError(f"{args.path} is a {kind}; statistics are of a dataset folder or a mixture")
-    mixture = Mixture.of([args.path]) if kind == "dataset" else Mixture.load(args.path, args.data_root)
+    mixture = Mixture.of([path]) if _kind(path) == "dataset" else Mixture.load(path, args.data_root)
     return mixture if args.val_fraction is None else replace(mixture, val_fraction=args.val_fraction)
 
 
+def _diff(args: argparse.Namespace, robot: Embodiment) -> int:
+    """Exit code 1 where a dimension is flagged."""
+    from vla.data.stats_diff import diff
+
+    shifts = diff(_normalizer(args.path, args, robot), _normalizer(args.diff, args, robot), robot)
+    flagged = [shift for shift in shifts if shift.flagged]
+    if args.json:
+        print(json.dumps({"embodiment": robot.name, "flagged": len(flagged), "dimensions": [shift.to_json() for shift in shifts]}))
+    else:
+        _print_diff(shifts, args, robot)
+    return 1 if flagged else 0
+
+
+def _normalizer(path: Path, args: argparse.Namespace, robot: Embodiment) -> RobotNormalizer:
+    """What would normalise: a checkpoint's own, or one fitted as the checkpoint on the other side was (quantiles by default)."""
+    from vla.normalize import RobotNormalizer
+
+    if _kind(path) == "checkpoint":
+        return _checkpoint(path)[1][robot.name]
+    other = args.diff if path == args.path else args.path
+    method = _checkpoint(other)[1][robot.name].action.method if other is not None and _kind(other) == "checkpoint" else "quantile"
+    return RobotNormalizer.fit(_stats(path, args, robot)[0], method)
+
+
+def _print_diff(shifts: list[Shift], args: argparse.Namespace, robot: Embodiment) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    title = f"{robot.name}: A {args.path}, B {args.diff}"
+    table = Table("", *(Column(name, no_wrap=True) for name in ("dimension", "A", "B", "shift", "stretch")), "", title=title)
+    for row in shifts:
+        ranges = (f"{row.low_a:.3g} .. {row.high_a:.3g}", f"{row.low_b:.3g} .. {row.high_b:.3g}")
+        table.add_row(row.kind, row.name, *ranges, f"{row.shift:+.2f}", f"x{row.stretch:.2f}", "moved" if row.flagged else "")
+    Console().print(table)
+    count = sum(row.flagged for row in shifts)
+    print(f"{count} of {len(shifts)} dimensions have moved (shift: of the centre, in half-ranges of A; stretch: B's range over A's)")
+
+
+def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from vla.normalize import dimension_names
+
+    normalizer = _checkpoint(args.path)[1][robot.name]
+    rows = [
+        {"kind": kind, "name": name, "low": o - s, "high": o + s, "degenerate": i in part.degenerate}
+        for kind, part, space in (("state", normalizer.state, robot.state), ("action", normalizer.action, robot.action))
+        for i, (name, o, s) in enumerate(zip(dimension_names(space), part.offset, part.scale, strict=True))
+    ]
+    if args.json:
+        print(json.dumps({"key": normalizer.key.to_json(), "method": normalizer.action.method, "dimensions": rows}))
+        return 0
+    about = f"{robot.name}: the ranges that {args.path} normalises to -1..1 ({normalizer.action.method}), {normalizer.key.frames}"
+    table = Table("", Column("dimension", no_wrap=True), "low", "high", "note", title=about)
+    for row in rows:
+        table.add_row(row["kind"], row["name"], f"{row['low']:.4g}", f"{row['high']:.4g}", "nearly constant" if row["degenerate"] else "")
+    Console().print(table)
+    return 0
+
+
 def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any]]:
-    """One row per dimension; `degenerate`: too thin to be a scale, see `vla.normalize.Normalizer`."""
+    """One row per dimension; `degenerate`: too thin to be a scale, see `vla.normalize.Normalizer`; `outlier`: an extreme is far
+    outside what nearly all rows hold."""
     from vla.normalize import Normalizer, dimension_names
 
     part: Stats = getattr(stats, kind)
     if not part.width:
         return []
-    thin = Normalizer.fit(part).degenerate
+    fitted = Normalizer.fit(part)
+    far = abs(fitted.normalize(part.min_A)), abs(fitted.normalize(part.max_A))
     columns = {
         "min": part.min_A,
         "q01": part.quantile(0.01),
@@ -83,9 +201,19 @@ def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any
         "std": part.std_A,
     }
     return [
-        {"name": name, **{key: float(values[i]) for key, values in columns.items()}, "degenerate": i in thin}
+        {
+            "name": name,
+            **{key: float(values[i]) for key, values in columns.items()},
+            "degenerate": i in fitted.degenerate,
+            "outlier": bool(max(far[0][i], far[1][i]) > OUTLIER),
+        }
         for i, name in enumerate(dimension_names(getattr(robot, kind)))
     ]
+
+
+OUTLIER = 20.0
+"""Normalised values beyond this are flagged: they are quarantine's business, not the scale's."""
+FLAGS = ("name", "degenerate", "outlier")
 
 
 def _print_tables(stats: RobotStats, robot: Embodiment) -> None:
@@ -97,13 +225,13 @@ def _print_tables(stats: RobotStats, robot: Embodiment) -> None:
         if not part.width:  # a robot without proprioception
             continue
         about = f"{key.embodiment}: {kind}, {part.count:,} rows, quantiles within {100 * part.rank_error():.2f} percentile ranks"
+        about += f", {part.dropped:,} rows left out (NaN or infinity)" if part.dropped else ""
         if kind == "action":
             about += f"\nencoded as {key.frames}, {key.horizon} steps at {key.rate_hz} Hz"
         rows = _rows(stats, robot, kind)
-        table = Table(
-            Column("dimension", no_wrap=True), *[name for name in rows[0] if name not in ("name", "degenerate")], "note", title=about
-        )
+        table = Table(Column("dimension", no_wrap=True), *[name for name in rows[0] if name not in FLAGS], "note", title=about)
         for row in rows:
-            numbers = [f"{value:.4g}" for name, value in row.items() if name not in ("name", "degenerate")]
-            table.add_row(row["name"], *numbers, "nearly constant" if row["degenerate"] else "")
+            numbers = [f"{value:.4g}" for name, value in row.items() if name not in FLAGS]
+            notes = [text for flag, text in (("degenerate", "nearly constant"), ("outlier", "outlier")) if row[flag]]
+            table.add_row(row["name"], *numbers, ", ".join(notes))
         Console().print(table)

@@ -131,6 +131,16 @@ def load_stats(dataset: Dataset, robot: Embodiment, val_fraction: float) -> Robo
         raise Damaged(f"{path} is damaged ({error}); remove it and run `vla stats` again") from error
 
 
+def read_stats(path: Path) -> RobotStats:
+    """A statistics file as `save_stats` writes it, whatever data it is of. Damaged where it is none."""
+    try:
+        return RobotStats.from_json(json.loads(path.read_text(encoding="utf-8"))["stats"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Damaged(
+            f"{path} is no statistics file ({error}); `vla stats DATASET --embodiment ROBOT` writes one beside a dataset"
+        ) from error
+
+
 def _finite(episode: StoredEpisode) -> np.ndarray:
     """bool (steps,): rows whose state and action are both numbers."""
     assert episode.state is not None and episode.action is not None
