@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -102,9 +104,7 @@ class Log:
             path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)  # a line at a time, so that a killed run leaves whole lines
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+            self._board = _summary_writer()(str(out / "tensorboard"), purge_step=start + 1)
 
     def write(self, kind: str, step: int, **facts: Any) -> None:
         """One JSON line, flushed, and its numbers to tensorboard."""
@@ -152,3 +152,14 @@ def _scalars(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((f"{prefix}{name}", float(value)))
     return found
+
+
+def _summary_writer() -> Any:
+    """torch's SummaryWriter, kept from importing TensorFlow, which takes 20 s and crashes beside Mesa.
+
+    tensorboard looks for its module `notf`, which stands in builds without TensorFlow, before it imports the real thing.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter
