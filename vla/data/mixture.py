@@ -6,10 +6,13 @@ val_fraction: 0.02              # optional; episodes held out, by a hash of thei
 weights: shares                 # optional; what a weight is: a share of the draws, or `per_step`: it multiplies the source's steps,
                                 # as in the published tables of Octo and OpenVLA
 sources:
-  - path: demo/sawyer           # a dataset folder under the data root; or `name: sawyer`, the folder of that name
+  - path: demo/sawyer           # a dataset folder under the data root, or a URL (s3://, gs://, https://, hf://, ...: see remote.py);
+                                # or `name: sawyer`, the folder of that name
     weight: 3                   # relative to the others of this file; or `steps` for all: in proportion to their size
     max_epochs: 20              # optional: then it leaves, and the others share its place
     cameras: [third_person]     # optional: only these roles (leaving a camera out is a decision, so it is written down)
+    window: 16                  # optional: draws go through the shards in windows of so many, which a network or a disk likes
+    latents: false              # optional: where a run uses latent codes, this source has none
     why: most tasks
   - mixture: more_robots.yaml   # another mixture as one weighted source; relative to this file
     weight: 1
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from vla.data.reader import Dataset, Pool
+from vla.data.remote import is_url, open_dataset
 from vla.data.verify import verify as verify_dataset
 from vla.errors import Damaged, SchemaError, UnknownName, UserError
 
@@ -37,12 +41,13 @@ DATA_ROOT_VARIABLE = "VLA_DATA"
 
 _MIXTURE_KEYS = ("name", "why", "val_fraction", "weights", "sources")
 _WEIGHTS = ("shares", "per_step")
-_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "why")
+_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "window", "latents", "why")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of a mixture. `share` of all draws; the shares of a mixture add up to 1."""
+    """One dataset of a mixture. `share` of all draws; the shares of a mixture add up to 1. `window`: shards that its draws go through
+    at a time (None: all). `latents`: whether it has the latent codes of a run that uses some."""
 
     name: str
     dataset: Dataset
@@ -50,6 +55,8 @@ class Source:
     max_epochs: float | None = None
     cameras: tuple[str, ...] | None = None
     why: str = ""
+    window: int | None = None
+    latents: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Mixture:
     ) -> Mixture:
         """A mixture of dataset folders, without a file: {folder: weight}, or folders in proportion to their size."""
         pool = Pool()
-        datasets = [Dataset.open(folder, pool) for folder in weights]
+        datasets = [open_dataset(folder, pool) for folder in weights]
         raw = list(weights.values()) if isinstance(weights, Mapping) else [dataset.anchors for dataset in datasets]
         children = tuple(Source(d.info.name, d, w / sum(raw)) for d, w in zip(datasets, raw, strict=True))
         repeated = _repeated([child.name for child in children])
@@ -104,7 +111,12 @@ class Mixture:
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must find unchanged: names, shares, caps and the digest of every dataset."""
         rows = {s.name: [s.dataset.digest, s.share, s.max_epochs, s.cameras and list(s.cameras)] for s in self.sources}
-        return {"val_fraction": self.val_fraction, "sources": rows}
+        facts: dict[str, Any] = {"val_fraction": self.val_fraction, "sources": rows}
+        if windows := {s.name: s.window for s in self.sources if s.window is not None}:
+            facts["windows"] = windows
+        if without := [s.name for s in self.sources if not s.latents]:
+            facts["without_latents"] = without
+        return facts
 
     def tree(self, positions: int | None = None) -> Tree:
         """A rich tree: share, hours, steps, licence; with `positions`, how often each source's samples are seen."""
@@ -126,7 +138,10 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def source_folders(path: str | Path, root: str | Path | None = None) -> list[tuple[str, Path]]:
-    """(name as written, folder) of every dataset that a mixture file names, without opening any. UserError for a wrong file."""
+    """(name as written, folder) of every local dataset that a mixture file names, without opening any. UserError for a wrong file.
+
+    Those at URLs are not among them: they are compared with their manifests file by file, as they arrive.
+    """
     return list(_folders_of(Path(path), data_root(root), ()))
 
 
@@ -136,7 +151,9 @@ def _folders_of(path: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tup
             yield from _folders_of(path.parent / str(row["mixture"]), root, (*above, path.resolve()))
         else:
             name = str(row.get("name", row.get("path")))
-            yield name, _folder(row, root, f"{path}: source {number} ('{name}')")
+            place = _place(row, root, f"{path}: source {number} ('{name}')")
+            if isinstance(place, Path):
+                yield name, place
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Mapping[str, Any]:
@@ -169,8 +186,15 @@ def _check_row(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _folder(row: Mapping[str, Any], root: Path, where: str) -> Path:
-    folder = root / str(row.get("path", row.get("name")))
+def _place(row: Mapping[str, Any], root: Path, where: str) -> Path | str:
+    """Where a source lies: a folder, or a URL as written."""
+    place = str(row.get("path", row.get("name")))
+    try:
+        if is_url(place):
+            return place
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    folder = root / place
     if not folder.is_dir():
         hint = f"the data root {root} holds {_folders(root)}"
         raise UserError(f"{where}: no folder {folder}; {hint}. Set {DATA_ROOT_VARIABLE} or the root, or collect it first.")
@@ -200,7 +224,7 @@ class _Reader:
         if "mixture" in _check_row(row, where):
             return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
         where = f"{where} ('{row.get('name', row.get('path'))}')"
-        dataset = self._open(_folder(row, self.root, where), where)
+        dataset = self._open(_place(row, self.root, where), where)
         cameras = row.get("cameras")
         if cameras is not None:
             if not isinstance(cameras, list):
@@ -212,15 +236,21 @@ class _Reader:
         epochs = row.get("max_epochs")
         if epochs is not None:
             epochs = _number(epochs, f"{where}: max_epochs", low=0.0)
-        return Source(str(row.get("name", dataset.info.name)), dataset, 0.0, epochs, cameras, str(row.get("why", "")))
+        window, latents = row.get("window"), row.get("latents", True)
+        if window is not None and (type(window) is not int or window < 1):
+            raise SchemaError(f"{where}: window is {window!r}; give a number of shards, at least 1")
+        if not isinstance(latents, bool):
+            raise SchemaError(f"{where}: latents is {latents!r}; give false where the source has no latent codes, or leave it out")
+        name = str(row.get("name", dataset.info.name))
+        return Source(name, dataset, 0.0, epochs, cameras, str(row.get("why", "")), window, latents)
 
-    def _open(self, folder: Path, where: str) -> Dataset:
-        problems = verify_dataset(folder, full=self.verify == "full")
+    def _open(self, folder: Path | str, where: str) -> Dataset:
+        problems = verify_dataset(folder, full=self.verify == "full") if isinstance(folder, Path) else []
         if problems:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise Damaged(f"{where}: {problems[0]}{more}. `vla check {folder}` lists all; a run does not start on damaged data.")
         try:
-            return Dataset.open(folder, self.pool)
+            return open_dataset(folder, self.pool)
         except UserError as error:
             raise type(error)(f"{where}: {error}") from error
 

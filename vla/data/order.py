@@ -21,13 +21,15 @@ from vla.errors import UserError
 class OrderSource:
     """`samples_per_shard`: int64, how many samples each of its shards holds, in storage order (one entry if it matters not).
 
-    `name` keys its permutation, so that adding another source reshuffles nothing. `max_epochs` may be a fraction.
+    `name` keys its permutation, so that adding another source reshuffles nothing. `max_epochs` may be a fraction. `window`: its own,
+    instead of the order's.
     """
 
     name: str
     weight: float
     samples_per_shard: np.ndarray
     max_epochs: float | None = None
+    window: int | None = None
 
     @property
     def samples(self) -> int:
@@ -46,8 +48,9 @@ class Order:
         names = [source.name for source in sources]
         if empty or not sources or len(set(names)) < len(names):
             raise UserError(f"an order needs sources with samples and unique names; empty: {empty}, all: {names}")
-        if window is not None and window < 1:
-            raise UserError(f"window of {window} shards; it must be at least 1")
+        windows = [window if source.window is None else source.window for source in sources]
+        if any(shards is not None and shards < 1 for shards in windows):
+            raise UserError(f"windows of {windows} shards; each must be at least 1")
         self.sources, self.seed, self.block, self.window = tuple(sources), seed, block, window
         weights = [source.weight for source in sources]
         caps = [None if s.max_epochs is None else max(int(s.max_epochs * s.samples), 1) for s in sources]
@@ -55,7 +58,7 @@ class Order:
         self._start_P = np.array([phase.start for phase in self._phases])
         self._samples_S = np.array([source.samples for source in sources], np.int64)
         self._key_S = np.array([name_key(name) for name in names], np.uint64)
-        self._shards = [_Shards(source.samples_per_shard, window) for source in sources] if window else None
+        self._shards = [_Shards(source.samples_per_shard, w) if w else None for source, w in zip(sources, windows, strict=True)]
 
     @property
     def length(self) -> int | None:
@@ -75,11 +78,13 @@ class Order:
         samples_N = self._samples_S[source_N]
         epoch_N, index_N = np.divmod(draw_N, samples_N)
         key_N = mix(self.seed, self._key_S[source_N], epoch_N)
-        if not self._shards:
-            return source_N, permute(index_N, samples_N, key_N)
-        for key in np.unique(key_N):  # one per source and epoch touched
+        whole_N = np.array([shards is None for shards in self._shards])[source_N]
+        index_N[whole_N] = permute(index_N[whole_N], samples_N[whole_N], key_N[whole_N])
+        for key in np.unique(key_N[~whole_N]):  # one per source and epoch touched
             rows = np.flatnonzero(key_N == key)
-            index_N[rows] = self._shards[source_N[rows[0]]].at(index_N[rows], key)
+            shards = self._shards[source_N[rows[0]]]
+            assert shards is not None
+            index_N[rows] = shards.at(index_N[rows], key)
         return source_N, index_N
 
     def substitute(self, position: int, source: int, attempt: int) -> int:

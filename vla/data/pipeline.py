@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from vla.data.mixture import Mixture, Source
 from vla.data.order import Order, OrderSource
 from vla.data.quarantine import BadRecord, BadSample, Quarantine, TooManyBad
 from vla.data.reader import StoredEpisode
+from vla.data.remote import check_room
 from vla.data.split import Split
 from vla.data.window import Targets, frame_at, history_steps
 from vla.embodiment import Embodiment
-from vla.errors import Damaged, SchemaError, UnknownName, UserError
+from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserError
 from vla.types import Observation, Sample
 
 MAX_SUBSTITUTES = 16
@@ -36,7 +37,8 @@ class Pipeline:
     `embodiments`: by name, the robots to learn; a source's rows are encoded for the one it was recorded on, and its spaces and
     camera roles must be that robot's. `split`: training episodes or held-out ones. `history_s`: offsets of what is seen,
     seconds, rising to 0. `future_gap_s`: (low, high) for frame pairs; each sample draws its gap. `latents`: hash of the model whose
-    cached codes come along. `cache_bytes`: decoded frames kept in memory. `max_bad_rate`: share of bad samples that stops the run.
+    cached codes come along; every source must have them that its mixture does not mark `latents: false`.
+    `cache_bytes`: decoded frames kept in memory. `max_bad_rate`: share of bad samples that stops the run.
 
     `sources`: name -> number, for the books. `order`, `quarantine` may be looked at. `without`: names of the sources that have no
     episode in this split (a small dataset may have none held out).
@@ -68,9 +70,12 @@ class Pipeline:
                 f"mixture '{mixture.name}': no {split} episodes in {', '.join(self.without)} with val_fraction "
                 f"{mixture.val_fraction:g}; add episodes or change it"
             )
-        rows = [OrderSource(f.source.name, f.source.share, f.split.anchors_per_shard, f.source.max_epochs) for f in self._feeds]
+        rows = [
+            OrderSource(f.source.name, f.source.share, f.split.anchors_per_shard, f.source.max_epochs, f.source.window) for f in self._feeds
+        ]
         if split == "val":  # a cap is about what training sees too often
-            rows = [OrderSource(row.name, row.weight, row.samples_per_shard) for row in rows]
+            rows = [replace(row, max_epochs=None) for row in rows]
+        check_room({f.source.name: (f.source.dataset, row.window or window) for f, row in zip(self._feeds, rows, strict=True)})
         self.order = Order(rows, seed, block, window)
         self.sources = {feed.source.name: number for number, feed in enumerate(self._feeds)}
         self.cache = FrameCache(cache_bytes)
@@ -344,7 +349,12 @@ class _Feed:
                 )
             if info.recorded_action is not None:
                 targets = Targets(robot, info.recorded_action)
-        codes = read_latents(dataset, latents) if latents is not None else None
+        codes = None
+        if latents is not None and source.latents:
+            try:
+                codes = read_latents(dataset, latents)
+            except StatsMissing as error:
+                raise StatsMissing(f"{error} If source '{source.name}' is to have none, say `latents: false` in the mixture.") from error
         first_E = np.cumsum(dataset.anchors_E) - dataset.anchors_E
         nothing_T = np.zeros(robot.horizon if robot else 0, bool)
         return _Feed(source, split, Split(dataset, "all", 0.0), robot, targets, tuple(roles), codes, first_E, nothing_T)
