@@ -11,7 +11,6 @@ padded with zeros to one length (ALOHA's compressed recordings), of variable len
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,6 +22,7 @@ import numpy as np
 from vla.convert.hdf5_beside import clip, json_text, metadata
 from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, opened
 from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size
+from vla.convert.safe import episode_id
 from vla.errors import SchemaError, UnknownName, UserError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Hdf5(Reader):
             if self._wants(camera):
                 pictures[camera] = clip(path.parent, template, about, steps, layout.surplus_frames, where)
         facts = {**_small(attributes(group)), **_small(about), "file": part, "group": name, "left_out": found.left_out}
-        return RawEpisode(_id(part, name), steps, _Columns(found.columns), texts, pictures, facts=facts)
+        return RawEpisode(episode_id(part, name), steps, _Columns(found.columns), texts, pictures, facts=facts)
 
     def _steps(self, part: str, group: h5py.Group) -> int:
         where = f"{self.files[part]}: {group.name}"
@@ -242,18 +242,6 @@ def _reach(group: h5py.Group, path: str) -> Any:
 
 def _natural(text: str) -> list:
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _id(part: str, name: str) -> str:
-    """A name of [A-Za-z0-9_-] for the episode; where letters had to go, a hash keeps it unique."""
-    whole = f"{part}/{name}" if name else part
-    stem = re.sub(r"\.(hdf5|h5)(?=/|$)", "", whole).replace("/", "-")
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
-    if plain == stem and len(plain) <= 80 and plain[:1] != "-":
-        return plain
-    tail = f"-{name}"[-24:] if name else ""
-    digest = hashlib.blake2b(whole.encode(), digest_size=6).hexdigest()
-    return f"{plain.lstrip('-')[: 80 - len(digest) - len(tail) - 1]}-{digest}{re.sub(r'[^A-Za-z0-9_-]', '_', tail)}"
 
 
 def _small(about: Mapping[str, Any]) -> dict[str, Any]:

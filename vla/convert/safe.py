@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -42,6 +43,18 @@ def fill(template: str, values: Mapping[str, int | str]) -> str:
     if set("{}") & set(_PLACEHOLDER.sub("", template)):
         raise SchemaError(f"path template '{template[:200]}' holds more than {{name}} and {{name:03d}}")
     return _PLACEHOLDER.sub(value, template)
+
+
+def episode_id(part: str, name: str = "") -> str:
+    """A name of [A-Za-z0-9_-], at most 80, for an episode of a file; where letters had to go, a hash keeps it unique."""
+    whole = f"{part}/{name}" if name else part
+    stem = re.sub(r"\.(hdf5|h5|mcap)(?=/|$)", "", whole).replace("/", "-")
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+    if plain == stem and len(plain) <= 80 and plain[:1] != "-":
+        return plain
+    tail = f"-{name}"[-24:] if name else ""
+    digest = hashlib.blake2b(whole.encode(), digest_size=6).hexdigest()
+    return f"{plain.lstrip('-')[: 80 - len(digest) - len(tail) - 1]}-{digest}{re.sub(r'[^A-Za-z0-9_-]', '_', tail)}"
 
 
 @functools.lru_cache(maxsize=64)
