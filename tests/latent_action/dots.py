@@ -14,7 +14,7 @@ from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import StateDifference
 from vla.latent_action.features import TinyConv
 from vla.latent_action.model import LatentActionConfig
-from vla.latent_action.quantizer import ResidualVQ
+from vla.codecs.quantizer import ResidualVQ
 from vla.types import Episode, Frames, Span
 
 SIDE, RATE_HZ, STEPS = 32, Fraction(10), 16

@@ -14,7 +14,7 @@ from vla.latent_action.decoder import ForwardTransformer
 from vla.latent_action.encoder import SpatioTemporal
 from vla.latent_action.features import Pixels, fit
 from vla.latent_action.model import FramePairs
-from vla.latent_action.quantizer import FSQ, NSVQ, VQ
+from vla.codecs.quantizer import FSQ, NSVQ, VQ
 from vla.latent_action.train import frame_pairs
 from vla.noise import Noise
 

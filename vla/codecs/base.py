@@ -1,33 +1,93 @@
-"""The interface of a codec: a normalised chunk (B, T, A) as N integer codes, and back."""
+"""The interface of a codec: a normalised chunk (B, T, A) as at most N integer codes, and back.
+
+A codec may be fitted on data before training (edges, merges, a codebook). What it finds lies in buffers, so a checkpoint's weights hold
+it and nothing beside them is needed.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vla.errors import UserError
+from vla.types import ActionSpec
 
 
-class Codec(ABC, torch.nn.Module):
-    """`vocabulary`: number of codes. The number of codes per chunk is `length(T, A)`; `slot_axes` says what a place counts, for
-    carrying weights to another roster (`TA`: one place per number, in that order; `T3A`: per number of every third step)."""
+class Codec(ABC, nn.Module):
+    """`vocabulary`: number of codes. `slot_axes`: what a place counts, for carrying weights to another roster (`T3A`: one place per
+    number of every third step, in that order; None: the place itself).
+
+    `fits`: chunks that `fit` wants to see before training, 0 where there is nothing to fit. `whole`: codes speak of a chunk as a whole
+    and not of one number each, so steps past an episode's end are held (`hold`) and a chunk is labelled where its first step is.
+    `fixed`: the number of codes follows from the robot alone; otherwise from the chunk, and `begin` and `allow` guide decoding.
+    """
 
     vocabulary: int
     slot_axes: tuple[str | None, ...]
+    fits: int = 0
+    whole: bool = False
+    fixed: bool = True
 
     @abstractmethod
     def length(self, horizon: int, width: int) -> int:
-        """Codes per chunk."""
+        """N: the most codes that a chunk can have."""
 
     @abstractmethod
-    def encode(self, action_BTA: Tensor) -> Tensor:
-        """float (B, T, A) in about -1..1 -> int64 (B, N) in [0, vocabulary)."""
+    def encode(self, action_BTA: Tensor, spec: ActionSpec) -> Tensor:
+        """float (B, T, A) in about -1..1 -> int64 (B, N) in [0, vocabulary). Where no number exists the code means nothing."""
 
     @abstractmethod
-    def decode(self, code_BN: Tensor, mask_BTA: Tensor) -> Tensor:
-        """int64 (B, N) -> float32 (B, T, A), 0 where the mask is False. Every sequence of codes decodes, and codes of places that
-        `mask` leaves out move nothing."""
+    def decode(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
+        """int64 (B, N) -> float32 (B, T, A), 0 where the mask is False. Every sequence that `allow` allows decodes (if `fixed`: every
+        one), and codes of places that do not exist move nothing."""
 
     @abstractmethod
-    def mask(self, mask_BTA: Tensor) -> Tensor:
-        """bool (B, T, A) -> bool (B, N): which codes carry real numbers."""
+    def exists(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
+        """bool (B, N): which places hold a code. If `fixed`, the codes are not looked at."""
+
+    def labelled(self, exists_BN: Tensor, label_BTA: Tensor) -> Tensor:
+        """bool (B, N): which codes there is something to learn from."""
+        return exists_BN & label_BTA.flatten(1).any(1, keepdim=True)
+
+    def blocks(self, horizon: int, width: int) -> Tensor:
+        """int64 (N,), rising from 0: codes of one block are predicted at once, from the blocks before. By default one by one."""
+        return torch.arange(self.length(horizon, width))
+
+    def parents(self, horizon: int, width: int) -> Tensor:
+        """int64 (N,): the code of an earlier block that a place is shown while it is predicted; -1 for the start."""
+        return torch.arange(self.length(horizon, width)) - 1
+
+    def ranges(self, horizon: int, width: int) -> Tensor | None:
+        """int64 (N, 2): the codes [first, last) that a place may hold; None: all of them everywhere."""
+        return None
+
+    def begin(self, spec: ActionSpec) -> Tensor:
+        """What is still to be said before the first code: int64 (B, n), 0 once a chunk is complete. Only if not `fixed`."""
+        raise AssertionError("a codec of fixed length needs no guide")
+
+    def allow(self, left_Bn: Tensor) -> Tensor:
+        """bool (B, vocabulary): codes after which the chunk can still be completed. Only if not `fixed`."""
+        raise AssertionError("a codec of fixed length needs no guide")
+
+    def spend(self, left_Bn: Tensor, code_B: Tensor) -> Tensor:
+        """What is still to be said after these codes; complete chunks stay complete. Only if not `fixed`."""
+        raise AssertionError("a codec of fixed length needs no guide")
+
+    def fit(self, action_BTA: Tensor, spec: ActionSpec) -> None:
+        """Fits what `fits` speaks of on chunks of the training data; what is fitted already (by a checkpoint) stays."""
+
+
+def hold(action_BTA: Tensor, label_BTA: Tensor) -> Tensor:
+    """Replaces every unlabelled step by the last labelled one before it (zeros without any), per number."""
+    T = action_BTA.shape[1]
+    place_T1 = torch.arange(T, device=action_BTA.device)[:, None]
+    last_BTA = torch.where(label_BTA, place_T1, -1).cummax(dim=1).values
+    return action_BTA.gather(1, last_BTA.clamp(min=0)) * (last_BTA >= 0)
+
+
+def need_fitted(ready: bool, what: str) -> None:
+    """Refuses a codec that was never fitted: its codes would mean nothing."""
+    if not ready:
+        raise UserError(f"{what} is not fitted: train with it (a run fits it on its data first), or load a checkpoint that holds it")

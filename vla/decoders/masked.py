@@ -19,6 +19,7 @@ from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.tokens import CodeTokens
+from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Target
@@ -26,14 +27,22 @@ from vla.types import ActionSpec, Loss, Target
 
 @dataclass(frozen=True)
 class MaskedDiffusion:
-    """`evaluations`: forward passes per chunk (the paper: 12). `temperature`: of the Gumbel noise on confidences; 0 is greedy."""
+    """`evaluations`: forward passes per chunk (the paper: 12). `temperature`: of the Gumbel noise on confidences; 0 is greedy.
+
+    `remask`: secondary re-masking. A code that was kept is hidden again, and chosen anew, once its log-probability given the codes
+    found since has fallen by more than this many nats below what it was kept with; None never does. (Discrete Diffusion VLA, section
+    3.4, has the idea; its thresholds are not published. 1.0, a fall to e^-1 of the probability, is ours.)
+    """
 
     kind: ClassVar[str] = "decoder.masked"
     codec: Any = field(default_factory=Bins)
     evaluations: int = 12
     temperature: float = 0.0
+    remask: float | None = None
 
     def build(self, width: int, roster: Roster) -> MaskedDecoder:
+        if self.evaluations < 1 or (self.remask is not None and self.remask <= 0):
+            raise UserError(f"masked diffusion needs evaluations >= 1 and remask > 0; got {self.evaluations} and {self.remask}")
         return MaskedDecoder(self, width, roster)
 
 
@@ -43,11 +52,20 @@ class MaskedDecoder(ActionDecoder):
     def __init__(self, config: MaskedDiffusion, width: int, roster: Roster) -> None:
         super().__init__()
         self.config = config
-        self.codes = CodeTokens(config.codec.build(), width, roster, extra=1)
+        self.codes = CodeTokens(config.codec.build(roster), width, roster, extra=1)
+        if not self.codes.codec.fixed:
+            raise UserError(f"{config.codec.kind} has chunks of any number of codes, which cannot be unmasked; decode it one by one")
         self.mask_id = self.codes.codec.vocabulary
 
+    @property
+    def fits(self) -> int:
+        return self.codes.codec.fits
+
+    def fit(self, target: Target) -> None:
+        self.codes.fit(target)
+
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
-        return {"cross_entropy": draw_hidden(self.codes.codec.mask(target.label_BTA), noise).sum().float()}
+        return {"cross_entropy": draw_hidden(self.codes.labels(target), noise).sum().float()}
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
         """Cross-entropy of the hidden codes, the ratio drawn per sample from the cosine schedule (MaskGIT, section 3.1)."""
@@ -56,20 +74,25 @@ class MaskedDecoder(ActionDecoder):
         # Codes without a label (past the end of an episode) are never shown: at decoding time nobody could know them.
         id_BN = code_BN.masked_fill(hidden_BN | ~label_BN, self.mask_id)
         logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, joint=True)
-        error_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), code_BN, reduction="none")
+        error_BN = F.cross_entropy(logits_BNC.transpose(1, 2), code_BN, reduction="none")
         return make_loss({"cross_entropy": (error_BN, hidden_BN)}, {"cross_entropy": 1.0})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         """Starts from all codes hidden; every evaluation keeps the most confident and hides the rest again."""
-        exists_BN = self.codes.codec.mask(like.mask_BTA)
-        cache = backbone(prefix)
-        id_BN = torch.full(exists_BN.shape, self.mask_id, device=exists_BN.device)
-        for step in range(self.config.evaluations):
+        codec, T = self.codes.codec, self.config.evaluations
+        id_BN = like.mask_BTA.new_full((len(like.mask_BTA), self.codes.length), self.mask_id, dtype=torch.int64)
+        exists_BN = codec.exists(id_BN, like)
+        cache, kept_BN = backbone(prefix), torch.full(exists_BN.shape, -math.inf, device=exists_BN.device)
+        for step in range(T):
             hidden_BN = id_BN == self.mask_id
-            logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, cache=cache).float()
-            found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, self.config.evaluations)
+            logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, cache=cache)
+            if self.config.remask is not None and 0 < step < T - 1:
+                fallen_BN = kept_BN - _log_p(logits_BNC, id_BN.clamp(max=self.mask_id - 1))
+                hidden_BN = hidden_BN | ((fallen_BN > self.config.remask) & exists_BN)
+            found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, T)
             id_BN = torch.where(hidden_BN, found_BN, id_BN)
-            stay_B = still_hidden(exists_BN.sum(1), step, self.config.evaluations).minimum((hidden_BN & exists_BN).sum(1))
+            kept_BN = torch.where(hidden_BN, _log_p(logits_BNC, found_BN), kept_BN)
+            stay_B = still_hidden(exists_BN.sum(1), step, T).minimum((hidden_BN & exists_BN).sum(1))
             confidence_BN = confidence_BN.masked_fill(~hidden_BN | ~exists_BN, math.inf)
             id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)
         return self.codes.decode(id_BN, like)
@@ -77,7 +100,7 @@ class MaskedDecoder(ActionDecoder):
     def _logits(self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache=None) -> Tensor:
         suffix = suffix_tokens(prefix, self.codes.embed(id_BN).to(prefix.x_BSD.dtype), causal=False, valid_BS=exists_BN)
         hidden = backbone(prefix.cat(suffix)) if joint else backbone(suffix, cache=cache)
-        return self.codes.head(hidden.last(len(suffix)))
+        return self.codes.logits(hidden.last(len(suffix)))
 
 
 def draw_hidden(label_BN: Tensor, noise: Noise) -> Tensor:
@@ -116,3 +139,8 @@ def _choose(logits_BNC: Tensor, noise: Noise, temperature: float, step: int, eva
     confidence_BN = log_p_BNC.gather(-1, found_BN[..., None])[..., 0]
     gumbel_BN = -torch.log(-torch.log(noise.uniform("confidence", found_BN.shape[1])))
     return found_BN, confidence_BN + temperature * (1 - (step + 1) / evaluations) * gumbel_BN
+
+
+def _log_p(logits_BNC: Tensor, code_BN: Tensor) -> Tensor:
+    """Log-probability of each code, (B, N)."""
+    return F.log_softmax(logits_BNC, dim=-1).gather(-1, code_BN[..., None])[..., 0]

@@ -1,12 +1,14 @@
 """Actions as tokens, one after the other (RT-2, Brohan et al. 2023; OpenVLA, Kim et al. 2024): cross-entropy over a codec's codes.
 
-The vocabulary head is restricted to the action codes, so a decoded chunk is always a chunk.
+The codec decides the rest: bins (RT-2, OpenVLA), FAST (pi0-FAST), grids (SpatialVLA), a learned codebook with an offset (VQ-BeT), scales
+of which each is predicted at once from the coarser ones (CARP). The vocabulary head is restricted to the action codes, and to those after
+which a chunk can still be completed, so a decoded chunk is always a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
-from vla.codecs.base import Codec
+from vla.bank import Bank
+from vla.codecs.base import Codec, hold
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.noise import Noise
@@ -25,12 +28,14 @@ from vla.types import ActionSpec, Loss, Target
 @dataclass(frozen=True)
 class AutoregressiveTokens:
     """`codec`: how a chunk becomes codes. `temperature`: 0 takes the likeliest code. `hide`: share of the shown codes that training
-    replaces by the start id. Later codes follow from earlier ones so easily that little is learned from the image otherwise."""
+    replaces by the start id. Later codes follow from earlier ones so easily that little is learned from the image otherwise.
+    `offset`: a continuous correction of what the codes say, learned by L1 (VQ-BeT, Lee et al. 2024, section 3.3)."""
 
     kind: ClassVar[str] = "decoder.tokens"
     codec: Any = field(default_factory=Bins)
     temperature: float = 0.0
     hide: float = 0.0
+    offset: bool = False
 
     def build(self, width: int, roster: Roster) -> TokensDecoder:
         return TokensDecoder(self, width, roster)
@@ -47,26 +52,62 @@ class CodeTokens(nn.Module):
         self.slot_ND = nn.Parameter(torch.randn(self.length, width) * 0.5)
         self.roster_axes = {"slot_ND": codec.slot_axes}
         self.head = nn.Linear(width, codec.vocabulary)
+        self.register_buffer("range_N2", codec.ranges(roster.horizon, roster.action_width), persistent=False)
         nn.init.normal_(self.code_in.weight, std=0.5)
 
     def embed(self, id_BN: Tensor) -> Tensor:
         """int64 (B, N) -> (B, N, D), each code with its place."""
         return self.code_in(id_BN) + self.slot_ND[: id_BN.shape[1]]
 
+    def logits(self, hidden_BmD: Tensor, at: slice = slice(None)) -> Tensor:
+        """States of the places `at` -> float32 (B, m, vocabulary), minus infinity for codes that a place cannot hold."""
+        logits_BmC = self.head(hidden_BmD).float()
+        if self.range_N2 is None:
+            return logits_BmC
+        code_C, range_m2 = torch.arange(logits_BmC.shape[-1], device=logits_BmC.device), self.range_N2[at][: hidden_BmD.shape[1]]
+        return logits_BmC.masked_fill((code_C < range_m2[:, :1]) | (code_C >= range_m2[:, 1:]), -torch.inf)
+
     def encode(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        """-> codes int64, which exist, and which are labelled: each (B, N)."""
-        return (
-            self.codec.encode(target.action_BTA),
-            self.codec.mask(target.spec.mask_BTA),
-            self.codec.mask(target.label_BTA),
-        )
+        """-> codes int64, which exist, and which are labelled: each (B, N), N as short as the batch allows."""
+        codec, action_BTA = self.codec, target.action_BTA
+        if codec.whole:  # what stands after an episode's end must not matter
+            action_BTA = hold(action_BTA, target.label_BTA)
+        code_BN = codec.encode(action_BTA, target.spec)
+        exists_BN = codec.exists(code_BN, target.spec)
+        label_BN = codec.labelled(exists_BN, target.label_BTA)
+        if not codec.fixed:
+            longest = max(1, int(exists_BN.sum(1).max()))
+            code_BN, exists_BN, label_BN = (t[:, :longest] for t in (code_BN, exists_BN, label_BN))
+        return code_BN, exists_BN, label_BN
+
+    def labels(self, target: Target) -> Tensor:
+        """The third of `encode`; cheap where the number of codes is known without the chunk."""
+        if not self.codec.fixed:
+            return self.encode(target)[2]
+        exists_BN = self.codec.exists(target.action_BTA.new_zeros(len(target.action_BTA), self.length, dtype=torch.int64), target.spec)
+        return self.codec.labelled(exists_BN, target.label_BTA)
 
     def decode(self, code_BN: Tensor, like: ActionSpec) -> Tensor:
-        return self.codec.decode(code_BN, like.mask_BTA)
+        """int64 (B, N) -> float32 (B, T, A)."""
+        return self.codec.decode(code_BN, like)
+
+    def fit(self, target: Target) -> None:
+        """Fits the codec on labelled chunks."""
+        self.codec.fit(
+            hold(target.action_BTA, target.label_BTA) if self.codec.whole else target.action_BTA, labelled_spec(self.codec, target)
+        )
+
+
+def labelled_spec(codec: Codec, target: Target) -> ActionSpec:
+    """What a codec is fitted on: the labelled numbers, or (`whole`) all numbers of chunks with labels."""
+    mask_BTA = target.label_BTA
+    if codec.whole:
+        mask_BTA = target.spec.mask_BTA & target.label_BTA.flatten(1).any(1)[:, None, None]
+    return replace(target.spec, mask_BTA=mask_BTA)
 
 
 class TokensDecoder(ActionDecoder):
-    """A causal suffix: start, c_0, ..., c_{N-2} predict c_0, ..., c_{N-1}.
+    """A suffix start, c_0, ..., c_{N-2} that predicts c_0, ..., c_{N-1}, causal by the codec's blocks (of one code each, usually).
 
     A place exists iff the code it predicts does, and shows the last code before it that exists: so a narrow robot's sequence is the
     same in a roster with wider ones.
@@ -75,45 +116,136 @@ class TokensDecoder(ActionDecoder):
     def __init__(self, config: AutoregressiveTokens, width: int, roster: Roster) -> None:
         super().__init__()
         self.temperature, self.hide = config.temperature, config.hide
-        self.codes = CodeTokens(config.codec.build(), width, roster, extra=1)
-        self.start_id = self.codes.codec.vocabulary
+        self.codes = CodeTokens(config.codec.build(roster), width, roster, extra=1)
+        codec = self.codes.codec
+        self.start_id = codec.vocabulary
+        self.register_buffer("block_N", codec.blocks(roster.horizon, roster.action_width), persistent=False)
+        self.register_buffer("parent_N", codec.parents(roster.horizon, roster.action_width), persistent=False)
+        self.chain = bool((self.parent_N == torch.arange(len(self.parent_N)) - 1).all())
+        self.offset = Offset(width, roster) if config.offset else None
+        self.chunks = self.repaired = 0
+        """Chunks sampled, and those in which the likeliest code would have made one that is too long or too short."""
+
+    @property
+    def fits(self) -> int:
+        return self.codes.codec.fits
+
+    def fit(self, target: Target) -> None:
+        self.codes.fit(target)
+
+    def facts(self) -> dict[str, float]:
+        return {} if self.codes.codec.fixed or not self.chunks else {"repair_rate": self.repaired / self.chunks}
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
-        return {"cross_entropy": self.codes.codec.mask(target.label_BTA).sum().float()}
+        weights = {"cross_entropy": self.codes.labels(target).sum().float()}
+        return weights | ({"offset": target.label_BTA.sum().float()} if self.offset else {})
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
-        """Cross-entropy of every code given those before it (teacher forcing), some of them hidden."""
+        """Cross-entropy of every code given those before it (teacher forcing), some of them hidden; L1 of the offset, if any."""
         code_BN, exists_BN, label_BN = self.codes.encode(target)
         shown_BN = self._shown(code_BN, exists_BN)
         if self.hide > 0:
             shown_BN = shown_BN.masked_fill(noise.uniform("hide", shown_BN.shape[1]) < self.hide, self.start_id)
-        x_BND = self.codes.embed(shown_BN).to(prefix.x_BSD.dtype)
-        suffix = suffix_tokens(prefix, x_BND, causal=True, valid_BS=exists_BN)
-        logits_BNC = self.codes.head(backbone(prefix.cat(suffix)).last(len(suffix)))
-        error_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), code_BN, reduction="none")
-        return make_loss({"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0})
+        x_BND = self.codes.embed(shown_BN)
+        if self.offset:
+            last_B1 = self._last(code_BN, exists_BN)
+            x_BND = torch.cat([x_BND, self.codes.code_in(last_B1) + self.offset.slot_D], dim=1)
+        suffix = self._places(prefix, x_BND, exists_BN)
+        hidden_BSD = backbone(prefix.cat(suffix)).last(len(suffix))
+        logits_BNC = self.codes.logits(hidden_BSD[:, : code_BN.shape[1]])
+        error_BN = F.cross_entropy(logits_BNC.transpose(1, 2), code_BN, reduction="none")
+        parts, scale = {"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0}
+        if self.offset:
+            left_BTA = target.action_BTA - self.codes.decode(code_BN, target.spec)
+            error_BTA = (self.offset(hidden_BSD[:, -1], target.spec) - left_BTA).abs()
+            parts["offset"], scale["offset"] = (error_BTA, target.label_BTA), 1.0
+        return make_loss(parts, scale)
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        """One code at a time after the cached prefix."""
-        exists_BN = self.codes.codec.mask(like.mask_BTA)
-        B, N = exists_BN.shape
-        empty_BND = prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1])
-        places = suffix_tokens(prefix, empty_BND, causal=True, valid_BS=exists_BN)
-        draws_BNC = noise.uniform("tokens", N, self.codes.codec.vocabulary) if self.temperature > 0 else None
-        hidden, shown_B1, found = backbone(prefix), torch.full((B, 1), self.start_id, device=exists_BN.device), []
-        for n in range(N):
-            x_B1D = (self.codes.code_in(shown_B1) + self.codes.slot_ND[n]).to(prefix.x_BSD.dtype)
-            hidden = backbone(places.slice(n, n + 1).with_x(x_B1D), cache=hidden)
-            logits_BC = self.codes.head(hidden.last(1))[:, 0].float()
+        """A block of codes at a time after the cached prefix."""
+        codec, N = self.codes.codec, self.codes.length
+        B = len(like.mask_BTA)
+        code_BN = like.mask_BTA.new_zeros(B, N, dtype=torch.int64)
+        left_Bn = None if codec.fixed else codec.begin(like)
+        exists_BN = codec.exists(code_BN, like) if codec.fixed else torch.ones_like(code_BN, dtype=torch.bool)
+        places = self._places(prefix, prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1]), exists_BN)
+        draws_BNC = noise.uniform("tokens", N, codec.vocabulary) if self.temperature > 0 else None
+        hidden, shown_BN, repaired_B = backbone(prefix), torch.full_like(code_BN, self.start_id), torch.zeros_like(like.embodiment_B)
+        for at in self._runs():
+            if left_Bn is not None:
+                exists_BN[:, at] = (left_Bn > 0).any(-1, keepdim=True)
+                if not exists_BN[:, at].any():
+                    code_BN, exists_BN = code_BN[:, : at.start], exists_BN[:, : at.start]
+                    break
+            x_BmD = (self.codes.code_in(shown_BN[:, at]) + self.codes.slot_ND[at]).to(prefix.x_BSD.dtype)
+            hidden = backbone(places.slice(at.start, at.stop).with_x(x_BmD, exists_BN[:, at]), cache=hidden)
+            logits_BmC = self.codes.logits(hidden.last(at.stop - at.start), at)
             if draws_BNC is not None:  # Gumbel-max: a draw from softmax(logits / temperature)
-                logits_BC = logits_BC - self.temperature * torch.log(-torch.log(draws_BNC[:, n]))
-            found.append(logits_BC.argmax(-1, keepdim=True))
-            shown_B1 = torch.where(exists_BN[:, n : n + 1], found[-1], shown_B1)
-        return self.codes.decode(torch.cat(found, dim=1), like)
+                logits_BmC = logits_BmC - self.temperature * torch.log(-torch.log(draws_BNC[:, at]))
+            if left_Bn is not None:
+                wanted_B, allowed_BC = logits_BmC[:, 0].argmax(-1), codec.allow(left_Bn)
+                repaired_B |= exists_BN[:, at.start] & ~allowed_BC.gather(1, wanted_B[:, None])[:, 0]
+                logits_BmC = logits_BmC.masked_fill(~allowed_BC[:, None], -torch.inf)
+            code_BN[:, at] = torch.where(exists_BN[:, at], logits_BmC.argmax(-1), 0)
+            if left_Bn is not None:
+                left_Bn = torch.where(exists_BN[:, at], codec.spend(left_Bn, code_BN[:, at.start]), left_Bn)
+            shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
+        self.chunks, self.repaired = self.chunks + B, self.repaired + int(repaired_B.sum())
+        action_BTA = self.codes.decode(F.pad(code_BN, (0, N - code_BN.shape[1])), like)
+        return action_BTA if self.offset is None else action_BTA + self._correction(backbone, prefix, hidden, code_BN, exists_BN, like)
+
+    def _places(self, prefix: Tokens, x_BSD: Tensor, exists_BN: Tensor) -> Tokens:
+        """The suffix: a place per code, and one more for the offset if there is one."""
+        S, N = x_BSD.shape[1], exists_BN.shape[1]
+        valid_BS = F.pad(exists_BN, (0, S - N), value=True)
+        block_S = F.pad(self.block_N[:N], (0, S - N), value=int(self.block_N[-1]) + 1)
+        suffix = suffix_tokens(prefix, x_BSD.to(prefix.x_BSD.dtype), causal=True, valid_BS=valid_BS)
+        return replace(suffix, block_BS=(prefix.next_block() + block_S).expand(valid_BS.shape))
+
+    def _runs(self) -> list[slice]:
+        """The places of each block, in order."""
+        stops = (torch.nonzero(self.block_N.diff())[:, 0] + 1).tolist() + [len(self.block_N)]
+        return [slice(a, b) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+
+    def _correction(self, backbone: Backbone, prefix: Tokens, hidden: Any, code_BN: Tensor, exists_BN: Tensor, like: ActionSpec) -> Tensor:
+        assert self.offset is not None
+        x_B1D = self.codes.code_in(self._last(code_BN, exists_BN)) + self.offset.slot_D
+        empty_BND = x_B1D.new_zeros(*exists_BN.shape, x_B1D.shape[-1])
+        place = self._places(prefix, torch.cat([empty_BND, x_B1D], dim=1), exists_BN)
+        place = place.slice(exists_BN.shape[1], exists_BN.shape[1] + 1)
+        return (self.offset(backbone(place, cache=hidden).last(1)[:, 0], like) * like.mask_BTA).float()
+
+    def _last(self, code_BN: Tensor, exists_BN: Tensor) -> Tensor:
+        """int64 (B, 1): the last code that exists, or the start id."""
+        place_N = torch.arange(code_BN.shape[1], device=code_BN.device)
+        last_B1 = torch.where(exists_BN, place_N, -1).amax(1, keepdim=True)
+        return code_BN.gather(1, last_B1.clamp(min=0)).masked_fill(last_B1 < 0, self.start_id)
 
     def _shown(self, code_BN: Tensor, exists_BN: Tensor) -> Tensor:
-        """What each place shows, int64 (B, N): the last existing code before it, or the start id."""
-        place_N = torch.arange(code_BN.shape[1], device=code_BN.device)
-        last_BN = torch.where(exists_BN, place_N, -1).cummax(dim=1).values
-        known_BN = code_BN.gather(1, last_BN.clamp(min=0)).masked_fill(last_BN < 0, self.start_id)
-        return torch.cat([torch.full_like(code_BN[:, :1], self.start_id), known_BN[:, :-1]], dim=1)
+        """What each place shows, int64 (B, N): its parent's code (in a chain, the last existing one before it), or the start id."""
+        N = code_BN.shape[1]
+        if self.chain:
+            place_N = torch.arange(N, device=code_BN.device)
+            last_BN = torch.where(exists_BN, place_N, -1).cummax(dim=1).values
+            last_BN = F.pad(last_BN[:, :-1], (1, 0), value=-1)
+        else:
+            last_BN = self.parent_N[:N].expand(code_BN.shape)
+            last_BN = torch.where(exists_BN.gather(1, last_BN.clamp(min=0)), last_BN, -1)
+        return code_BN.gather(1, last_BN.clamp(min=0)).masked_fill(last_BN < 0, self.start_id)
+
+
+class Offset(nn.Module):
+    """One state per chunk -> a correction of every number of it, small at first."""
+
+    def __init__(self, width: int, roster: Roster) -> None:
+        super().__init__()
+        self.slot_D = nn.Parameter(torch.randn(width) * 0.5)
+        self.step_TD = nn.Parameter(torch.randn(roster.horizon, width) * 0.5)
+        self.roster_axes = {"step_TD": ("T", None)}
+        self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.out = Bank(len(roster), width, roster.action_width, axes=(None, "A"))
+        nn.init.normal_(self.out.weight_EIO, std=1e-3)
+
+    def forward(self, x_BD: Tensor, spec: ActionSpec) -> Tensor:
+        """(B, D) -> (B, T, A)."""
+        return self.out(self.mix(x_BD[:, None] + self.step_TD.to(x_BD.dtype)), spec.embodiment_B)

@@ -16,7 +16,7 @@ from vla.errors import SchemaError, UnknownName, UserError
 from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import StateDifference
 from vla.latent_action.features import TinyConv, fit
-from vla.latent_action.quantizer import Quantized, ResidualVQ
+from vla.codecs.quantizer import Quantized, ResidualVQ
 from vla.noise import Noise
 from vla.types import Loss, Sample, WeightedSum
 

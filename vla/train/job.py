@@ -25,7 +25,7 @@ from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
 from vla.train.ranks import Ranks
 from vla.train.run import Run
-from vla.types import Batch, Sample
+from vla.types import Batch, Sample, Target, cat
 
 
 @dataclass
@@ -122,7 +122,16 @@ def assemble(
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
-    return Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes))
+    job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes))
+    if model.decoder.fits and not resumed:
+        model.decoder.fit(_first_targets(job, min(model.decoder.fits, run.steps * run.batch_size)))
+    return job
+
+
+def _first_targets(job: Job, count: int) -> Target:
+    """The targets of the first `count` samples of the run: the same on every rank, and what the decoder is fitted on."""
+    pieces = [job.batch(job.train.samples(range(at, min(at + 256, count)))).target for at in range(0, count, 256)]
+    return cat(pieces)
 
 
 def find(path: str, near: Path) -> Path:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla.latent_action.quantizer import FSQ, NSVQ, VQ, ResidualVQ
+from vla.codecs.quantizer import FSQ, NSVQ, VQ, ResidualVQ
 from vla.noise import Noise
 
 QUANTIZERS = {
