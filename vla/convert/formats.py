@@ -24,7 +24,8 @@ class Format:
 FORMATS = {
     "rlds": Format("RLDS, as tensorflow-datasets writes it (TFRecords); Open X-Embodiment", "vla.convert.rlds:Rlds"),
     "lerobot": Format("LeRobot 2.0, 2.1 and 3.0: parquet, and video or images", "vla.convert.lerobot:LeRobot"),
-    "hdf5": Format("HDF5: robomimic, LIBERO, ALOHA, DROID", "vla.convert.hdf5:Hdf5"),
+    "hdf5": Format("HDF5 by layout: robomimic, LIBERO, ALOHA, DROID", "vla.convert.hdf5:Hdf5"),
+    "mcap": Format("MCAP recordings: ROS 2 and JSON messages, at a fixed rate", "vla.convert.mcap:Mcap"),
     "video": Format("any video files, with a csv of captions", "vla.convert.video_folder:VideoFolder"),
     "epic_kitchens": Format("EPIC-KITCHENS: mp4 and a csv of actions", "vla.convert.video_epic:EpicKitchens"),
     "ego4d": Format("Ego4D: mp4 and narration.json", "vla.convert.video_ego4d:Ego4D"),
