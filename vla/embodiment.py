@@ -332,7 +332,7 @@ def to_rotation(values: np.ndarray, unit: str) -> Rotation:
     from scipy.spatial.transform import Rotation
 
     if unit == "axis_angle":
-        return Rotation.from_rotvec(values)
+        return Rotation.from_rotvec(np.array(values, dtype=np.float64))  # scipy refuses what is read-only, as shards are
     if unit == "quat_xyzw":
         norm = np.linalg.norm(values, axis=-1)
         if np.abs(norm - 1).max(initial=0) > 1e-3:

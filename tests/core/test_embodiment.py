@@ -93,6 +93,13 @@ def test_what_is_no_rotation_is_refused(values, match):
         to_rotation(np.array(values), "quat_xyzw" if len(values[0]) == 4 else "rot6d")
 
 
+@pytest.mark.parametrize("unit", ["quat_xyzw", "axis_angle", "rot6d"])
+def test_rotations_are_read_from_arrays_that_nobody_may_write(unit):
+    values = from_rotation(Rotation.from_rotvec([[0.1, 0.2, 0.3]]), unit)
+    values.flags.writeable = False
+    np.testing.assert_allclose(to_rotation(values, unit).as_rotvec(), [[0.1, 0.2, 0.3]], atol=1e-12)
+
+
 def test_resampling_keeps_the_motion_per_second():
     space = Space((Field("x", 1, "m", "step"), Field("grip", 1, "open01")))
     action_TA = np.stack([np.linspace(0.1, 0.4, 12), np.repeat([1.0, 0.0], 6)], -1)

@@ -139,14 +139,21 @@ def all_mixtures():
     return sorted(path for path in MIXTURES.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", all_mixtures(), ids=lambda path: path.stem)
-def test_every_shipped_mixture_opens_on_data_of_its_shape(path, tmp_path):
-    for other in all_mixtures():
-        for row in yaml.safe_load(other.read_text())["sources"]:
-            folder = tmp_path / str(row.get("path", row.get("name", "")))
+@pytest.fixture(scope="module")
+def every_source(tmp_path_factory):
+    """A data root with a tiny dataset for every source of every shipped mixture."""
+    root = tmp_path_factory.mktemp("every")
+    for path in all_mixtures():
+        for row in yaml.safe_load(path.read_text())["sources"]:
+            folder = root / str(row.get("path", row.get("name", "")))
             if "mixture" not in row and not folder.exists():
                 write(folder, folder.name, [make_episode("a", 5)])
-    mixture = Mixture.load(path, tmp_path)
+    return root
+
+
+@pytest.mark.parametrize("path", all_mixtures(), ids=lambda path: path.stem)
+def test_every_shipped_mixture_opens_on_data_of_its_shape(path, every_source):
+    mixture = Mixture.load(path, every_source)
     assert mixture.why and sum(source.share for source in mixture.sources) == pytest.approx(1)
     assert f"`{path.name}`" in (MIXTURES / "README.md").read_text()
 

@@ -105,7 +105,7 @@ class Card:
     def state_space(self) -> Space | None:
         """What the stored states are; None where none are stored."""
         if self.supervision != "none" and self.robot is not None:
-            return self.robot.state
+            return self.robot.state if self.robot.state.fields else None
         return _own_space("state", self.state)
 
     @cached_property
