@@ -132,8 +132,8 @@ def _part(job: Job, reader: Reader, part: str) -> Iterator[Slot]:
         else:
             try:
                 mapped = job.mapper.episode(raw)
-            except BadEpisode as error:
-                yield Slot(part, raw.id, bad=Bad(part, raw.id, error.cause, str(error)))
+            except (BadEpisode, Damaged) as error:  # Damaged: columns and pictures that a reader reads when they are asked for
+                yield Slot(part, raw.id, bad=Bad(part, raw.id, getattr(error, "cause", "damaged"), str(error)))
                 continue
             yield Slot(part, raw.id, mapped.episode, mapped.dropped)
 
