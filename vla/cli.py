@@ -21,6 +21,7 @@ from vla.errors import UnknownName, UserError
 COMMANDS = {
     "doctor": "Check this machine: Python, torch, GPU, rendering, disk, memory, compilers.",
     "collect": "Record demonstrations of scripted experts in a simulator as shards.",
+    "convert": "Convert a dataset (RLDS, LeRobot, HDF5, video, ...) into shards, by what its card says.",
     "check": "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 damaged, 2 not understood.",
     "show": "Show what a path holds: shards, a mixture as a tree, a checkpoint.",
     "stats": "Compute normalisation statistics of shards for an embodiment, or compare two.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,16 @@ class Format:
     summary: str
     reader: str
     """Where its class is: `module:Class`."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Other readers of the format, by the name that `--reader` takes."""
 
 
 FORMATS = {
-    "rlds": Format("RLDS, as tensorflow-datasets writes it (TFRecords); Open X-Embodiment", "vla.convert.rlds:Rlds"),
+    "rlds": Format(
+        "RLDS as tensorflow-datasets writes it: Open X-Embodiment",
+        "vla.convert.rlds:Rlds",
+        {"tfds": "vla.convert.rlds_tfds:TfdsRlds"},
+    ),
     "lerobot": Format("LeRobot 2.0, 2.1 and 3.0: parquet, and video or images", "vla.convert.lerobot:LeRobot"),
     "hdf5": Format("HDF5 by layout: robomimic, LIBERO, ALOHA, DROID", "vla.convert.hdf5:Hdf5"),
     "mcap": Format("MCAP recordings: ROS 2 and JSON messages, at a fixed rate", "vla.convert.mcap:Mcap"),
@@ -34,9 +40,12 @@ FORMATS = {
 }
 
 
-def open_reader(format_name: str, source: str | Path, options: Mapping[str, Any], cache: Path | None, plugin: str = "") -> Reader:
-    """The reader of a source. `plugin`: `path/to/file.py:Class` for a format from outside the package; the file is run."""
-    reader_class = _plugin_class(plugin) if plugin else find_reader(format_name)
+def open_reader(
+    format_name: str, source: str | Path, options: Mapping[str, Any], cache: Path | None = None, plugin: str = "", other: str = ""
+) -> Reader:
+    """The reader of a source. `cache`: where files of a URL go. `plugin`: `path/to/file.py:Class` for a format from outside the
+    package; the file is run. `other`: one of the format's other readers."""
+    reader_class = _plugin_class(plugin) if plugin else find_reader(format_name, other)
     store = Store.of(source, cache)
     place: Store | Path = store if reader_class.streams else store.fetch_all()
     try:
@@ -48,10 +57,14 @@ def open_reader(format_name: str, source: str | Path, options: Mapping[str, Any]
         raise UserError(f"the reader of {plugin or format_name} has no option '{option}' (`reader` in the card)") from error
 
 
-def find_reader(name: str) -> type[Reader]:
+def find_reader(name: str, other: str = "") -> type[Reader]:
+    """The class behind a format's name; UnknownName with the choices."""
     if name not in FORMATS:
         raise UnknownName("format", name, FORMATS, "Or name a reader of your own: --plugin file.py:Class")
-    module, _, attribute = FORMATS[name].reader.partition(":")
+    row = FORMATS[name]
+    if other and other not in row.others:
+        raise UnknownName(f"reader of {name}", other, row.others)
+    module, _, attribute = (row.others[other] if other else row.reader).partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
