@@ -7,21 +7,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
 from vla.decoders.base import total_loss
 from vla.decoders.conditioning import _LayerKeysValues
 from vla.decoders.dit import DiT
 from vla.noise import Noise
 
+ALL = {**BACKBONES, **FAMILIES}
 QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "pi0", "latent", "joint")
 """Decoders whose overfitting is a quick test, one of each kind; of the others it is a slow one."""
-QUICK_ON_ALL = ("flow", "pi0", "joint")
-"""Decoders that quick tests run on every family of backbones: a suffix, per-layer keys and values, and two groups."""
+QUICK_ON_ALL = ("joint",)
+"""Decoders that quick tests run on every family of backbones: a causal suffix, and K noise samples over its keys and values."""
 
 
 def cases(fits: bool = False):
     """(backbone, decoder) names; the full product, of which a part is quick."""
-    for family in BACKBONES:
+    for family in ALL:
         for name in DECODERS:
             quick = (name in QUICK_TO_FIT or not fits) if family == "tiny" else name in QUICK_ON_ALL and not fits
             yield pytest.param((family, name), id=f"{family}-{name}", marks=[] if quick else [pytest.mark.slow])
@@ -29,7 +31,7 @@ def cases(fits: bool = False):
 
 def build(case):
     torch.manual_seed(0)
-    holds = contents(DECODERS[case[1]], BACKBONES[case[0]])
+    holds = contents(DECODERS[case[1]], ALL[case[0]])
     model = holds.build()
     return model, holds.collate(model)
 
@@ -179,6 +181,24 @@ def test_gradient_checkpointing_changes_nothing(made):
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["joint", pytest.param("flow_in_context", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["smolvlm", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
+def test_boolean_and_additive_masks_agree(family, name):
+    """sdpa takes the rule as booleans, eager as numbers to add: the same loss and gradients, several groups of suffixes in it."""
+    found = []
+    for attention in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        holds = contents(DECODERS[name], replace(FAMILIES[family], attention=attention))
+        model = holds.build()
+        batch = batch_of(holds.collate(model), samples(6))
+        loss = total_loss(model(batch, Noise(batch.position_B)))
+        loss.backward()
+        found.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    for key in found[0]:
+        torch.testing.assert_close(found[0][key], found[1][key], atol=1e-5, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 def test_prefix_never_sees_the_suffix(made, monkeypatch):
