@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla.data.augment import Augment
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.train import checkpoint
@@ -99,6 +100,8 @@ def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: 
         for batches in clock.waiting(batches_of_step):
             batches = [batch.to(ranks.device, non_blocking=True) for batch in batches]
             noises = [Noise(batch.position_B, run.seed) for batch in batches]
+            if run.augment is not None:
+                batches = [_augmented(run.augment, job, batch, noise) for batch, noise in zip(batches, noises, strict=True)]
             weights, asked = _sum_weights(job, engine, batches, noises, stop)
             if asked:  # on any rank; then all leave here
                 break
@@ -198,6 +201,17 @@ def _sum_weights(job: Job, engine: Engine, batches: Sequence[Batch], noises: Seq
     asked = rows[0][names[0]].new_tensor(float(bool(stop.requested)))
     summed = engine.ranks.sum(torch.stack([*(sum(row[name] for row in rows) for name in names), asked]))
     return dict(zip(names, summed, strict=False)), bool(summed[-1] > 0)
+
+
+def _augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:
+    """The batch with its images changed; each sample by its own noise, on the device."""
+    images, contents = batch.inputs["image_BVFHW3"], job.contents
+    cameras = [robot.cameras for robot in contents.embodiments]
+    moved_EV = augment.moved(cameras, images.shape[1], getattr(contents.model.backbone, "cameras", ())).to(images.device)
+    robotless_B = ~batch.spec.mask_BTA.any((1, 2))  # video of people stands on the roster's first row, whose cameras are not its own
+    moved_BV = moved_EV[batch.spec.embodiment_B] | robotless_B[:, None]
+    changed = augment(images, noise, moved_BV, batch.inputs.get("image_size_BV2"))
+    return replace(batch, inputs={**batch.inputs, "image_BVFHW3": changed})
 
 
 def _due(step: int, every: int) -> bool:

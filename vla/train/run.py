@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.config import check_types, to_json
+from vla.data.augment import Augment
 from vla.data.mixture import Mixture
 from vla.embodiment import Embodiment
 from vla.errors import UnknownName, UserError
@@ -35,6 +36,7 @@ class Run:
     which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
     `freeze`: prefixes of parameter names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent
     codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
+    `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
 
@@ -56,6 +58,7 @@ class Run:
     normalization: Method = "quantile"
     history_s: tuple[float, ...] = (0.0,)
     latents: str | None = None
+    augment: Augment | None = None
     validate_every: int = 0
     val_batches: int = 8
     save_every: int = 0
