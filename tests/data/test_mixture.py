@@ -55,6 +55,11 @@ def test_natural_weights(load):
         load("sources: [{path: demo/big, weight: steps}, {path: demo/small, weight: 2}]")
 
 
+def test_all_sources_that_are_missing_are_named_at_once(load):
+    with pytest.raises(UserError, match=r"source 2 \('oxe/a'\): no folder .* 2 more of its sources are missing: oxe/b, oxe/c\.$"):
+        load("sources: [{path: demo/big}, {path: oxe/a}, {path: oxe/b}, {path: demo/small}, {path: oxe/c}]")
+
+
 def test_published_weights_multiply_the_steps(load):
     rows = "sources: [{path: demo/big, weight: 0.5}, {path: demo/small, weight: 2}, {path: demo/third, weight: 1}]"
     mixture = load(f"weights: per_step\n{rows}")

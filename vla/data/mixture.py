@@ -186,8 +186,8 @@ def _check_row(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _place(row: Mapping[str, Any], root: Path, where: str) -> Path | str:
-    """Where a source lies: a folder, or a URL as written."""
+def _place(row: Mapping[str, Any], root: Path, where: str, rows: Sequence[Any] = ()) -> Path | str:
+    """Where a source lies: a folder, or a URL as written. `rows`: all of the file, so that all that are missing are named at once."""
     place = str(row.get("path", row.get("name")))
     try:
         if is_url(place):
@@ -196,9 +196,17 @@ def _place(row: Mapping[str, Any], root: Path, where: str) -> Path | str:
         raise UserError(f"{where}: {error}") from error
     folder = root / place
     if not folder.is_dir():
-        hint = f"the data root {root} holds {_folders(root)}"
-        raise UserError(f"{where}: no folder {folder}; {hint}. Set {DATA_ROOT_VARIABLE} or the root, or collect it first.")
+        hint = f"the data root {root} holds {_folders(root)}. Set {DATA_ROOT_VARIABLE} or the root, or collect or convert it first."
+        others = [name for name in _absent(rows, root) if name != place]
+        also = f" {len(others)} more of its sources are missing: {', '.join(others)}." if others else ""
+        raise UserError(f"{where}: no folder {folder}; {hint}{also}")
     return folder
+
+
+def _absent(rows: Sequence[Any], root: Path) -> list[str]:
+    """Sources of a file that have no folder; what is wrong in another way is left to be found in its turn."""
+    places = [str(row.get("path", row.get("name"))) for row in rows if isinstance(row, Mapping) and {"path", "name"} & set(row)]
+    return [place for place in places if "://" not in place and not (root / place).is_dir()]
 
 
 class _Reader:
@@ -210,7 +218,7 @@ class _Reader:
     def mixture(self, path: Path, above: tuple[Path, ...]) -> Mixture:
         data = _read(path, above)
         rows = data["sources"]
-        children = [self._child(row, f"{path}: source {number}", path, above) for number, row in enumerate(rows, 1)]
+        children = [self._child(row, f"{path}: source {number}", path, above, rows) for number, row in enumerate(rows, 1)]
         per_step = data.get("weights") == "per_step"
         weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], per_step, str(path))
         shared = tuple(
@@ -220,11 +228,11 @@ class _Reader:
         val_fraction = _number(data.get("val_fraction", VAL_FRACTION), f"{path}: val_fraction", low=0.0)
         return Mixture(str(data.get("name", path.stem)), shared, val_fraction, str(data.get("why", "")))
 
-    def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...]) -> Source | Mixture:
+    def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...], rows: Sequence[Any]) -> Source | Mixture:
         if "mixture" in _check_row(row, where):
             return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
         where = f"{where} ('{row.get('name', row.get('path'))}')"
-        dataset = self._open(_place(row, self.root, where), where)
+        dataset = self._open(_place(row, self.root, where, rows), where)
         cameras = row.get("cameras")
         if cameras is not None:
             if not isinstance(cameras, list):
