@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from vla.convert.card import Card, card_names, cards_folder
-from vla.embodiment import Field
+from vla.embodiment import Field, load_embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 
 README = Path(__file__).parents[2] / "data_mixtures" / "sources" / "README.md"
@@ -89,6 +90,19 @@ def test_a_mistake_is_named_with_its_place(changes, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         Card.from_json(changed(**changes), "x.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_names_no_code(tmp_path):
+    ran = tmp_path / "ran"
+    robot = tmp_path / "robot.py"
+    robot.write_text(f"open({str(ran)!r}, 'w')")
+    with pytest.raises(UnknownName, match="--embodiment"):
+        Card.from_json(changed(embodiment=str(robot)))
+    assert not ran.exists()
+    mine = replace(load_embodiment("panda"), name="mine")
+    assert Card.from_json(changed(embodiment="mine"), robot=mine).robot is mine
+    with pytest.raises(SchemaError, match="gives 'mine'"):
+        Card.from_json(EXAMPLE, robot=mine)
 
 
 def test_recorded_frames_may_differ_from_the_commands():

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("format", nargs="?", metavar="FORMAT", help="name of a format; --list shows them")
     parser.add_argument("source", nargs="?", metavar="SRC", help="folder, file or URL (gs://, s3://, hf://, https://) of the dataset")
     parser.add_argument("--card", metavar="CARD", help="name of a card in data_mixtures/sources, or a .yaml file")
+    parser.add_argument("--embodiment", metavar="FILE.py", help="the robot that the card names, where it is your own; its code is run")
     parser.add_argument("--out", type=Path, help="folder of the new dataset")
     parser.add_argument("--list", action="store_true", help="list formats and cards, and leave")
     parser.add_argument("--dry-run", action="store_true", help="say what the source holds, and what would come of it; write nothing")
@@ -63,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("vla convert: give --out, the folder of the new dataset")
     from vla.convert.card import Card
     from vla.convert.formats import open_reader
+    from vla.embodiment import load_embodiment
 
-    card = Card.find(args.card) if args.card else None
+    robot = load_embodiment(args.embodiment) if args.embodiment else None
+    card = Card.find(args.card, robot) if args.card else None
     cache = args.cache or (Path(f"{args.out}.cache") if args.out else Path("vla-convert.cache"))
     options = {**(card.reader if card else {}), **_options(args.option)}
     opening = partial(open_reader, args.format, args.source, options, cache, args.plugin, args.reader)
@@ -133,7 +136,7 @@ def _with_bar(work: Callable[[Callable[[Progress], None]], Report], expected: in
             bars.update(bar, completed=report.tried, description=f"{report.episodes} episodes, {rate:.1f}/s, {report.bad.total()} bad")
             total = progress.episodes_expected
             tenth = report.tried * 10 // total if total else 0
-            if not console.is_terminal and (tenth > tenths or now_s - said_s > 60):
+            if not console.is_terminal and now_s - said_s > (2 if tenth > tenths else 60):
                 said_s, tenths = now_s, tenth
                 left = f", {(total - report.tried) / rate:.0f} s left" if total and rate else ""
                 parts = f"{progress.parts_done} of {progress.parts} parts"

@@ -21,7 +21,7 @@ import vla
 from vla.convert.strict import build, choice, entry, listed, named, nested, optional, plain_tree, rational, text
 from vla.convert.vocabulary import Camera, Drop, FieldMap, Instruction, Published, Time
 from vla.data.format import DatasetInfo, check_name
-from vla.embodiment import ROTATION_UNITS, Embodiment, Field, Space, load_embodiment
+from vla.embodiment import ROTATION_UNITS, Embodiment, Field, Space, built_in_embodiments, load_embodiment
 from vla.errors import SchemaError, UnknownName
 from vla.types import SUPERVISION, Supervision
 
@@ -54,6 +54,8 @@ class Card:
     notes: str = entry(text, default="")
     data: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The card as it is written, which goes into the dataset's manifest."""
+    given_robot: Embodiment | None = field(default=None, repr=False)
+    """The robot that `embodiment` names, where it is none of the package's: from a file that the user named, never the card."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "name")
@@ -65,23 +67,28 @@ class Card:
             raise SchemaError("supervision `actions` needs `embodiment` and `rate_hz`")
         if self.supervision == "none" and (self.state or self.action):
             raise SchemaError("supervision `none` has neither state nor action")
+        if self.given_robot and self.given_robot.name != self.embodiment:
+            raise SchemaError(f"the card is of embodiment '{self.embodiment}', and --embodiment gives '{self.given_robot.name}'")
         self._check_roles()
         for kind, space in (("state", self.state_space), ("action", self.action_space)):
             self._check_fields(kind, space)
 
     @staticmethod
-    def find(name_or_path: str | Path) -> Card:
-        """The card of that name in data_mixtures/sources (of the checkout, or of the installed package), or at that path."""
+    def find(name_or_path: str | Path, robot: Embodiment | None = None) -> Card:
+        """The card of that name in data_mixtures/sources (of the checkout, or of the installed package), or at that path.
+
+        `robot`: the one that the card names, where the package has it not.
+        """
         path = Path(name_or_path)
         if path.suffix in (".yaml", ".yml"):
-            return Card.load(path)
+            return Card.load(path, robot)
         folder = cards_folder()
         if not (folder / f"{name_or_path}.yaml").is_file():
             raise UnknownName("card", name_or_path, card_names(), "Or give a .yaml file; data_mixtures/sources/README.md says how.")
-        return Card.load(folder / f"{name_or_path}.yaml")
+        return Card.load(folder / f"{name_or_path}.yaml", robot)
 
     @staticmethod
-    def load(path: str | Path) -> Card:
+    def load(path: str | Path, robot: Embodiment | None = None) -> Card:
         """Reads a card. UserError, one line with the place in it, for everything that is not as it should be."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -89,17 +96,22 @@ class Card:
             raise SchemaError(f"no card {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SchemaError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        return Card.from_json(data, str(path))
+        return Card.from_json(data, str(path), robot)
 
     @staticmethod
-    def from_json(data: Any, where: str = "card") -> Card:
-        card = build(Card, data, where)
+    def from_json(data: Any, where: str = "card", robot: Embodiment | None = None) -> Card:
+        card = build(Card, data, where, given_robot=robot)
         object.__setattr__(card, "data", plain_tree(data, where))
         return card
 
     @cached_property
     def robot(self) -> Embodiment | None:
-        return None if self.embodiment is None else load_embodiment(self.embodiment)
+        if self.embodiment is None or self.given_robot is not None:
+            return self.given_robot
+        if self.embodiment not in built_in_embodiments():  # a path would be code, and a card must not name code
+            fix = "For a robot of your own: --embodiment path/to/robot.py, and its name here."
+            raise UnknownName("embodiment", self.embodiment, built_in_embodiments(), fix)
+        return load_embodiment(self.embodiment)
 
     @cached_property
     def state_space(self) -> Space | None:

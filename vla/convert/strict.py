@@ -19,8 +19,8 @@ def entry(read: Read, key: str = "", **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"read": read, "key": key}, **kwargs)
 
 
-def build(cls: type[T], data: Any, where: str) -> T:
-    """A mapping -> an instance of the dataclass; SchemaError with `where` in front."""
+def build(cls: type[T], data: Any, where: str, **given: Any) -> T:
+    """A mapping -> an instance of the dataclass; SchemaError with `where` in front. `given`: fields that the mapping has not."""
     if not isinstance(data, Mapping):
         raise SchemaError(f"{where}: {data!r} must be keys and values")
     entries = {f.metadata["key"] or f.name: f for f in dataclasses.fields(cls) if "read" in f.metadata}  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def build(cls: type[T], data: Any, where: str) -> T:
         raise SchemaError(f"{where}: the key '{missing[0]}' is missing")
     values = {entries[key].name: entries[key].metadata["read"](value, f"{where}: {key}") for key, value in data.items()}
     try:
-        return cls(**values)
+        return cls(**values, **given)
     except SchemaError as error:
         raise error if str(error).startswith(where) else SchemaError(f"{where}: {error}") from error
 
