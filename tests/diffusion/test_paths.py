@@ -13,38 +13,6 @@ from vla.errors import UserError
 from vla.noise import Noise
 
 
-def test_schedule_is_diffusers_squaredcos_cap_v2():
-    from diffusers import DDIMScheduler
-
-    theirs = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2").alphas_cumprod
-    torch.testing.assert_close(squared_cosine(100).float(), theirs, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("evaluations", [1, 5, 10, 100])
-@pytest.mark.parametrize("predict, theirs_predict", [("noise", "epsilon"), ("data", "sample")])
-def test_ddim_agrees_with_diffusers(evaluations, predict, theirs_predict):
-    from diffusers import DDIMScheduler
-
-    path = DDPM(steps=100, predict=predict).build()
-    eps = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    network = lambda x, t: torch.tanh(x * 0.7 + t.view(-1, 1, 1))  # noqa: E731
-    ours = path.solve(network, eps, evaluations)
-    scheduler = DDIMScheduler(
-        num_train_timesteps=100,
-        beta_schedule="squaredcos_cap_v2",
-        clip_sample=True,
-        clip_sample_range=1.5,
-        prediction_type=theirs_predict,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(evaluations)
-    x = eps
-    for level in scheduler.timesteps:
-        t = torch.full((2,), 1 - (float(level) + 1) / 100)
-        x = scheduler.step(network(x, t), level, x, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(ours, x, atol=2e-4, rtol=1e-4)
-
-
 def test_ddpm_corrupts_with_the_level_it_names():
     path = DDPM(steps=50).build()
     t_BK = path.times(Noise(torch.arange(4000)), 1)
