@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 h5py = pytest.importorskip("h5py")
 av = pytest.importorskip("av")
 
+from vla.convert.card import Card  # noqa: E402
+from vla.convert.engine import Settings, convert  # noqa: E402
 from vla.convert.hdf5 import Hdf5  # noqa: E402
-from vla.convert.raw import Clip, Encoded, Pixels  # noqa: E402
+from vla.convert.raw import Clip, Encoded, Pixels, Unreadable  # noqa: E402
+from vla.data.shard import Dataset  # noqa: E402
 from vla.data.video import images_at  # noqa: E402
-from vla.errors import Damaged, SchemaError, UnknownName, UserError  # noqa: E402
+from vla.errors import Damaged, UnknownName, UserError  # noqa: E402
 
 LENGTHS = (6, 4, 1)
 
@@ -105,6 +110,8 @@ def read(reader: Hdf5) -> list:
     found = []
     for part in reader.parts():
         for episode in reader.episodes(part):
+            if isinstance(episode, Unreadable):
+                raise Damaged(episode.detail)
             columns = dict(episode.columns)
             pictures = {name: p if isinstance(p, Clip) else list(p.data) for name, p in episode.pictures.items()}
             found.append((episode, columns, pictures))
@@ -222,7 +229,7 @@ def test_a_video_fits_its_table(tmp_path, frames, surplus, which):
 )
 def test_videos_are_found_by_name_and_inside(tmp_path, videos, message):
     write_folder(tmp_path)
-    with pytest.raises((SchemaError, Damaged), match=message):
+    with pytest.raises(Damaged, match=message):
         read(Hdf5(tmp_path, layout="folder", videos={"wrist": videos}))
 
 
@@ -251,7 +258,7 @@ def test_texts_are_found_where_the_layout_says(tmp_path, place, text):
 
 @pytest.mark.parametrize("place", ["@nothing", "nowhere", "action", "@sim#x", "metadata#x", "observations"])
 def test_a_text_that_is_not_there_is_named(tmp_path, place):
-    with pytest.raises(SchemaError):
+    with pytest.raises(Damaged):
         read(Hdf5(write_file(tmp_path / "a.hdf5"), texts={"said": place}))
 
 
@@ -307,7 +314,7 @@ def hostile(path: Path, kind: str) -> Path:
 def test_hostile_files_are_refused(tmp_path, kind, message):
     (tmp_path / "secret.bin").write_bytes(bytes(64))
     path = hostile(tmp_path / "a.hdf5", kind)
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(Damaged, match=message):
         read(Hdf5(path))
 
 
@@ -316,7 +323,7 @@ def test_a_huge_claim_without_storage_is_not_read(tmp_path):
     with h5py.File(path, "a") as file:
         file.create_dataset("x", (4, 1 << 30), "f8", chunks=(1, 1 << 20))
     reader = Hdf5(path)
-    with pytest.raises(SchemaError, match="claims 34359738368 bytes"):
+    with pytest.raises(Damaged, match="claims 34359738368 bytes"):
         read(reader)
     assert path.stat().st_size < 1 << 20
 
@@ -327,14 +334,14 @@ def test_the_layout_is_not_looked_for_through_links(tmp_path):
         file["data"] = h5py.ExternalLink("other.hdf5", "/data")
     with pytest.raises(UserError, match="no layout known here"):
         Hdf5(tmp_path / "a.hdf5")
-    with pytest.raises(SchemaError, match="is a link to another place"):
+    with pytest.raises(Damaged, match="is a link to another place"):
         read(Hdf5(tmp_path / "a.hdf5", layout="demos"))
 
 
 def test_steps_must_be_plausible(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.create_dataset("action", (1 << 40, 2), "f8", chunks=(1024, 2))
-    with pytest.raises(SchemaError, match="does not count steps"):
+    with pytest.raises(Damaged, match="does not count steps"):
         read(Hdf5(tmp_path))
 
 
@@ -346,7 +353,7 @@ def test_a_column_of_another_length(tmp_path):
     ((episode, columns, _),) = read(reader)
     assert "observations/late" not in columns and episode.facts["left_out"] == {"observations/late": [5, 3]}
     reader.wanted = frozenset({"observations/late"})
-    with pytest.raises(SchemaError, match=r"observations/late has shape \(5, 3\); the episode has 4 steps"):
+    with pytest.raises(Damaged, match=r"observations/late has shape \(5, 3\); the episode has 4 steps"):
         read(reader)
 
 
@@ -391,9 +398,64 @@ def test_mistakes_are_named(tmp_path):
         Hdf5(tmp_path, layout="robomimic")
     with pytest.raises(UnknownName, match="entry of an HDF5 layout 'step'"):
         Hdf5(tmp_path, step="things")
-    with pytest.raises(SchemaError, match=r"has no 'action': at 'action' there is \['things'\]"):
+    with pytest.raises(Damaged, match=r"has no 'action': at 'action' there is \['things'\]"):
         read(Hdf5(tmp_path, layout="file"))
     assert [e.steps for e, _, _ in read(Hdf5(tmp_path, steps="things"))] == [3]
+
+
+def test_the_episodes_after_a_bad_one_are_read(tmp_path):
+    path = write_demos(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data/demo_2/link"] = h5py.ExternalLink("other.hdf5", "/")
+    first, second, third = Hdf5(path).episodes("a.hdf5")
+    assert isinstance(second, Unreadable) and second.id == "a-demo_2" and "is a link" in second.detail
+    assert (first.id, third.id) == ("a-demo_1", "a-demo_10")
+
+
+CARD = {
+    "name": "insertion",
+    "title": "Insertion",
+    "homepage": "https://example.org",
+    "licence": "MIT",
+    "citation": "none",
+    "facts": ["this test"],
+    "format": "hdf5",
+    "source": {"name": "insertion"},
+    "embodiment": "aloha",
+    "rate_hz": 50,
+    "supervision": "actions",
+    "cameras": {
+        "third_person": {"from": "observations/images/cam_high"},
+        "wrist_right": {"from": "observations/images/cam_left_wrist"},
+    },
+    "state": {},
+    "action": {},
+    "instruction": {"text": "insert the peg"},
+}
+for kind, column in (("state", "observations/qpos"), ("action", "action")):
+    for side, start in (("left", 0), ("right", 7)):
+        CARD[kind][f"{side}_arm"] = {"from": column, "slice": [start, start + 6]}
+        CARD[kind][f"{side}_gripper"] = {"from": column, "index": start + 6, "gripper": {"open": 1, "closed": 0, "clip": True}}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_conversion_end_to_end(tmp_path, compressed):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        write_file(tmp_path / "in" / f"episode_{number}.hdf5", 5 + number, compressed)
+    bad = tmp_path / "in" / "episode_1.hdf5"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    report = convert(partial(Hdf5, tmp_path / "in"), Card.from_json(CARD), tmp_path / "out", Settings(workers=0, max_bad=0.5))
+    assert report.episodes == 3 and dict(report.bad) == {"damaged": 1}
+    dataset = Dataset.open(tmp_path / "out")
+    for index, number in enumerate((0, 2, 3)):
+        episode = dataset.read(index)
+        with h5py.File(tmp_path / "in" / f"episode_{number}.hdf5") as file:
+            want = file["action"][()]
+        arms = [*range(6), *range(7, 13)]
+        assert (episode.action[:, arms] == want[:, arms]).all() and episode.steps == 5 + number
+        reds = [simplejpeg.decode_jpeg(data)[..., 0].mean() for data in episode.frames["third_person"].jpeg]
+        assert np.abs(np.array(reds) - [20 + 30 * step for step in range(episode.steps)]).max() < 4
 
 
 def test_names_are_unique_and_plain(tmp_path):

@@ -19,7 +19,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from vla.convert.lerobot import LeRobot  # noqa: E402
 from vla.convert.lerobot_meta import exact_rate  # noqa: E402
-from vla.convert.raw import Clip, Encoded  # noqa: E402
+from vla.convert.raw import Clip, Encoded, Unreadable  # noqa: E402
 from vla.convert.safe import fill, inside  # noqa: E402
 from vla.errors import Damaged, SchemaError, UserError  # noqa: E402
 
@@ -32,7 +32,13 @@ TOP = "observation.images.top"
 def read(folder: Path, wanted: frozenset[str] | None = None) -> list:
     reader = LeRobot(folder)
     reader.wanted = wanted
-    return [episode for part in reader.parts() for episode in reader.episodes(part)]
+    return [sound(episode) for part in reader.parts() for episode in reader.episodes(part)]
+
+
+def sound(episode):
+    if isinstance(episode, Unreadable):
+        raise Damaged(episode.detail)
+    return episode
 
 
 def colours(pictures) -> np.ndarray:
@@ -162,19 +168,19 @@ def test_a_clock_that_is_not_the_rates_is_handed_on(copied):
         ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.slice(0, 12)), Damaged, "ends 1 rows before the end of episode 2"),
         ("lerobot_v30_images", lambda f: _rows(f, lambda t: pa.concat_tables([t, t.slice(12)])), Damaged, "goes on after its last episode"),
         ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.slice(1)), Damaged, "episode 0: its rows belong to episode 1"),
-        ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.drop_columns(["action"])), SchemaError, r"columns \['action'\] missing"),
-        ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.rename_columns({"action": "act"})), SchemaError, r"\['act'\] not declared"),
-        ("lerobot_v30_images", lambda f: _set(f, "action", [[1.0, 2.0]] * 13), SchemaError, "'action' has 2 numbers a row"),
+        ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.drop_columns(["action"])), Damaged, r"columns \['action'\] missing"),
+        ("lerobot_v30_images", lambda f: _rows(f, lambda t: t.rename_columns({"action": "act"})), Damaged, r"\['act'\] not declared"),
+        ("lerobot_v30_images", lambda f: _set(f, "action", [[1.0, 2.0]] * 13), Damaged, "'action' has 2 numbers a row"),
         (
             "lerobot_v30_images",
             lambda f: _set(f, "action", [[1.0, 2, 3], [1.0]] + [[1.0, 2, 3]] * 11),
-            SchemaError,
+            Damaged,
             "rows of .1, 3. numbers",
         ),
-        ("lerobot_v30_images", lambda f: _set(f, "action", [None] + [[1.0, 2, 3]] * 12), SchemaError, "rows of"),
-        ("lerobot_v30_images", lambda f: _set(f, "action", ["text"] * 13), SchemaError, "string, not numbers"),
-        ("lerobot_v30_images", lambda f: _set(f, "task_index", [9] * 13), SchemaError, "task_index 9 is not among the 3 tasks"),
-        ("lerobot_v30_images", lambda f: _set(f, TOP, [None] * 13), SchemaError, "row 0 holds no picture"),
+        ("lerobot_v30_images", lambda f: _set(f, "action", [None] + [[1.0, 2, 3]] * 12), Damaged, "rows of"),
+        ("lerobot_v30_images", lambda f: _set(f, "action", ["text"] * 13), Damaged, "string, not numbers"),
+        ("lerobot_v30_images", lambda f: _set(f, "task_index", [9] * 13), Damaged, "task_index 9 is not among the 3 tasks"),
+        ("lerobot_v30_images", lambda f: _set(f, TOP, [None] * 13), Damaged, "row 0 holds no picture"),
         ("lerobot_v30_images", lambda f: _cut(f / "data/chunk-000/file-000.parquet"), Damaged, "does not read as parquet"),
         ("lerobot_v30_images", lambda f: _cut(f / "meta/episodes/chunk-000/file-000.parquet"), Damaged, "does not read as parquet"),
         ("lerobot_v30_images", lambda f: (f / "meta/tasks.parquet").unlink(), Damaged, "tasks.parquet is missing"),
@@ -194,6 +200,15 @@ def test_damage_is_named(copied, name, damage, error, message):
         read(folder)
 
 
+def test_the_episodes_after_a_bad_one_are_read(copied):
+    for name, damage in (("lerobot_v30_images", lambda f: _task_of_the_second(f)), ("lerobot_v21_videos", lambda f: _video(f, 1).unlink())):
+        folder = copied(name)
+        damage(folder)
+        reader = LeRobot(folder)
+        first, second, third = (episode for part in reader.parts() for episode in reader.episodes(part))
+        assert isinstance(second, Unreadable) and second.id == "episode-000001" and (first.steps, third.steps) == (7, 1)
+
+
 def test_a_picture_may_lie_beside_its_row_and_nowhere_else(copied, tmp_path):
     folder = copied("lerobot_v30_images")
     (folder / "one.png").write_bytes(LeRobotPng)
@@ -202,7 +217,7 @@ def test_a_picture_may_lie_beside_its_row_and_nowhere_else(copied, tmp_path):
     (tmp_path / "secret.png").write_bytes(LeRobotPng)
     for path in ("../secret.png", str(tmp_path / "secret.png")):
         _set(folder, TOP, [{"bytes": None, "path": path}] * 13)
-        with pytest.raises(SchemaError, match="leads out of the dataset"):
+        with pytest.raises(Damaged, match="leads out of the dataset"):
             read(folder)
 
 
@@ -248,6 +263,10 @@ def test_an_episode_without_rows_is_handed_on_empty(copied):
     reader.wanted = frozenset({"action", "task"})
     empty = next(iter(reader.episodes("episode-000002")))
     assert empty.steps == 0 and empty.columns["action"].shape == (0, 3)
+
+
+def _task_of_the_second(folder: Path) -> None:
+    _set(folder, "task_index", [0] * 7 + [99] * 5 + [0])
 
 
 def _png() -> bytes:

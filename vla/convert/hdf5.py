@@ -21,9 +21,9 @@ import numpy as np
 
 from vla.convert.hdf5_beside import clip, json_text, metadata
 from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, opened
-from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size
+from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import episode_id
-from vla.errors import SchemaError, UnknownName, UserError
+from vla.errors import Damaged, SchemaError, UnknownName, UserError
 
 if TYPE_CHECKING:
     import h5py
@@ -96,11 +96,20 @@ class Hdf5(Reader):
     def parts(self) -> Sequence[str]:
         return list(self.files)
 
-    def episodes(self, part: str) -> Iterator[RawEpisode]:
+    def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
         if part not in self.files:
             raise UnknownName("part", part, list(self.files)[:20])
-        for name, group in self._groups(part):
-            yield self._episode(part, name, group)
+        try:
+            for name, group in self._groups(part):
+                yield self._episode_or_reason(part, name, group)
+        except SchemaError as error:  # of the file: the next may be sound
+            raise Damaged(str(error)) from error
+
+    def _episode_or_reason(self, part: str, name: str, group: h5py.Group) -> RawEpisode | Unreadable:
+        try:
+            return self._episode(part, name, group)
+        except (Damaged, SchemaError) as error:  # of this episode: the next may be sound
+            return Unreadable(episode_id(part, name), str(error))
 
     def _episode(self, part: str, name: str, group: h5py.Group) -> RawEpisode:
         path, layout = self.files[part], self.layout

@@ -138,7 +138,7 @@ class Member:
         count = len(range(*slice(start, stop).indices(self.shape[0]))) if self.shape else 1
         size = count * math.prod(self.shape[1:]) * self.dtype.itemsize
         if size > MAX_READ_BYTES:
-            raise SchemaError(f"{self.where} claims {size} bytes; at most {MAX_READ_BYTES} are read at once")
+            raise Damaged(f"{self.where} claims {size} bytes; at most {MAX_READ_BYTES} are read at once")
 
 
 class Frames(Sequence):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.convert.lerobot_meta import BOOKKEEPING, EpisodeRow, Info, read_episodes, read_texts
-from vla.convert.raw import Clip, Encoded, Feature, RawEpisode, Reader, Size
+from vla.convert.raw import Clip, Encoded, Feature, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import inside, require, video_facts
 from vla.errors import Damaged, SchemaError
 
@@ -68,15 +68,22 @@ class LeRobot(Reader):
     def parts(self) -> Sequence[str]:
         return list(self._rows)
 
-    def episodes(self, part: str) -> Iterator[RawEpisode]:
+    def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
         rows = self._rows.get(part)
         if rows is None:
             raise SchemaError(f"{self.folder} has no part '{part}'")
         stream = _Rows(inside(self.folder, rows[0].data))
-        self._check_columns(stream)
+        if problem := self._other_columns(stream):
+            yield from (Unreadable(row.id, problem) for row in rows)
+            return
         stream.start([name for name in stream.names if self._wants(name) or name in BOOKKEEPING])
         for row in rows:
-            yield self._episode(row, stream.take(row.length, f"episode {row.index}"), stream.path)
+            table = stream.take(row.length, f"episode {row.index}")
+            try:
+                episode: RawEpisode | Unreadable = self._episode(row, table, stream.path)
+            except (Damaged, SchemaError) as error:  # of this episode: the next may be sound
+                episode = Unreadable(row.id, str(error))
+            yield episode
         stream.check_end(rows[-1].index)
 
     @functools.cached_property
@@ -101,13 +108,13 @@ class LeRobot(Reader):
                     end_s[span.path] = max(end_s.get(span.path, 0.0), span.to_s)
         return end_s
 
-    def _check_columns(self, stream: _Rows) -> None:
-        """What info.json declares is what the file holds, neither less nor more."""
+    def _other_columns(self, stream: _Rows) -> str:
+        """What info.json declares is what the file holds, neither less nor more; else what is the matter."""
         wanted = {name for name, feature in self.info.features.items() if feature.dtype != "video"}
-        found = set(stream.names)
-        if wanted - found or found - wanted:
-            missing, extra = sorted(wanted - found), sorted(found - wanted)
-            raise SchemaError(f"{stream.path}: columns {missing} missing and {extra} not declared; info.json declares {sorted(wanted)}")
+        missing, extra = sorted(wanted - set(stream.names)), sorted(set(stream.names) - wanted)
+        if not missing and not extra:
+            return ""
+        return f"{stream.path}: columns {missing} missing and {extra} not declared; info.json declares {sorted(wanted)}"
 
     def _episode(self, row: EpisodeRow, table: pa.Table, path: Path) -> RawEpisode:
         where = f"{path}: episode {row.index}"
@@ -130,7 +137,7 @@ class LeRobot(Reader):
                 columns[name] = _numbers(table.column(name), feature.shape, what)
         facts = {"file": row.data, "episode_index": row.index, "tasks": list(row.tasks)}
         time_s = self._time_s(table, where)
-        return RawEpisode(f"episode-{row.index:06d}", row.length, columns, texts, pictures, time_s, facts=facts)
+        return RawEpisode(row.id, row.length, columns, texts, pictures, time_s, facts=facts)
 
     def _wants(self, name: str) -> bool:
         return self.wanted is None or name in self.wanted

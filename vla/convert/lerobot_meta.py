@@ -109,6 +109,10 @@ class EpisodeRow:
     data: str
     videos: Mapping[str, VideoSpan] = field(default_factory=dict)
 
+    @property
+    def id(self) -> str:
+        return f"episode-{self.index:06d}"
+
 
 def exact_rate(fps: Any) -> Fraction:
     """Frames a second as a rational: "30000/1001" as written, 29.97 as 30000/1001, 12.5 as 25/2."""

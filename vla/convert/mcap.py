@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vla.convert.mcap_records import TIMES, Message, flat, messages, picture_of
-from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size
+from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import episode_id
 from vla.errors import Damaged, SchemaError, UnknownName, UserError
 
@@ -72,10 +72,16 @@ class Mcap(Reader):
     def parts(self) -> Sequence[str]:
         return list(self.files)
 
-    def episodes(self, part: str) -> Iterator[RawEpisode]:
+    def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
         if part not in self.files:
             raise UnknownName("part", part, list(self.files)[:20])
-        path = self.files[part]
+        try:
+            episode: RawEpisode | Unreadable = self._episode(part, self.files[part])
+        except (Damaged, SchemaError) as error:
+            episode = Unreadable(episode_id(part), str(error))
+        yield episode
+
+    def _episode(self, part: str, path: Path) -> RawEpisode:
         tracks = self._tracks(path)
         start_ns, ticks = self._span(tracks, path)
         period_ns = 1_000_000_000 / self.rate_hz
@@ -96,7 +102,7 @@ class Mcap(Reader):
                 kind = Encoded if track.kind == "encoded" else Pixels
                 pictures[name] = kind(new, [track.values[i] for i in latest[new]])
         facts = {"file": part, "start_ns": int(start_ns), "orders": {name: list(t.order) for name, t in tracks.items() if t.order}}
-        yield RawEpisode(episode_id(part), ticks, columns, texts, pictures, (tick_ns - start_ns) / 1e9, facts=facts)
+        return RawEpisode(episode_id(part), ticks, columns, texts, pictures, (tick_ns - start_ns) / 1e9, facts=facts)
 
     def _tracks(self, path: Path) -> dict[str, _Track]:
         """What was recorded, by name, in the order of its times."""
