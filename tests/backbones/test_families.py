@@ -294,6 +294,23 @@ def test_a_sequence_beyond_a_sliding_window_is_refused(made):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_keeps_positions_exact(made, name):
+    """Weights, states, keys and values in bf16; rotary frequencies in fp32, or far positions would drift."""
+    backbone = copy.deepcopy(made[name]).bfloat16()
+    tokens = backbone.embed(backbone.collate(rows()))
+    hidden = backbone(tokens)
+    assert {t.dtype for t in (hidden.x_BSD, hidden.keys[0], hidden.values[0], *backbone.parameters())} == {torch.bfloat16}
+    for key, buffer in made[name].language.rotary_emb.named_buffers():
+        assert torch.equal(backbone.language.rotary_emb.get_buffer(key), buffer) and buffer.dtype == torch.float32
+    want = made[name](made[name].embed(made[name].collate(rows()))).x_BSD
+    error = (hidden.x_BSD.float() - want)[tokens.valid_BS].square().mean().sqrt() / want[tokens.valid_BS].square().mean().sqrt()
+    assert error < 0.02
+    again = backbone(suffix_tokens(tokens, torch.zeros(3, 2, 32).bfloat16(), causal=True), cache=hidden)
+    assert again.x_BSD.dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_heads():
     tied, untied = paligemma().build(), smolvlm(head=True).build()
     x = torch.randn(2, 3, 32)

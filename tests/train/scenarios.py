@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,6 +24,11 @@ from vla.train.log import Watch
 from vla.train.loop import train
 from vla.train.optim import AdamW, Zero
 from vla.train.ranks import Ranks
+
+
+def elsewhere(module: str, name: str, **args) -> int | None:
+    """A scenario that stands in another area's tests; imported where it runs, so that others need not pay for what it imports."""
+    return getattr(importlib.import_module(module), name)(**args)
 
 
 def run_and_die(root: str, out: str, zero: int = 0, kill_at: int = 0, resume: bool = False, **changes) -> int:

@@ -6,7 +6,7 @@ A family (paligemma, qwen_vl, smolvlm, prismatic) says how images become feature
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -249,6 +249,16 @@ class LibraryBackbone(Backbone):
         from vla.backbones.pretrained import read_weights
 
         return read_weights(self, self.config.origin)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Other precisions are for weights: rotary frequencies in bf16 would turn by half a radian after 300 tokens."""
+        kept = [(module, name, buffer) for module in self.modules() for name, buffer in module.named_buffers(recurse=False)]
+        super()._apply(fn, recurse)
+        for module, name, before in kept:
+            after = module.get_buffer(name)
+            if name in module._non_persistent_buffers_set and after.dtype != before.dtype:
+                module._buffers[name] = before.to(after.device)
+        return self
 
     def _longest(self, inputs: Mapping[str, Tensor]) -> int:
         """Soft tokens of the image that has most of them in this batch."""

@@ -117,6 +117,8 @@ def assemble(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         model = contents.build()
+    if not resumed and (origin is None or (run.init_parts is not None and "backbone" not in run.init_parts)):
+        notes += model.backbone.load_pretrained()
     if origin and not resumed:
         notes += _carry(run, model, contents, *origin)
     if model.decoder.latent_codes and run.latents is None:
