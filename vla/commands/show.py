@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla.commands.check import kind_of
-from vla.errors import UnknownName
+from vla.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
+    from vla.data.mixture import Mixture
     from vla.data.reader import Dataset
 
 SUMMARY = "Show what a path holds: shards, a mixture as a tree, a checkpoint."
@@ -19,6 +20,8 @@ EXAMPLES = """
 vla show data_mixtures/demo.yaml --samples 100000
 vla show data/demo/sawyer
 vla show data/demo/sawyer --out pictures --episodes 12
+vla show data_mixtures/demo.yaml --batch 8 --out pictures
+vla show data/demo/sawyer --rerun runs/show/sawyer.rrd
 """
 
 
@@ -27,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--samples", type=int, help="mixture: length of a run, to show how often each source is seen")
     parser.add_argument("--episodes", type=int, default=8, help="dataset: episodes on the pictures (default: 8)")
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="also draw the first N samples as training sees them")
+    parser.add_argument("--rerun", type=Path, metavar="FILE", help="dataset: also write a recording (.rrd) for the rerun viewer")
     parser.add_argument("--out", type=Path, default=Path("runs/show"), help="folder for pictures (default: runs/show)")
 
 
@@ -42,11 +47,17 @@ def _mixture(args: argparse.Namespace) -> int:
 
     from vla.data.mixture import Mixture
 
-    Console().print(Mixture.load(args.path, args.data_root, verify="size").tree(args.samples))
+    if args.rerun:
+        raise UserError("--rerun records one dataset; give the folder of a dataset of the mixture")
+    mixture = Mixture.load(args.path, args.data_root, verify="size")
+    Console().print(mixture.tree(args.samples))
+    if args.batch:
+        print(f"wrote {_batch(mixture, args)}")
     return 0
 
 
 def _dataset(args: argparse.Namespace) -> int:
+    from vla.data.mixture import Mixture
     from vla.data.pictures import save_pictures
     from vla.data.reader import Dataset
 
@@ -54,11 +65,36 @@ def _dataset(args: argparse.Namespace) -> int:
     _print_summary(dataset)
     for path in save_pictures(dataset, args.out, max(args.episodes, 1)):
         print(f"wrote {path}")
+    if args.batch:
+        print(f"wrote {_batch(Mixture.of([args.path], name=dataset.info.name), args)}")
+    if args.rerun:
+        from vla.data.recording import write_recording
+
+        print(f"wrote {write_recording(dataset, args.rerun, max(args.episodes, 1))}; look at it with `rerun {args.rerun}`")
     return 0
+
+
+def _batch(mixture: Mixture, args: argparse.Namespace) -> Path:
+    """The first samples of an order (seed 0), as pictures with their action chunks."""
+    from vla.data.pictures import batch_sheet
+    from vla.data.pipeline import Pipeline
+
+    if args.batch < 0:
+        raise UserError(f"--batch {args.batch}; give a number of samples")
+    robots = {robot.name: robot for s in mixture.sources if (robot := s.dataset.info.robot) is not None}
+    samples = Pipeline(mixture, robots).samples(range(args.batch))
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{mixture.name}-batch.png"
+    batch_sheet(samples).save(path)
+    return path
 
 
 SHOWS: dict[str, Callable[[argparse.Namespace], int]] = {"dataset": _dataset, "mixture": _mixture}
 """kind (of `vla.commands.check.KINDS`) -> how to show it."""
+
+
+MOST_EPISODES = 2000
+"""So many are searched for instructions: a listing must not read the whole of a large dataset."""
 
 
 def _print_summary(dataset: Dataset) -> None:
@@ -66,6 +102,7 @@ def _print_summary(dataset: Dataset) -> None:
     from rich.table import Table
 
     from vla.data.check import dataset_facts
+    from vla.data.pictures import spread_episodes
 
     console = Console()
     table = Table(title=dataset.info.name, show_header=False)
@@ -76,9 +113,11 @@ def _print_summary(dataset: Dataset) -> None:
         table.add_row(name, ", ".join(f"{f.name}[{f.size} {f.unit}, {f.frame}]" for f in fields) or "none")
     console.print(table)
     texts: Counter[str] = Counter()
-    for index in range(len(dataset)):
+    looked = spread_episodes(dataset, MOST_EPISODES)
+    for index in looked:
         texts.update({span.text for span in dataset.episode(index).spans})
-    listed = Table("episodes", "instruction", title=f"{len(texts)} instructions")
+    part = "" if len(looked) == len(dataset) else f" in {len(looked):,} of {len(dataset):,} episodes"
+    listed = Table("episodes", "instruction", title=f"{len(texts)} instructions{part}")
     for text, count in texts.most_common(12):
         listed.add_row(str(count), text or "(none)")
     console.print(listed)
