@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +17,12 @@ from vla.convert.engine import Settings, convert
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.raw import RawEpisode
 from vla.data.mixture import Mixture
+from vla.data.pipeline import Pipeline
 from vla.data.reader import Dataset
+from vla.data.statistics import compute_stats
 from vla.embodiment import ROTATION_UNITS, to_rotation
 from vla.errors import SchemaError
+from vla.normalize import RobotNormalizer
 from vla.types import Episode
 
 NAMES = sorted(FEATURES["datasets"])
@@ -39,13 +40,13 @@ def only(name: str, **changes) -> RawEpisode:
     return raw
 
 
-def mapped(raw: RawEpisode, name: str) -> Iterator[dict[str, np.ndarray]]:
+def mapped(raw: RawEpisode, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """State and action of an episode by field."""
     card = Card.find(name)
     episode = Mapper(card).episode(raw).episode
     assert episode is not None
-    yield card.state_space.unpack(episode.state) if card.state_space else {}
-    yield card.action_space.unpack(episode.action)
+    state = card.state_space.unpack(episode.state) if card.state_space else {}
+    return state, card.action_space.unpack(episode.action)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - WITHOUT_RATE))
@@ -252,6 +253,26 @@ def test_published_weights_keep_their_meaning(tmp_path):
     assert found.source(large).share / found.source(small).share == pytest.approx(2 * 2)  # twice the weight, twice the steps
 
 
+def test_robots_of_the_collection_are_learned_from_together(tmp_path):
+    names = ("roboturk", "bridge_orig", "droid")  # without a state; differences of angles; rotations
+    for name in names:
+        convert(partial(Miniature, name), Card.find(name), tmp_path / name, Settings(workers=0))
+    mixture = Mixture.of({tmp_path / name: 1.0 for name in names}, val_fraction=0.0)
+    robots = {card.robot.name: card.robot for card in map(Card.find, names)}
+    stats = compute_stats(mixture, robots)
+    pipeline, seen = Pipeline(mixture, robots, seed=1, block=30), set()
+    for position in range(30):
+        sample = pipeline.sample(position)
+        robot = robots[sample.observation.embodiment]
+        normalizer = RobotNormalizer.fit(stats[robot.name])
+        assert sample.observation.state.shape == (1, robot.state.size) and sample.action_TA.shape == (robot.horizon, robot.command.size)
+        assert normalizer.state.normalize(sample.observation.state).shape == (1, robot.state.size)
+        assert np.isfinite(normalizer.action.normalize(sample.action_TA)).all()
+        assert set(sample.observation.images) == set(robot.cameras)
+        seen.add(robot.name)
+    assert seen == set(robots)
+
+
 def test_the_table_of_the_collection_is_made_from_the_cards():
     text = README.read_text(encoding="utf-8")
     assert text[text.index(START) + len(START) : text.index(END)].strip() == table().strip(), "run `python -m tests.convert.collection`"
@@ -259,5 +280,5 @@ def test_the_table_of_the_collection_is_made_from_the_cards():
 
 def test_swapped_colours_would_be_seen():
     raw = only("utaustin_mutex")
-    pixels = simplejpeg.decode_jpeg(io.BytesIO(raw.pictures["observation/image"].data[0]).read())
+    pixels = simplejpeg.decode_jpeg(raw.pictures["observation/image"].data[0])
     assert pixels[4, 4, 0] > pixels[4, 4, 2] + 100  # red before; the test above asks for blue after

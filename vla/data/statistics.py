@@ -18,7 +18,7 @@ from vla.data.quarantine import BadSample
 from vla.data.reader import Dataset, StoredEpisode
 from vla.data.split import Split
 from vla.data.window import Targets
-from vla.embodiment import Embodiment
+from vla.embodiment import Embodiment, Space
 from vla.errors import Damaged, SchemaError
 from vla.normalize import RobotStats, StatsKey
 
@@ -67,14 +67,13 @@ def dataset_stats(dataset: Dataset, robot: Embodiment, val_fraction: float = VAL
     """
     info = dataset.info
     assert info.recorded_action is not None
-    if info.recorded_state != robot.state:
+    if (info.recorded_state or Space(())) != robot.state:
         raise SchemaError(f"{info.name} recorded another state than '{robot.name}' has: {info.state_space}")
     targets, stats = Targets(robot, info.recorded_action), RobotStats.empty(robot)
     split = Split(dataset, "train", val_fraction)
     for done, index in enumerate(split.episode_E):
         episode = dataset.episode(int(index))
-        assert episode.state is not None and episode.action is not None
-        stats.state.update_finite(_blank_unless(_finite(episode), episode.state)[episode.anchors])
+        stats.state.update_finite(_blank_unless(_finite(episode), _state(episode))[episode.anchors])
         stats.action.update_finite(target_rows(targets, episode))
         if progress is not None:
             progress(info.name, done + 1, len(split.episode_E))
@@ -143,8 +142,13 @@ def read_stats(path: Path) -> RobotStats:
 
 def _finite(episode: StoredEpisode) -> np.ndarray:
     """bool (steps,): rows whose state and action are both numbers."""
-    assert episode.state is not None and episode.action is not None
-    return np.isfinite(episode.state).all(1) & np.isfinite(episode.action).all(1)
+    assert episode.action is not None
+    return np.isfinite(_state(episode)).all(1) & np.isfinite(episode.action).all(1)
+
+
+def _state(episode: StoredEpisode) -> np.ndarray:
+    """float64 (steps, P); width 0 for a robot whose state nobody recorded."""
+    return np.zeros((episode.steps, 0)) if episode.state is None else episode.state
 
 
 def _blank_unless(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ class Targets:
 
         BadSample for NaN or infinity, SchemaError for what the robot's fields cannot be (a quaternion that is none).
         """
-        assert episode.action is not None and episode.state is not None
+        assert episode.action is not None
         T, from_hz, to_hz = self.robot.horizon, episode.rate_hz, self.robot.rate_hz
         # Compared by parts, which costs a tenth of comparing fractions.
         if from_hz.numerator == to_hz.numerator and from_hz.denominator == to_hz.denominator:
@@ -72,7 +72,8 @@ class Targets:
         if not episode.finite_action and not np.isfinite(rows).all():
             raise BadSample("nonfinite", f"the chunk at step {step} holds NaN or infinity")
         if not self.plain:
-            rows = self.robot.encode(rows, episode.state[step], self.recorded)
+            state_P = np.zeros(0) if episode.state is None else episode.state[step]  # of a robot whose state nobody recorded
+            rows = self.robot.encode(rows, state_P, self.recorded)
         if len(rows) < T:
             rows = np.concatenate([rows, np.repeat(rows[-1:], T - len(rows), axis=0)])
         return rows, self._valid[min(count, T)]
