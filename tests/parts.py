@@ -102,7 +102,7 @@ def observation(of: Embodiment, rng: np.random.Generator, side: int = 16, state:
     )
 
 
-def samples(count: int, seed: int = 0, robots=ROBOTS, unlabelled: bool = True) -> list[Sample]:
+def samples(count: int, seed: int = 0, robots=ROBOTS, unlabelled: bool = True, latents: int = 2) -> list[Sample]:
     """Robots in turn; every fourth is action-free video with latent codes alone, every second robot sample has codes too."""
     rng = np.random.default_rng(seed)
     made = []
@@ -118,7 +118,7 @@ def samples(count: int, seed: int = 0, robots=ROBOTS, unlabelled: bool = True) -
                 observation=observation(of, rng, state=not video, text="open the door" if i % 3 else "close the drawer"),
                 action_TA=None if video else rng.uniform(-0.9, 0.9, (of.horizon, of.action.size)),
                 valid_T=np.arange(of.horizon) < (of.horizon if i % 5 else 2),
-                latent_N=rng.integers(0, 4, 2) if video or i % 2 else None,
+                latent_N=rng.integers(0, 4, latents) if video or i % 2 else None,
                 reasoning="" if i % 3 == 2 else ("open", "close it")[i % 2],
             )
         )

@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": "Evaluate a checkpoint in closed loop in a simulator.",
     "compare": "Compare two evaluations, paired where their seeds match.",
     "export": "Write a dataset of shards in another format (LeRobot 3.0).",
+    "presets": "List the published systems that a recipe can name, with their sizes and where they depart from the paper.",
     "demo": "The whole job on real input: collect, pretrain, evaluate, fine-tune, report.",
 }
 """Name -> one line for `vla --help`; each is the SUMMARY of its module `vla.commands.<name>` (held by a test)."""

@@ -25,7 +25,8 @@ from vla.types import ActionSpec, Loss, Target
 
 @dataclass(frozen=True)
 class LatentActions:
-    """`codes`: latent actions per chunk, `vocabulary`: entries of the codebook; as in the model that labelled the data."""
+    """`codes`: latent actions per chunk, `vocabulary`: entries of the codebook; as in the model that labelled the data.
+    `readout_width`: of the attention pooling, 0 for the backbone's own (UniVLA: 512 beside 4096)."""
 
     kind: ClassVar[str] = "decoder.latent"
     codes: int = 4
@@ -33,6 +34,7 @@ class LatentActions:
     heads: int = 4
     readout_depth: int = 2
     latent_scale: float = 0.1
+    readout_width: int = 0
 
     def build(self, width: int, roster: Roster) -> LatentDecoder:
         return LatentDecoder(self, width, roster)
@@ -47,10 +49,11 @@ class LatentDecoder(ActionDecoder):
         self.latent_ND = nn.Parameter(torch.randn(config.codes, width) * 0.5)
         self.head = nn.Linear(width, config.vocabulary)
         self.roster_axes = {"step_TD": ("T", None)}
-        self.step_TD = nn.Parameter(torch.randn(roster.horizon, width) * 0.5)
-        self.readout = nn.ModuleList(_Pool(width, config.heads) for _ in range(config.readout_depth))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.out = Bank(len(roster), width, roster.action_width, axes=(None, "A"))
+        inner = config.readout_width or width
+        self.step_TD = nn.Parameter(torch.randn(roster.horizon, inner) * 0.5)
+        self.readout = nn.ModuleList(_Pool(inner, width, config.heads) for _ in range(config.readout_depth))
+        self.norm = nn.RMSNorm(inner, eps=1e-6)
+        self.out = Bank(len(roster), inner, roster.action_width, axes=(None, "A"))
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         return {
@@ -87,11 +90,13 @@ class LatentDecoder(ActionDecoder):
 class _Pool(nn.Module):
     """Steps attend to the hidden states, then an MLP; pre-norm, residual."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
-        self.q, self.kv, self.o = (nn.Linear(width, width * n, bias=False) for n in (1, 2, 1))
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(context_width, 2 * width, bias=False)
+        self.o = nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BTD: Tensor, context_BSD: Tensor, valid_BS: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+"""Published systems, each composed of the parts in a few lines: which backbone, which decoder, at which sizes.
+
+`preset("cogact_b").model()` is a `Model` for a recipe, over the published backbone's configuration; `.model(backbone=...)` is the same
+head on a backbone of yours (the tiny one, say). Weights come with `vla import`, or from training. Where a preset departs from its paper,
+`deviates` says so: it is the idea at the published size, not a clone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vla.backbones.published import published
+from vla.codecs.bins import Bins
+from vla.codecs.fast import FAST
+from vla.codecs.grid import Grid
+from vla.codecs.vq import VQCodes
+from vla.decoders.conditioning import CrossAttention, InContext, LayerKeysValues, Pooled
+from vla.decoders.dit import DiT
+from vla.decoders.joint import Joint, Part
+from vla.decoders.latent import LatentActions
+from vla.decoders.masked import MaskedDiffusion
+from vla.decoders.parallel import Parallel
+from vla.decoders.reasoning import ReasonThenAct
+from vla.decoders.tokens import AutoregressiveTokens
+from vla.diffusion.ddpm import DDPM
+from vla.diffusion.flow import Flow
+from vla.errors import UnknownName
+from vla.model import Model
+
+PRISMATIC, PALIGEMMA, PALIGEMMA2 = "openvla/openvla-7b", "google/paligemma-3b-pt-224", "google/paligemma2-3b-pt-224"
+QWEN3, SMOLVLM = "Qwen/Qwen3-VL-2B-Instruct", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`backbone`: hub id of the one it was published with. `decoder`: a configuration. `horizon`: commands per chunk, which an
+    embodiment states. `paper`, `deviates`: for people."""
+
+    backbone: str
+    decoder: Any
+    horizon: int
+    paper: str
+    deviates: str = ""
+
+    def model(self, backbone: Any = None) -> Model:
+        """The model over its own backbone's published configuration, or over another."""
+        return Model(published(self.backbone) if backbone is None else backbone, self.decoder)
+
+
+_COGACT = {"path": DDPM(spacing="leading", clip=None), "samples_per_context": 8, "evaluations": 10, "time": "token"}
+_COGACT |= {"condition_dropout": 0.1, "guidance": 1.5}
+_PI0 = DiT(
+    path=Flow(times="pi0", reverse=True),
+    conditioning=LayerKeysValues(width=1024, mlp_width=4096, style="gemma"),
+    samples_per_context=1,
+    evaluations=10,
+    state_in_suffix=True,
+)
+_PI0_FAST = AutoregressiveTokens(codec=FAST(vocabulary=2048, scale=10))
+
+PRESETS: dict[str, Preset] = {
+    "openvla": Preset(
+        PRISMATIC,
+        AutoregressiveTokens(codec=Bins(edges=256)),
+        horizon=1,
+        paper="OpenVLA (Kim et al. 2024)",
+        deviates="action codes have embeddings and a head of their own, instead of the language model's last 256 words",
+    ),
+    "openvla_oft": Preset(
+        PRISMATIC,
+        Parallel(),
+        horizon=8,
+        paper="OpenVLA-OFT (Kim et al. 2025)",
+        deviates="a token a step instead of one a number, a linear map per robot instead of an MLP-ResNet; no FiLM in the vision towers",
+    ),
+    "discrete_diffusion_vla": Preset(
+        PRISMATIC,
+        MaskedDiffusion(codec=Bins(edges=256), evaluations=12, temperature=1.0, remask=1.0),
+        horizon=8,
+        paper="Discrete Diffusion VLA (Liang et al. 2025)",
+        deviates="re-masking by a fall of log-probability; the paper's thresholds are not published",
+    ),
+    "cogact_s": Preset(PRISMATIC, DiT(conditioning=Pooled.dit("S", read="last"), **_COGACT), 16, "CogACT (Li et al. 2024)"),
+    "cogact_b": Preset(PRISMATIC, DiT(conditioning=Pooled.dit("B", read="last"), **_COGACT), 16, "CogACT (Li et al. 2024)"),
+    "cogact_l": Preset(PRISMATIC, DiT(conditioning=Pooled.dit("L", read="last"), **_COGACT), 16, "CogACT (Li et al. 2024)"),
+    "dita": Preset(
+        SMOLVLM,
+        DiT(path=DDPM(steps=100), conditioning=InContext(), samples_per_context=1, evaluations=20),
+        horizon=16,
+        paper="Dita (Hou et al. 2025)",
+        deviates="a pretrained vision-language model denoises, instead of a 768-wide transformer over DINOv2 and CLIP features",
+    ),
+    "diffusion_vla": Preset(
+        QWEN3,
+        ReasonThenAct(action=DiT(path=DDPM(), conditioning=Pooled.dit("L"), time="adaptive", samples_per_context=4, evaluations=10)),
+        horizon=16,
+        paper="DiffusionVLA (Wen et al. 2024)",
+        deviates="Qwen3-VL-2B for Qwen2-VL-2B; text in bytes",
+    ),
+    "pi0": Preset(PALIGEMMA, _PI0, horizon=50, paper="pi0 (Black et al. 2024)"),
+    "pi0_fast": Preset(
+        PALIGEMMA, _PI0_FAST, horizon=10, paper="pi0-FAST (Pertsch et al. 2025)", deviates="embeddings and a head of its own"
+    ),
+    "pi0_insulated": Preset(
+        PALIGEMMA,
+        Joint(
+            (
+                Part("tokens", AutoregressiveTokens(codec=FAST(vocabulary=2048))),
+                Part(
+                    "flow",
+                    DiT(
+                        path=Flow(times="pi0", reverse=True),
+                        conditioning=LayerKeysValues(width=1024, mlp_width=4096, style="gemma"),
+                        samples_per_context=1,
+                        evaluations=10,
+                        time="adaptive",
+                    ),
+                    insulated=True,
+                ),
+            )
+        ),
+        horizon=50,
+        paper="Knowledge insulation (Driess et al. 2025), pi0.5",
+        deviates="proprioception as a token instead of as text",
+    ),
+    "spatialvla": Preset(
+        PALIGEMMA2,
+        AutoregressiveTokens(codec=Grid(values="middle")),
+        horizon=4,
+        paper="SpatialVLA (Qu et al. 2025)",
+        deviates="no position encoding from depth",
+    ),
+    "gr00t_n1": Preset(
+        QWEN3,
+        DiT(
+            path=Flow(times="pi0"),
+            conditioning=CrossAttention(width=1536, depth=16, heads=32, style="dit", interleaved=True),
+            samples_per_context=1,
+            evaluations=4,
+            time="adaptive",
+        ),
+        horizon=40,
+        paper="GR00T N1 (2025), sizes of N1.7",
+        deviates="states of the last layer; one linear map per robot in and out",
+    ),
+    "univla": Preset(
+        PRISMATIC,
+        LatentActions(codes=4, vocabulary=16, heads=8, readout_depth=2, readout_width=512),
+        horizon=12,
+        paper="UniVLA (Bu et al. 2025)",
+        deviates="latent actions by queries in one pass instead of word by word",
+    ),
+    "lapa": Preset(
+        PRISMATIC,
+        LatentActions(codes=4, vocabulary=8, heads=8, readout_depth=1, readout_width=512),
+        horizon=1,
+        paper="LAPA (Ye et al. 2024)",
+        deviates="Prismatic instead of LWM; a readout beside the latent head instead of a head put in its place",
+    ),
+    "vq_bet": Preset(
+        SMOLVLM,
+        AutoregressiveTokens(codec=VQCodes(scales=(1, 1), vocabulary=16), offset=True),
+        horizon=10,
+        paper="VQ-BeT (Lee et al. 2024)",
+        deviates="a vision-language model instead of a small GPT",
+    ),
+    "carp": Preset(
+        SMOLVLM,
+        AutoregressiveTokens(codec=VQCodes(scales=(1, 2, 4, 8), vocabulary=256)),
+        horizon=16,
+        paper="CARP (Gong et al. 2024)",
+        deviates="a vision-language model instead of a small GPT; a residual vector quantizer over all numbers instead of one per number",
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """A published system by name; UnknownName lists them."""
+    if name not in PRESETS:
+        raise UnknownName("preset", name, PRESETS)
+    return PRESETS[name]
