@@ -14,7 +14,7 @@ def test_sizes_as_json_and_as_a_table(capsys: pytest.CaptureFixture[str]) -> Non
     row = json.loads(capsys.readouterr().out)["cogact_s"]
     assert 12e6 < row["decoder_parameters"] < 14e6 and 7.3e9 < row["backbone_parameters"] < 7.4e9 and row["horizon"] == 16
     assert main(["presets", "cogact_s"]) == 0
-    assert "openvla/openvla-7b" in capsys.readouterr().out
+    assert "CogACT" in capsys.readouterr().out
 
 
 def test_a_mistyped_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

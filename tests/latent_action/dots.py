@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from vla.codecs.quantizer import ResidualVQ
 from vla.data.shard import DatasetInfo, ShardWriter
 from vla.embodiment import Embodiment, Field, Space
 from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import StateDifference
 from vla.latent_action.features import TinyConv
 from vla.latent_action.model import LatentActionConfig
-from vla.codecs.quantizer import ResidualVQ
 from vla.types import Episode, Frames, Span
 
 SIDE, RATE_HZ, STEPS = 32, Fraction(10), 16

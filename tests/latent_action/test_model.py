@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.latent_action.dots import CONFIG
+from vla.codecs.quantizer import FSQ, NSVQ, VQ
 from vla.config import from_json, to_json
 from vla.decoders.base import total_loss
 from vla.errors import SchemaError, UnknownName, UserError
@@ -14,7 +15,6 @@ from vla.latent_action.decoder import ForwardTransformer
 from vla.latent_action.encoder import SpatioTemporal
 from vla.latent_action.features import Pixels, fit
 from vla.latent_action.model import FramePairs
-from vla.codecs.quantizer import FSQ, NSVQ, VQ
 from vla.latent_action.train import frame_pairs
 from vla.noise import Noise
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vla.codecs.quantizer import Quantized, ResidualVQ
 from vla.config import to_json
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import StateDifference
 from vla.latent_action.features import TinyConv, fit
-from vla.codecs.quantizer import Quantized, ResidualVQ
 from vla.noise import Noise
 from vla.types import Loss, Sample, WeightedSum
 
