@@ -150,8 +150,14 @@ def test_jpegs_hold_the_same_frames(tmp_path):
     for jpeg, image in zip(jpegs_at(path, at), images_at(path, at), strict=True):
         assert decode_jpeg(jpeg).shape == image.shape == (64, 48, 3)
         assert np.abs(decode_jpeg(jpeg).astype(int) - image).mean() < 4
-    (half,) = jpegs_at(path, [1.0], size=(32, 24))
+    (half,) = jpegs_at(path, [1.0], short_side=24)
     assert decode_jpeg(half).shape == (32, 24, 3)
+    (small,) = images_at(path, [1.0], size=(32, 24))
+    assert np.abs(decode_jpeg(half).astype(int) - small).mean() < 5
+    blocks = np.asarray(next(images_at(path, [1.0]))).reshape(32, 2, 24, 2, 3).mean((1, 3))
+    assert np.abs(small - blocks).mean() < 4  # every pixel counts, none is skipped
+    (same,) = jpegs_at(path, [1.0], short_side=480)
+    assert decode_jpeg(same).shape == (64, 48, 3)
 
 
 def test_a_video_shorter_than_its_table_is_refused_and_a_longer_one_is_not(tmp_path):
