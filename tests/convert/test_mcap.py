@@ -270,5 +270,8 @@ def test_mistakes_are_named(tmp_path):
     write(tmp_path / "a.mcap", seconds=0.2)
     with pytest.raises(UnknownName, match="header, log, publish"):
         Mcap(tmp_path, 20, clock="wall")
-    with pytest.raises(UserError, match="give the rate of the steps"):
+    with pytest.raises(UserError, match="0 is no rate of steps"):
         Mcap(tmp_path, 0)
+    assert Mcap(tmp_path).features()
+    with pytest.raises(UserError, match="Give the reader's option rate_hz"):
+        next(Mcap(tmp_path).episodes("a.mcap"))

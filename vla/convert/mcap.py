@@ -35,7 +35,7 @@ class Mcap(Reader):
     def __init__(
         self,
         source: str | Path,
-        rate_hz: Any,
+        rate_hz: Any = None,
         clock: str = "log",
         max_age_s: float = 1.0,
         latched: Sequence[str] = (),
@@ -44,10 +44,10 @@ class Mcap(Reader):
         if clock not in TIMES:
             raise UnknownName("clock of messages", clock, TIMES)
         self.source, self.clock, self.max_age_s = Path(source), clock, float(max_age_s)
-        self.rate_hz = Fraction(str(rate_hz))
+        self.rate_hz = None if rate_hz is None else Fraction(str(rate_hz))
         self.latched = frozenset(topic.strip("/") for topic in latched)
-        if not 0 < self.rate_hz <= 10_000:
-            raise UserError(f"rate_hz {rate_hz}: give the rate of the steps")
+        if self.rate_hz is not None and not 0 < self.rate_hz <= 10_000:
+            raise UserError(f"rate_hz {rate_hz} is no rate of steps")
         if self.source.is_file():
             self.files = {self.source.name: self.source}
         else:
@@ -75,6 +75,8 @@ class Mcap(Reader):
     def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
         if part not in self.files:
             raise UnknownName("part", part, list(self.files)[:20])
+        if self.rate_hz is None:
+            raise UserError(f"{self.source}: at which rate are the steps? Give the reader's option rate_hz (`reader: {{rate_hz: 20}}`)")
         try:
             episode: RawEpisode | Unreadable = self._episode(part, self.files[part])
         except (Damaged, SchemaError) as error:

@@ -1,0 +1,112 @@
+"""A LeRobot folder as a source of training samples: the same numbers as after conversion, and the frames of its videos."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+pytest.importorskip("pyarrow")
+
+from tests.convert.test_lerobot_write import ROBOT, make_episode, write_shards
+from vla.convert.card import Card
+from vla.convert.lerobot_inplace import InPlace, open_in_place
+from vla.convert.lerobot_write import LeRobotWriter, Options
+from vla.data.images import decode_frame
+from vla.data.mixture import Mixture, Source
+from vla.data.pipeline import Pipeline
+from vla.data.shard import Dataset
+from vla.errors import Damaged, UserError
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Dataset, Path]:
+    folder = tmp_path_factory.mktemp("inplace")
+    dataset = write_shards(folder / "shards", [make_episode(f"e{i}", 9 + i, every=1 + i % 2) for i in range(4)])
+    with LeRobotWriter(folder / "lerobot", dataset.info, dataset.cameras) as writer:
+        for index in range(len(dataset)):
+            writer.add(dataset.read(index))
+    return dataset, folder / "lerobot"
+
+
+def card_of(folder: Path, **changes) -> Card:
+    data = json.loads(json.dumps(dict(Card.load(folder / "meta/card.yaml").data)))
+    return Card.from_json({**data, **changes})
+
+
+def test_it_reads_as_the_shards_do(exported, tmp_path):
+    shards, folder = exported
+    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    assert (len(dataset), dataset.steps, dataset.cameras) == (len(shards), shards.steps, shards.cameras)
+    assert dataset.info.recorded_action == shards.info.recorded_action and dataset.hours == pytest.approx(shards.hours)
+    for index in range(len(dataset)):
+        old, new = shards.episode(index), dataset.episode(index)
+        assert (new.state == old.state).all() and (new.action == old.action).all() and (new.time_s == old.time_s).all()
+        assert new.spans == old.spans and new.rate_hz == old.rate_hz and not new.action.flags.writeable
+        for camera in dataset.cameras:
+            steps, seen = new.cameras[camera].step, old.cameras[camera].step
+            assert (steps == np.arange(new.steps)).all()
+            for number in (0, 4, new.steps - 1):
+                held = int(np.searchsorted(seen, number, side="right")) - 1
+                want = decode_frame(shards.frame(index, camera, held)).astype(int)
+                shot = dataset.frame(index, camera, number)
+                out = np.zeros_like(want, np.uint8)
+                assert np.abs(decode_frame(shot) - want).max() <= 6
+                assert decode_frame(shot, out) is out and (out == decode_frame(shot)).all()
+
+
+def test_samples_are_drawn_from_it(exported, tmp_path):
+    _, folder = exported
+    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    mixture = Mixture("mine", (Source("mine", dataset, 1.0),), val_fraction=0.0)
+    pipeline = Pipeline(mixture, {"aloha": ROBOT}, seed=3, block=8)
+    for sample in pipeline.samples(range(12)):
+        image = sample.observation.images["third_person"][0]
+        assert abs(int(image[..., 0].mean()) - (40 + 10 * sample.step)) <= 6
+        assert sample.action_TA.shape == (25, 14) and sample.observation.state.shape == (1, 14)
+    assert not pipeline.quarantine.bad
+
+
+def test_the_index_is_built_once_and_again_when_something_changes(exported, tmp_path):
+    _, folder = exported
+    card = card_of(folder)
+    first = open_in_place(folder, card, tmp_path / "index")
+    made_ns = (tmp_path / "index/dataset.json").stat().st_mtime_ns
+    assert open_in_place(folder, card, tmp_path / "index").digest == first.digest
+    assert (tmp_path / "index/dataset.json").stat().st_mtime_ns == made_ns
+    turned = card_of(folder, cameras={role: {"from": how.column, "rotate": 90} for role, how in card.cameras.items()})
+    again = open_in_place(folder, turned, tmp_path / "index")
+    assert again.digest != first.digest
+    assert (decode_frame(again.frame(0, "third_person", 2)) == np.rot90(decode_frame(first.frame(0, "third_person", 2)), -1)).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_it_moves_to_another_process(exported, tmp_path):
+    _, folder = exported
+    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    moved = copy.copy(dataset)  # as a pickle would, through __reduce__
+    assert isinstance(moved, InPlace) and moved.digest == dataset.digest and moved.episode(2).id == dataset.episode(2).id
+
+
+def test_a_damaged_index_and_a_missing_video_are_named(exported, tmp_path):
+    _, folder = exported
+    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    with (tmp_path / "index/action.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(Damaged, match=r"action.bin is missing or has another size .* made again"):
+        copy.copy(dataset)
+    with pytest.raises(UserError, match="makes shards of it first"):
+        dataset.read(0)
+
+
+def test_pictures_in_the_rows_are_to_be_converted(tmp_path):
+    shards = write_shards(tmp_path / "shards", [make_episode("one", 5)])
+    with LeRobotWriter(tmp_path / "lerobot", shards.info, shards.cameras, Options(images=True)) as writer:
+        writer.add(shards.read(0))
+    with pytest.raises(UserError, match="lie in the rows: convert them"):
+        open_in_place(tmp_path / "lerobot", card_of(tmp_path / "lerobot"), tmp_path / "index")
+    assert not (tmp_path / "index").exists() and not list(tmp_path.glob("*.part"))
