@@ -6,8 +6,7 @@ A family (paligemma, qwen_vl, smolvlm, prismatic) says how images become feature
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
+from vla.backbones.flash import dispatch
 from vla.backbones.images import Pixels, stack_images
 from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
 from vla.backbones.prompts import Prompt, PromptEncoder
@@ -214,15 +214,14 @@ class LibraryBackbone(Backbone):
         seen = tokens if cache is None else cache.tokens.cat(tokens)
         self._check_length(len(seen))
         recorder = RecordingCache(self.depth, *((cache.keys, cache.values) if cache is not None else ()))
-        with self._masked(tokens, seen) as mask:
-            out = self.language(
-                inputs_embeds=tokens.x_BSD,
-                position_ids=self._positions(tokens),
-                past_key_values=recorder,
-                use_cache=False,
-                **mask,
-                **self._further(tokens),
-            )
+        out = self.language(
+            inputs_embeds=tokens.x_BSD,
+            position_ids=self._positions(tokens),
+            past_key_values=recorder,
+            use_cache=False,
+            **self._mask(tokens, seen),
+            **self._further(tokens),
+        )
         return Hidden(seen, out.last_hidden_state, *recorder.close())
 
     def logits(self, x_BSD: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -280,22 +279,21 @@ class LibraryBackbone(Backbone):
             self.language._supports_flex_attn = True  # Qwen-VL does, and does not say so
         self._plain = plain if wanted == "auto" or wanted.startswith("flash") else wanted
         self._flash = ("flash_attention_2" if wanted == "auto" else wanted) if flash and wanted in ("auto", *IMPLEMENTATIONS[3:]) else None
-        self.language.set_attn_implementation(self._plain)
+        self.language.set_attn_implementation(self._flash or self._plain)
+        if self._flash:
+            dispatch(self._flash)
 
-    @contextmanager
-    def _masked(self, query: Tokens, key: Tokens) -> Iterator[dict[str, Any]]:
-        """The mask as arguments of the language model, which within it uses the implementation that takes it."""
-        half = query.x_BSD.dtype in (torch.float16, torch.bfloat16)
-        form = flash_form(query, key) if self._flash and half and query.x_BSD.is_cuda else None
+    def _mask(self, query: Tokens, key: Tokens) -> dict[str, Any]:
+        """The mask as arguments of the language model."""
+        form = flash_form(query, key) if self._flash and self._flash_runs(query.x_BSD) else None
         if form is None:
-            yield {"attention_mask": attention_mask(query, key, self._plain)}
-            return
-        config = self.language.config
-        config._attn_implementation_internal = self._flash
-        try:
-            yield {"attention_mask": form[0], "is_causal": form[1]}
-        finally:
-            config._attn_implementation_internal = self._plain
+            return {"attention_mask": attention_mask(query, key, self._plain)}
+        return {"attention_mask": form[0], "is_causal": form[1]}
+
+    def _flash_runs(self, x_BSD: Tensor) -> bool:
+        """Its kernels are for GPUs and half precision."""
+        half = x_BSD.dtype in (torch.float16, torch.bfloat16)
+        return x_BSD.is_cuda and (half or torch.is_autocast_enabled("cuda"))
 
     def _check_length(self, length: int) -> None:
         """One mask serves every layer: a window that would cut this sequence is not in it."""
