@@ -213,7 +213,7 @@ def test_a_mixture_names_urls(server, folder, tmp_path, monkeypatch):
     assert sorted((s.episode, s.step) for s in Pipeline(remote, {"arm": ROBOT}, block=240).samples(range(240))) == want
     path.write_text("sources: [{path: 'http://127.0.0.1:1/arms'}]")
     monkeypatch.setattr("vla.data.remote.FIRST_PAUSE_S", 0.0)
-    with pytest.raises(Unreachable, match="source 1 \\('http://127.0.0.1:1/arms'\\).*could not be read in 6 attempts"):
+    with pytest.raises(UserError, match="source 1 \\('http://127.0.0.1:1/arms'\\).*could not be read in 6 attempts"):
         Mixture.load(path, tmp_path)
     monkeypatch.setenv("VLA_CACHE_GB", "lots")
     with pytest.raises(UserError, match="VLA_CACHE_GB='lots'"):

@@ -14,6 +14,8 @@ sources:
     window: 16                  # optional: draws go through the shards in windows of so many, which a network or a disk likes
     latents: false              # optional: where a run uses latent codes, this source has none
     why: most tasks
+  - foreign: bridge_wds.yaml    # webdataset shards as others publish them, in place: a key map (key_map.py), relative to this file
+    weight: 2
   - mixture: more_robots.yaml   # another mixture as one weighted source; relative to this file
     weight: 1
 """
@@ -28,6 +30,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from vla.data.foreign import open_foreign
+from vla.data.key_map import KeyMap
 from vla.data.reader import Dataset, Pool
 from vla.data.remote import is_url, open_dataset
 from vla.data.verify import verify as verify_dataset
@@ -41,7 +45,7 @@ DATA_ROOT_VARIABLE = "VLA_DATA"
 
 _MIXTURE_KEYS = ("name", "why", "val_fraction", "weights", "sources")
 _WEIGHTS = ("shares", "per_step")
-_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "window", "latents", "why")
+_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "window", "latents", "foreign", "why")
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,20 @@ def data_root(root: str | Path | None = None) -> Path:
 def source_folders(path: str | Path, root: str | Path | None = None) -> list[tuple[str, Path]]:
     """(name as written, folder) of every local dataset that a mixture file names, without opening any. UserError for a wrong file.
 
-    Those at URLs are not among them: they are compared with their manifests file by file, as they arrive.
+    Those at URLs are not among them: they are compared with their manifests file by file, as they arrive. Nor are foreign shards,
+    which have no manifest.
     """
     return list(_folders_of(Path(path), data_root(root), ()))
 
 
 def _folders_of(path: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    for number, row in enumerate(_read(path, above)["sources"], 1):
+    rows = _read(path, above)["sources"]
+    for number, row in enumerate(rows, 1):
         if "mixture" in _check_row(row, f"{path}: source {number}"):
             yield from _folders_of(path.parent / str(row["mixture"]), root, (*above, path.resolve()))
-        else:
+        elif "foreign" not in row:
             name = str(row.get("name", row.get("path")))
-            place = _place(row, root, f"{path}: source {number} ('{name}')")
+            place = _place(row, root, f"{path}: source {number} ('{name}')", rows)
             if isinstance(place, Path):
                 yield name, place
 
@@ -181,8 +187,10 @@ def _check_row(row: Any, where: str) -> Mapping[str, Any]:
     extra = sorted(set(row) - {"mixture", "weight", "why"})
     if "mixture" in row and extra:
         raise SchemaError(f"{where}: a mixture takes only `weight` and `why`; remove {extra}")
-    if not {"path", "name", "mixture"} & set(row):
-        raise SchemaError(f"{where} needs one of `path`, `name` or `mixture`")
+    if not {"path", "name", "mixture", "foreign"} & set(row):
+        raise SchemaError(f"{where} needs one of `path`, `name`, `foreign` or `mixture`")
+    if "foreign" in row and "path" in row:
+        raise SchemaError(f"{where}: `foreign` names a key map, and that its shards; remove `path`")
     return row
 
 
@@ -231,8 +239,11 @@ class _Reader:
     def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...], rows: Sequence[Any]) -> Source | Mixture:
         if "mixture" in _check_row(row, where):
             return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
-        where = f"{where} ('{row.get('name', row.get('path'))}')"
-        dataset = self._open(_place(row, self.root, where, rows), where)
+        where = f"{where} ('{row.get('name', row.get('path', row.get('foreign')))}')"
+        if "foreign" in row:
+            dataset = self._foreign(path.parent / str(row["foreign"]), where)
+        else:
+            dataset = self._open(_place(row, self.root, where, rows), where)
         cameras = row.get("cameras")
         if cameras is not None:
             if not isinstance(cameras, list):
@@ -252,6 +263,12 @@ class _Reader:
         name = str(row.get("name", dataset.info.name))
         return Source(name, dataset, 0.0, epochs, cameras, str(row.get("why", "")), window, latents)
 
+    def _foreign(self, key_map: Path, where: str) -> Dataset:
+        try:
+            return open_foreign(KeyMap.load(key_map), self.root, self.pool)
+        except UserError as error:
+            raise _named(error, where) from error
+
     def _open(self, folder: Path | str, where: str) -> Dataset:
         problems = verify_dataset(folder, full=self.verify == "full") if isinstance(folder, Path) else []
         if problems:
@@ -260,7 +277,14 @@ class _Reader:
         try:
             return open_dataset(folder, self.pool)
         except UserError as error:
-            raise type(error)(f"{where}: {error}") from error
+            raise _named(error, where) from error
+
+
+def _named(error: UserError, where: str) -> UserError:
+    """The same kind of error, to the program that called, with its place in front."""
+    told = Damaged(f"{where}: {error}") if error.exit_code == Damaged.exit_code else SchemaError(f"{where}: {error}")
+    told.exit_code = error.exit_code
+    return told
 
 
 def _weights(given: list[Any], sizes: list[int], per_step: bool, where: str) -> list[float]:

@@ -351,15 +351,16 @@ class Dataset:
 
 
 class ShardFiles:
-    """The three files of one shard: their small tables in memory, all else by positioned reads."""
+    """The three files of one shard: their small tables in memory, all else by positioned reads. `tar`: if it lies elsewhere."""
 
-    def __init__(self, stem: Path, only_index: bool = False) -> None:
+    def __init__(self, stem: Path, only_index: bool = False, tar: Path | None = None) -> None:
         self.stem = stem
         self._fds: dict[str, int] = {}
         self._arrays: dict[str, dict[str, _Array]] = {}
         self._texts: dict[int, str] = {}
         for kind in ("index",) if only_index else ("index", "columns", "tar"):
-            self._fds[kind] = os.open(f"{stem}.{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            path = tar if kind == "tar" and tar else f"{stem}.{kind}"
+            self._fds[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if kind != "tar":
                 header = fmt.read_header(Path(f"{stem}.{kind}"))[0]
                 self._arrays[kind] = {name: _Array(*entry) for name, entry in header.items()}

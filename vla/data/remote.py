@@ -99,7 +99,7 @@ class Cache:
         if size > self.limit_bytes:
             raise UserError(f"{what}: {url} has {size:,} bytes, more than the whole cache ({self.limit_bytes:,}). Set {LIMIT_VARIABLE}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(hashlib.sha256(name.encode()).hexdigest()[:2]):
+        with self.locked(hashlib.sha256(name.encode()).hexdigest()[:2]):
             if _touched(path, size):  # another process was first
                 return path
             part = path.with_name(f"{path.name}.{os.getpid()}-{next(_unique)}.part")
@@ -165,7 +165,7 @@ class Cache:
 
     def _trim(self, keep: Path) -> None:
         """Removes what was used longest ago until the limit holds. Files that are open stay readable for who has them open."""
-        with self._locked("trim"):
+        with self.locked("trim"):
             rows = []
             for path in self.folder.rglob("shard-*"):
                 try:
@@ -182,7 +182,8 @@ class Cache:
                 held -= size
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
+        """One process at a time; the name is a file's."""
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("ab") as file:
