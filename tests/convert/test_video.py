@@ -111,6 +111,20 @@ def test_a_folder_with_captions_becomes_a_dataset(tmp_path):
     assert [number_of(decode_frame(dataset.frame(1, "first_person", i))) for i in range(10)] == list(range(60, 90, 3))
 
 
+def test_a_card_may_store_a_camera_as_video(tmp_path):
+    video(tmp_path / "src/a.mp4", 60)
+    table(tmp_path / "src/captions.csv", ["path", "text"], [["a.mp4", "x"]])
+    mine = card("clips", "text", cameras={"first_person": {"from": "video", "every": 2, "store": "mp4"}})
+    (raw,) = every(VideoFolder(tmp_path / "src"))[0].values()
+    episode = Mapper(mine).episode(raw).episode
+    assert episode is not None
+    with ShardWriter(tmp_path / "out", mine.dataset_info()) as writer:
+        writer.add(episode)
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.video == {"first_person": "h264"} and dataset.episode(0).cameras["first_person"].step.tolist() == list(range(0, 60, 2))
+    assert [number_of(decode_frame(dataset.frame(0, "first_person", i))) for i in range(30)] == list(range(0, 60, 2))
+
+
 def test_every_frame_of_a_video_at_its_own_rate(tmp_path):
     video(tmp_path / "a.mp4", 50, rate=Fraction(30000, 1001))
     table(tmp_path / "captions.csv", ["path", "text"], [["a.mp4", "x"]])

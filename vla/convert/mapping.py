@@ -20,9 +20,10 @@ from vla.convert.fields import BadEpisode, column, compute
 from vla.convert.pictures import Encoding, jpegs, steps_of
 from vla.convert.raw import Feature, RawEpisode
 from vla.convert.vocabulary import TIME_UNITS, FieldMap, Where
+from vla.data.gop import as_video
 from vla.embodiment import Field, Space
 from vla.errors import SchemaError
-from vla.types import Episode, Frames, Span
+from vla.types import Episode, Frames, Span, VideoFrames
 
 MAX_TEXT = 10_000
 """Characters of an instruction; more is no instruction."""
@@ -154,8 +155,8 @@ class Mapper:
             raise BadEpisode("language", f"no instruction in {', '.join(how.columns)}")
         return None if how.missing == "drop" else [[""]]
 
-    def _frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames]:
-        frames = {}
+    def _frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames | VideoFrames]:
+        frames: dict[str, Frames | VideoFrames] = {}
         for role, camera in self.card.cameras.items():
             where = f"camera '{role}' ({camera.column})"
             pictures = raw.pictures.get(camera.column)
@@ -164,7 +165,8 @@ class Mapper:
             step = steps_of(pictures, raw.steps, where)
             _, seen, steps = np.intersect1d(step, keep, assume_unique=True, return_indices=True)
             seen, steps = seen[:: camera.every], steps[:: camera.every]
-            frames[role] = Frames(steps.astype(np.int64), tuple(jpegs(pictures, seen, camera, self.encoding, where)))
+            stored = Frames(steps.astype(np.int64), tuple(jpegs(pictures, seen, camera, self.encoding, where)))
+            frames[role] = as_video(stored, self._rate(raw)) if camera.store == "mp4" else stored
         return frames
 
 

@@ -199,8 +199,8 @@ def _of_clip(clip: Clip, keep: np.ndarray, camera: Camera, encoding: Encoding, w
 
     times = np.asarray(clip.time_s, np.float64)[keep]
     try:
-        if (camera.colour, camera.rotate, camera.flip, camera.crop, encoding.image_size) == ("rgb", 0, "none", None, None):
-            return list(video.jpegs_at(clip.path, times, quality=encoding.quality))
+        if (camera.colour, camera.rotate, camera.flip, camera.crop) == ("rgb", 0, "none", None):
+            return list(video.jpegs_at(clip.path, times, encoding.quality, encoding.image_size))
         images: Iterator[np.ndarray] = video.images_at(clip.path, times)
         return [_encode(_edit(image, camera, encoding, where), encoding) for image in images]
     except Damaged as error:

@@ -205,6 +205,7 @@ class Camera:
     flip: str = entry(choice("none", "horizontal", "vertical"), default="none")
     crop: tuple[int, ...] | None = entry(listed(integer), default=None)
     every: int = entry(integer, default=1)
+    store: str = entry(choice("jpgs", "mp4"), default="jpgs")
 
     def __post_init__(self) -> None:
         if self.crop is not None and (len(self.crop) != 4 or min(self.crop) < 0 or min(self.crop[2:]) < 1):
