@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from scipy.spatial.transform import Rotation
 
 from tests.convert.collection import END, START, table
 from tests.convert.oxe import EPISODES, FEATURES, INSTRUCTION, STEPS, Miniature, features, kind_of
+from vla.cli import main
 from vla.convert.card import Card, card_names
 from vla.convert.engine import Settings, convert
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.raw import RawEpisode
+from vla.convert.rlds import Rlds
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.reader import Dataset
@@ -25,8 +29,9 @@ from vla.errors import SchemaError
 from vla.normalize import RobotNormalizer
 from vla.types import Episode
 
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(FEATURES["datasets"])
-README = Path(__file__).parents[2] / "data_mixtures" / "README.md"
+README = ROOT / "data_mixtures" / "README.md"
 MIXTURES = sorted(path for path in README.parent.glob("*.yaml") if "oxe/" in path.read_text(encoding="utf-8"))
 WITHOUT_RATE = {"stanford_mask_vit_converted_externally_to_rlds"}
 
@@ -229,6 +234,23 @@ def test_words_are_asked_for_where_the_published_mixture_asks():
     raw = only("viola")
     raw.texts["observation/natural_language_instruction"] = [""] * STEPS
     assert [span.text for span in Mapper(Card.find("viola")).episode(raw).episode.instructions] == [""]
+
+
+@pytest.mark.slow
+def test_real_rlds_files_go_the_same_way(tmp_path):
+    names = ("bridge_orig", "fractal20220817_data", "droid")
+    subprocess.run([sys.executable, "-m", "tests.convert.oxe_write", str(tmp_path), *names], check=True, capture_output=True, cwd=ROOT)
+    for name in names:
+        card, out = Card.find(name), tmp_path / "shards" / name
+        source = tmp_path / name / "1.0.0"
+        found = {feature.name: (feature.kind, feature.shape) for feature in Rlds(source).features()}
+        mine = {key: (kind_of(spec)[0], kind_of(spec)[2]) for key, spec in features(name).items()}
+        assert {key: found[key] for key in mine} == mine
+        assert main(["convert", "rlds", str(source), "--card", name, "--out", str(out), "--workers", "0"]) == 0
+        dataset, want = Dataset.open(out), [Mapper(card).episode(Miniature(name).episode(n)[0]).episode for n in range(EPISODES)]
+        actions = sorted((dataset.read(n).action for n in range(EPISODES)), key=lambda rows: rows[0, 0])  # tfds shuffles
+        for got, episode in zip(actions, sorted(want, key=lambda episode: episode.action[0, 0]), strict=True):
+            np.testing.assert_allclose(got, episode.action, atol=1e-6)  # a TFRecord keeps float64 as float32
 
 
 # --- the folder as a whole ---
