@@ -102,9 +102,10 @@ def rotate(values: np.ndarray, convention: str, unit: str, where: str = "") -> n
 
 def openings(values: np.ndarray, how: Gripper, where: str = "") -> np.ndarray:
     """Source values (n, k) -> openings (n, k), 0 closed and 1 open."""
-    opening = (values - how.closed) / (how.open - how.closed)
     if how.relative:
-        return np.apply_along_axis(_remembered, 0, opening, how.threshold) if len(opening) else opening
+        signed = (2 * values - (how.open + how.closed)) / (how.open - how.closed)  # 1 opens, -1 closes
+        return np.apply_along_axis(_remembered, 0, signed, how.threshold) if len(signed) else signed
+    opening = (values - how.closed) / (how.open - how.closed)
     if how.clip:
         opening = opening.clip(0.0, 1.0)
     elif len(opening) and not (opening.min() >= -RANGE and opening.max() <= 1 + RANGE):
@@ -204,13 +205,12 @@ def _decided(opening: np.ndarray, how: Binarise) -> np.ndarray:
     return decided[where[following.clip(max=len(where) - 1)]]
 
 
-def _remembered(opening: np.ndarray, threshold: float) -> np.ndarray:
-    """Opening commands are 1 and closing ones 0 here, none of them 0.5: the last one given, and before the first its opposite."""
-    signed = 2 * opening - 1
+def _remembered(signed: np.ndarray, threshold: float) -> np.ndarray:
+    """The last command given, as an opening; before the first, its opposite."""
     event = np.flatnonzero(np.abs(signed) > threshold)
     if not len(event):
-        return np.ones_like(opening)
-    last = np.searchsorted(event, np.arange(len(opening)), side="right") - 1
+        return np.ones_like(signed)
+    last = np.searchsorted(event, np.arange(len(signed)), side="right") - 1
     held = (signed[event[last.clip(min=0)]] > 0).astype(np.float64)
     held[: event[0]] = 1 - held[event[0]]
     return held

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -75,25 +76,24 @@ def slots(job: Job, workers: int) -> Iterator[Slot]:
         return
     crew = [_Worker(job, range(first, LANES, min(workers, LANES))) for first in range(min(workers, LANES))]
     try:
-        lanes = {number: iter(job.lane(number)) for number in range(LANES)}
-        parts = {number: part for number, names in lanes.items() if (part := next(names, None)) is not None}
-        while parts:
-            for number in list(parts):
-                slot = crew[number % len(crew)].take(parts[number])
+        left = {number: len(job.lane(number)) for number in range(LANES) if job.lane(number)}
+        while left:
+            for number in list(left):
+                slot = crew[number % len(crew)].take()
                 yield slot
-                if slot.end and (following := next(lanes[number], None)) is not None:
-                    parts[number] = following
-                elif slot.end:
-                    del parts[number]
+                left[number] -= slot.end
+                if not left[number]:
+                    del left[number]
     finally:
         for worker in crew:
             worker.stop()
 
 
-def _turns(job: Job, lanes: Sequence[int]) -> Iterator[Slot]:
+def _turns(job: Job, lanes: Sequence[int], note: Callable[[int], None] = lambda part: None) -> Iterator[Slot]:
+    """`note` is told the number of the part that is read next."""
     reader = job.open()
     reader.wanted = job.mapper.card.wanted
-    running = {number: _lane(job, reader, number) for number in lanes if job.lane(number)}
+    running = {number: _lane(job, reader, number, note) for number in lanes if job.lane(number)}
     while running:
         for number in list(running):
             slot = next(running[number], None)
@@ -103,21 +103,22 @@ def _turns(job: Job, lanes: Sequence[int]) -> Iterator[Slot]:
                 yield slot
 
 
-def _lane(job: Job, reader: Reader, number: int) -> Iterator[Slot]:
+def _lane(job: Job, reader: Reader, number: int, note: Callable[[int], None]) -> Iterator[Slot]:
     """The slots of a lane's parts one after the other; the end of a part is a turn of its own."""
-    for part in job.lane(number):
+    for place, part in enumerate(job.lane(number)):
         if part in job.done:
             for _ in range(job.done[part]):
                 yield Slot(part, stored=True, skipped=True)
             yield Slot(part, end=True, skipped=True)
         else:
-            yield from _part(job, reader, part)
+            yield from _part(job, reader, part, partial(note, number + LANES * place))
             yield Slot(part, end=True)
 
 
-def _part(job: Job, reader: Reader, part: str) -> Iterator[Slot]:
+def _part(job: Job, reader: Reader, part: str, note: Callable[[], None]) -> Iterator[Slot]:
     episodes = reader.episodes(part)
     while True:
+        note()
         try:
             raw = next(episodes, None)
         except Damaged as error:
@@ -150,17 +151,19 @@ class _Worker:
     def __init__(self, job: Job, lanes: Sequence[int]) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would take over threads and locks of whatever runs here
         self._slots, sender = spawn.Pipe(duplex=False)
-        self._process = spawn.Process(target=_work, args=(job, list(lanes), sender), daemon=True)
+        self._reading, self._parts = spawn.RawValue("q", -1), job.parts
+        self._process = spawn.Process(target=_work, args=(job, list(lanes), sender, self._reading), daemon=True)
         self._process.start()
         sender.close()
 
-    def take(self, part: str) -> Slot:
-        """The next slot. `part`: the one it is to come from, for the error."""
+    def take(self) -> Slot:
+        """The next slot; Damaged, with the part that it was reading, where the process is dead."""
         try:
             slot = self._slots.recv()
         except (EOFError, ConnectionError) as error:
             self._process.join()
-            code = self._process.exitcode
+            code, number = self._process.exitcode, self._reading.value
+            part = self._parts[number] if number >= 0 else "before the first part"
             raise Damaged(f"{part}: the process that reads it ended with code {code} (-9: killed, mostly for want of memory)") from error
         if isinstance(slot, _Failure):
             failed = UserError(slot.text)
@@ -174,12 +177,15 @@ class _Worker:
         self._slots.close()
 
 
-def _work(job: Job, lanes: Sequence[int], sender: Connection) -> None:
+def _work(job: Job, lanes: Sequence[int], sender: Connection, reading: Any) -> None:
+    def note(part: int) -> None:
+        reading.value = part
+
     ahead: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
     sending = threading.Thread(target=_send, args=(ahead, sender), daemon=True)
     sending.start()
     try:
-        for slot in _turns(job, lanes):
+        for slot in _turns(job, lanes, note):
             ahead.put(slot)
     except UserError as error:
         ahead.put(_Failure(str(error), error.exit_code))
