@@ -18,7 +18,7 @@ def table() -> str:
     for name in sorted(FEATURES["datasets"]):
         card = Card.find(name)
         rate = "?" if card.rate_hz is None else f"{float(card.rate_hz):g}"
-        fields = ", ".join(f.name for f in card.action_space.fields) if card.action_space else "not declared"
+        fields = ", ".join(f"{f.name} ({f.unit}, {f.frame})" for f in card.action_space.fields) if card.action_space else "not declared"
         episodes = "?" if card.source.episodes is None else f"{card.source.episodes:,}"
         cells = (f"`{name}`", f"`{card.embodiment}`", rate, ", ".join(card.cameras), fields, card.licence, episodes, str(len(card.doubts)))
         rows.append(cells)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+import yaml
 from scipy.spatial.transform import Rotation
 
 from tests.convert.collection import END, START, table
@@ -263,6 +264,28 @@ def test_every_dataset_of_the_published_mixtures_has_a_card_and_a_structure():
         listed = [line.split("oxe/")[1].split()[0] for line in text.splitlines() if "path: oxe/" in line]
         assert listed and set(listed) <= set(card_names()) and set(listed) <= set(NAMES), path.name
     assert len(MIXTURES) >= 16
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "total"),  # counted in the published tables: datasets, and the sum of their weights
+    [
+        ("bridge", 1, 1),
+        ("bridge_rt_1", 2, 2),
+        ("rtx", 11, 19.37497585),
+        ("rtx_openvla", 10, 14.37497585),
+        ("rtx_franka", 25, 41.57497585),
+        ("rtx_franka_openvla", 24 - 1, 36.57497585 - 1),  # without joints, which OpenVLA's loader refuses
+        ("octo", 25, 30.77497585),
+        ("oxe_magic_soup", 23, 29.57497585),
+        ("oxe_magic_soup_plus", 27, 31.03497585),
+        ("oxe_magic_soup_plus_minus", 25, 31.33410463),
+        ("oxe_flex_act_soup", 32 + 2, 39.77497585 + 2),  # three datasets for Octo's one of navigation
+        ("oxe_full", 50 + 2, 50 + 2),
+    ],
+)
+def test_weights_are_the_published_ones(name, sources, total):
+    rows = yaml.safe_load((README.parent / f"{name}.yaml").read_text(encoding="utf-8"))["sources"]
+    assert (len(rows), sum(row["weight"] for row in rows)) == (sources, pytest.approx(total))
 
 
 def test_published_weights_keep_their_meaning(tmp_path):
