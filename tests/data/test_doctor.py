@@ -21,7 +21,7 @@ from vla.data.shard import Dataset, DatasetInfo, ShardWriter
 from vla.data.statistics import compute_stats
 from vla.types import Span
 
-QUICK = tuple(robot for robot in CLEAN if robot.name in ("pose_rot6d", "step_quat", "two_arms_joints", "joints_late"))
+QUICK = tuple(robot for robot in CLEAN if robot.name in ("pose_rot6d", "pose_quat", "joints_slow", "two_arms_pose"))
 BASES = {robot.name: robot for robot in CLEAN}
 ON = {  # mistake -> a robot that can have it
     "rotation layout": "pose_rot6d",
@@ -42,9 +42,16 @@ def clean():
     cache = {}
 
     def get(name):
-        return cache.setdefault(name, make(BASES[name]))
+        if name not in cache:  # a little smaller than in the table
+            cache[name] = make(replace(BASES[name], episodes=10, steps=int(0.7 * BASES[name].steps)))
+        return cache[name]
 
     return get
+
+
+def look(folder, filmed=0):
+    """The doctor's report on numbers alone, or with pictures of so many episodes."""
+    return check_dataset(folder, full=False, budget=Budget(filmed=filmed))
 
 
 def kinds(report, severity=None):
@@ -64,7 +71,7 @@ def test_each_of_the_ten_mistakes_is_found_and_nothing_else_is_blamed(mistake, c
     base = clean(ON[mistake])
     outcome = trial(base, variant, tmp_path / "x")
     assert outcome is not None and outcome[0], f"{mistake} ({variant.variant}) was not found"
-    assert set(outcome[1]) <= {"implausible_speed", "rate_differs"}, outcome[1]
+    assert outcome[1] == []
 
 
 @pytest.mark.slow
@@ -109,9 +116,9 @@ def test_the_lag_of_a_plant_is_measured():
 def test_feedback_and_process_noise_are_no_shift(tmp_path):
     # The next command depends on the state that noise has moved: it "explains" the past without having caused it.
     noisy = replace(BASES["step_axis_angle"], name="noisy", noise=5e-3, wrists=False, image_every=30, episodes=8)
-    report = check_dataset(make(noisy).write(tmp_path / "noisy"), full=False)
+    report = look(make(noisy).write(tmp_path / "noisy"))
     assert "actions_shifted" not in kinds(report)
-    assert "actions_shifted" in kinds(check_dataset(shift("rolled late")(make(noisy)).write(tmp_path / "late"), full=False))
+    assert "actions_shifted" in kinds(look(shift("rolled late")(make(noisy)).write(tmp_path / "late")))
 
 
 def test_actions_that_are_the_states_themselves_tell_a_shift_exactly(clean, tmp_path):
@@ -125,7 +132,7 @@ def test_actions_that_are_the_states_themselves_tell_a_shift_exactly(clean, tmp_
         return base.each(each)
 
     for ahead, want in ((0, True), (1, False), (2, True)):
-        report = check_dataset(copies(ahead).write(tmp_path / str(ahead)), full=False)
+        report = look(copies(ahead).write(tmp_path / str(ahead)))
         assert ("actions_shifted" in kinds(report)) == want
 
 
@@ -134,7 +141,7 @@ def test_pictures_that_run_behind_their_rows_are_found(clean, tmp_path):
         frames = {c: replace(f, jpeg=(f.jpeg[0],) * 4 + f.jpeg[:-4]) for c, f in episode.frames.items()}
         return replace(episode, frames=frames)
 
-    report = check_dataset(clean("pose_rot6d").each(late).write(tmp_path / "late"), full=False)
+    report = look(clean("pose_rot6d").each(late).write(tmp_path / "late"), filmed=6)
     (found,) = [f for f in report.findings if f.kind == "misaligned_frames"]
     assert found.evidence["lag_frames"] == 4 and found.severity == "error" and found.where.endswith("wrist")
 
@@ -142,31 +149,33 @@ def test_pictures_that_run_behind_their_rows_are_found(clean, tmp_path):
 def test_time_that_stands_jumps_or_jitters(clean, tmp_path, monkeypatch):
     base = clean("joints_slow")
     uneven = base.each(lambda e: replace(e, time_s=np.cumsum(np.random.default_rng(0).uniform(0.1, 0.6, e.steps))))
-    assert "jitter" in kinds(check_dataset(uneven.write(tmp_path / "uneven"), full=False), "warning")
+    assert "jitter" in kinds(look(uneven.write(tmp_path / "uneven")), "warning")
     gap = base.each(lambda e: replace(e, time_s=e.time_s + 5.0 * (np.arange(e.steps) > 20)))
-    assert {"time_gap", "jitter"} & kinds(check_dataset(gap.write(tmp_path / "gap"), full=False), "warning")
+    assert {"time_gap", "jitter"} & kinds(look(gap.write(tmp_path / "gap")), "warning")
     monkeypatch.setattr("vla.data.writer.check_episode", lambda *args: None)  # which refuses it: other writers might not
     back = base.each(lambda e: replace(e, time_s=np.concatenate([e.time_s[:5], e.time_s[3:-2]])))
-    report = check_dataset(back.write(tmp_path / "back"), full=False)
+    report = look(back.write(tmp_path / "back"))
     assert not report.sound and "time_not_rising" in kinds(report, "error")
 
 
 def test_rates_that_differ_from_the_robots_are_told(clean, tmp_path):
     base = clean("joints_slow")
     other = base.each(lambda e: replace(e, rate_hz=e.rate_hz * 2, time_s=e.time_s / 2))
-    assert kinds(check_dataset(other.write(tmp_path / "x"), full=False)) == {"rate_differs"}
-    (found,) = [f for f in check_dataset(wrong_rate(2)(base).write(tmp_path / "y"), full=False).findings if f.kind == "wrong_rate"]
+    assert kinds(look(other.write(tmp_path / "x"))) == {"rate_differs"}
+    (found,) = [f for f in look(wrong_rate(2)(base).write(tmp_path / "y")).findings if f.kind == "wrong_rate"]
     assert found.evidence["measured_hz"] == pytest.approx(3, rel=0.01) and found.evidence["declared_hz"] == 6
 
 
 def test_values_that_no_robot_has(clean, tmp_path, monkeypatch):
     monkeypatch.setattr("vla.data.writer.check_episode", lambda *args: None)
-    episodes = list(clean("pose_rot6d").episodes)
+    monkeypatch.setattr("vla.embodiment.Space.check", lambda *args: None)
+    made = clean("pose_rot6d").each(lambda e: replace(e, action=e.action * [1, 1, 0, *[1] * 7]))
+    episodes = list(made.episodes)
     state, action = np.array(episodes[3].state), np.array(episodes[3].action)
     state[7, 1], action[5, 0], action[6, 2] = 1e6, np.nan, np.inf
     episodes[3] = replace(episodes[3], state=state, action=action)
-    made = replace(clean("pose_rot6d"), episodes=tuple(replace(e, action=e.action * [1, 1, 0, *[1] * 7]) for e in episodes))
-    report = check_dataset(made.write(tmp_path / "x"), full=False)
+    made = replace(made, episodes=tuple(episodes))
+    report = look(made.write(tmp_path / "x"))
     by_kind = {f.kind: f for f in report.findings}
     assert by_kind["not_finite"].evidence["rows"] == 2
     assert (
@@ -220,8 +229,8 @@ def test_the_same_motion_in_another_scene_is_no_copy(clean, tmp_path):
         rows = {k: getattr(episode, k)[:n] for k in ("state", "action", "time_s")}
         return replace(episode, id=f"again-{episode.id}", frames=frames, instructions=(Span("again", 0, n),), **rows)
 
-    moved = tuple(map(elsewhere, zip(base.episodes, other.episodes, strict=True)))
-    report = check_dataset(replace(base, episodes=base.episodes + moved).write(tmp_path / "x"), full=False)
+    moved = tuple(map(elsewhere, zip(base.episodes, other.episodes, strict=False)))
+    report = look(replace(base, episodes=base.episodes + moved).write(tmp_path / "x"))
     assert "duplicate_episodes" not in kinds(report) and report.sound
 
 
@@ -232,12 +241,12 @@ def test_idle_stretches_and_poor_language_are_told(clean, tmp_path):
         rows = {k: np.concatenate([getattr(episode, k), v]) for k, v in still.items()}
         return replace(episode, time_s=np.arange(n) / 3, instructions=(Span("", 0, n),), **rows)
 
-    report = check_dataset(clean("joints_slow").each(idle).write(tmp_path / "x"), full=False)
+    report = look(clean("joints_slow").each(idle).write(tmp_path / "x"))
     by_kind = {f.kind: f for f in report.findings}
     assert by_kind["idle"].severity == "warning" and by_kind["idle"].evidence["share_at_ends"] > 0.6
     assert by_kind["missing_language"].severity == "warning"
     same = clean("joints_slow").each(lambda e: replace(e, instructions=(Span("do it", 0, e.steps),)))
-    assert kinds(check_dataset(same.write(tmp_path / "y"), full=False)) == {"one_instruction"}
+    assert kinds(look(same.write(tmp_path / "y"))) == {"one_instruction"}
 
 
 def test_a_trusted_dataset_betrays_what_is_consistent_in_itself(clean, tmp_path):
@@ -252,7 +261,7 @@ def test_a_trusted_dataset_betrays_what_is_consistent_in_itself(clean, tmp_path)
     good.write(tmp_path / "good")
     fresh.write(tmp_path / "fresh")
     both.change(fresh).write(tmp_path / "bad")
-    assert check_dataset(tmp_path / "bad", full=False).sound
+    assert look(tmp_path / "bad").sound
     assert not kinds(check_dataset(tmp_path / "fresh", full=False, like=tmp_path / "good"), "error")
     assert "swapped_arms" in kinds(check_dataset(tmp_path / "bad", full=False, like=tmp_path / "good"), "error")
 
@@ -274,19 +283,19 @@ def test_a_dataset_of_a_mixture_whose_gripper_goes_the_other_way(clean, tmp_path
     report = check_mixture(tmp_path / "mix.yaml", tmp_path, full=False)
     (found,) = report.of("error")
     assert found.kind == "inverted_gripper" and found.where == "wrong: action.gripper" and "right" in found.detail
-    assert check_dataset(tmp_path / "wrong", full=False).sound  # alone it cannot be told; the direction is a note
-    assert "gripper_direction" in kinds(check_dataset(tmp_path / "wrong", full=False), "note")
+    assert look(tmp_path / "wrong").sound  # alone it cannot be told; the direction is a note
+    assert "gripper_direction" in kinds(look(tmp_path / "wrong"), "note")
 
 
 def test_fresh_statistics_are_no_alarm_and_damaged_ones_are(clean, tmp_path):
     folder = clean("joints_slow").write(tmp_path / "x")
     dataset = Dataset.open(folder)
     compute_stats([dataset], {dataset.info.robot.name: dataset.info.robot}, save=True)
-    assert check_dataset(folder, full=False).sound
+    assert look(folder).sound
     next((folder / "stats").glob("*.json")).write_text("{}")
-    assert kinds(check_dataset(folder, full=False)) == {"damaged"}
+    assert kinds(look(folder)) == {"damaged"}
     stale(digest_fits=True)(folder)
-    (found,) = check_dataset(folder, full=False).of("error")
+    (found,) = look(folder).of("error")
     assert found.kind == "stale_statistics" and found.fix
 
 

@@ -84,7 +84,7 @@ def _row_hashes(episode: StoredEpisode) -> np.ndarray:
         table = next(iter(episode.cameras.values()))
         return mix(np.asarray(table.crc, np.uint64))
     values = np.nan_to_num(np.concatenate(parts, axis=1))
-    whole = np.round(values * 1e6).astype(np.int64).astype(np.uint64)
+    whole = np.round(np.clip(values, -1e12, 1e12) * 1e6).astype(np.int64).astype(np.uint64)
     hashed = np.zeros(len(whole), np.uint64)
     for column in whole.T:
         hashed = mix(hashed, column)

@@ -38,7 +38,7 @@ def examine(sample: Sampled) -> list[Finding]:
             found += list(check(sample))
         except UserError as error:  # a frame or a shard that cannot be read is itself a finding, and the others still look
             found.append(Finding("unreadable", f"{sample.name}: {what}", str(error), "error"))
-    return ordered(_once(found))
+    return ordered(_causes(_once(found)))
 
 
 def examine_together(samples: Sequence[Sampled]) -> list[Finding]:
@@ -49,6 +49,20 @@ def examine_together(samples: Sequence[Sampled]) -> list[Finding]:
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+FOLLOW = {
+    "swapped_arms": ("inverted_gripper", "wrong_sign"),
+    "degrees_for_radians": ("implausible_speed",),
+    "wrong_rate": ("rate_differs",),
+}
+"""Mistake -> findings that it brings about by itself."""
+
+
+def _causes(findings: Sequence[Finding]) -> list[Finding]:
+    """Without what another finding explains."""
+    explained = {follower for finding in findings for follower in FOLLOW.get(finding.kind, ())}
+    return [finding for finding in findings if finding.kind not in explained]
 
 
 def _once(findings: Sequence[Finding]) -> list[Finding]:

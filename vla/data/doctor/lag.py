@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla.data.doctor.finding import Finding
+from vla.data.doctor.finding import Finding, Severity
 from vla.data.doctor.sample import MAX_ROWS, Sampled, named_alike
 from vla.embodiment import ROTATION_UNITS, Field
 
@@ -23,6 +23,8 @@ FUTURE_GAIN = 0.2
 FUTURE_HINT = 0.035
 """... or so much, where it is also the best single row. On sound data the two differ by less than 0.015 (docs/data-doctor.md)."""
 MIN_ROWS = 60
+COPIED = 0.9
+"""Share of exact copies from which actions are taken to be made of states."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ class Response:
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    made_of_states = False
     for action, state in channels(sample):
         u, x = sample.action(action.name), sample.state(state.name)
-        yield from _copies(sample, action, state, u, x)
+        same = _copied(action, state, u, x)
+        made_of_states |= same[1] > COPIED
+        yield from _copies(sample, action, same)
         found = respond(u, x, action.name, state.name)
         if found is not None:
             yield from _acausal(sample, found)
-    yield from _edges(sample)
+    yield from _edges(sample, made_of_states)
 
 
 def channels(sample: Sampled) -> list[tuple[Field, Field]]:
@@ -134,36 +139,42 @@ def _acausal(sample: Sampled, found: Response) -> Iterator[Finding]:
     )
 
 
-def _copies(sample: Sampled, action: Field, state: Field, u: Sequence[np.ndarray], x: Sequence[np.ndarray]) -> Iterator[Finding]:
-    """Actions that are the recorded states themselves (or their differences) of another row than the next."""
+def _copied(action: Field, state: Field, u: Sequence[np.ndarray], x: Sequence[np.ndarray]) -> dict[int, float]:
+    """Share of the actions that are exactly the state (or its difference) so many rows ahead, where it moves."""
+    same = dict.fromkeys((0, 1, 2), 0.0)
     if action.unit != state.unit or action.unit == "command" or action.size != state.size:
-        return
-    absolute = action.frame == "absolute"
-    same = {}
-    for ahead in (0, 1, 2):
+        return same
+    for ahead in same:
         parts = []
         for a, b in zip(u, x, strict=True):
-            want = b if absolute else np.diff(b, axis=0, prepend=b[:1])  # [k] leads to the state of row k
+            want = b if action.frame == "absolute" else np.diff(b, axis=0, prepend=b[:1])  # [k] leads to the state of row k
             n = min(len(a), len(want) - ahead)
             moved = np.abs(np.diff(b, axis=0, append=b[-1:])).max(1)[:n] > 1e-9
             if n > 4 and moved.any():
                 parts.append((np.abs(a[:n] - want[ahead : ahead + n]).max(1) <= 1e-6 * (1 + np.abs(a[:n]).max(1)))[moved])
-        same[ahead] = float(np.concatenate(parts).mean()) if parts else 0.0
-    if len(u) < 2 or max(same[0], same[2]) < 0.9 or same[1] > 0.5:
-        return
+        same[ahead] = float(np.concatenate(parts).mean()) if len(parts) > 1 else 0.0
+    return same
+
+
+def _copies(sample: Sampled, action: Field, same: dict[int, float]) -> Iterator[Finding]:
+    """Actions that were made from the states, of another row than the next."""
     wrong = 0 if same[0] >= same[2] else 2
-    yield Finding(
-        "actions_shifted",
-        f"{sample.name}: action.{action.name}",
-        f"{same[wrong]:.0%} of the actions are exactly the state {wrong} rows ahead; made from states, row t leads to row t + 1",
-        "error",
-        {"equal_to_state_ahead": same},
-        "pair row t with the state of row t + 1 when converting.",
-    )
+    if same[wrong] > COPIED and same[1] < 0.5:
+        yield Finding(
+            "actions_shifted",
+            f"{sample.name}: action.{action.name}",
+            f"{same[wrong]:.0%} of the actions are exactly the state {wrong} rows ahead; made from states, row t leads to row t + 1",
+            "error",
+            {"equal_to_state_ahead": same},
+            "pair row t with the state of row t + 1 when converting.",
+        )
 
 
-def _edges(sample: Sampled) -> Iterator[Finding]:
-    """What a shift leaves at the ends of episodes: a row that stands twice, or one that came around from the other end."""
+def _edges(sample: Sampled, made_of_states: bool) -> Iterator[Finding]:
+    """What a shift leaves at the ends of episodes: a row that stands twice, or one that came around from the other end.
+
+    Actions made of states end with a row twice by nature: the last state has no next one.
+    """
     rows = [trace.action[:MAX_ROWS] for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
     whole = [len(trace.action) <= MAX_ROWS for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
     if len(rows) < 6:
@@ -172,15 +183,16 @@ def _edges(sample: Sampled) -> Iterator[Finding]:
     for where, pair, after, drop in (("first", (0, 1), (1, 2), "late"), ("last", (-1, -2), (-2, -3), "early")):
         used = [a for a, complete in zip(rows, whole, strict=True) if complete or where == "first"]
         twice = np.mean([(a[pair[0]] == a[pair[1]]).all() and (a[after[0]] != a[after[1]]).any() for a in used]) if used else 0.0
-        if len(used) >= 6 and twice > 0.9 and inner < 0.1:
-            yield _edge_finding(sample, f"the {where} two rows of actions are the same in {twice:.0%} of the episodes", drop, inner)
+        if len(used) >= 6 and twice > 0.9 and inner < 0.1 and not (made_of_states and where == "last"):
+            text = f"the {where} two rows of actions are the same in {twice:.0%} of the episodes"
+            yield _edge_finding(sample, text, drop, inner, "error" if where == "first" else "warning")
             return
     jumps = np.array([_wrapped(a) for a, complete in zip(rows, whole, strict=True) if complete])
     if len(jumps) >= 6:
         for column, where, drop in ((0, "first", "late"), (1, "last", "early")):
             if (share := (jumps[:, column] > 0).mean()) > 0.8:
                 text = f"the {where} row of actions continues the other end of the episode in {share:.0%} of them"
-                yield _edge_finding(sample, text, drop, inner)
+                yield _edge_finding(sample, text, drop, inner, "error")
 
 
 def _wrapped(a: np.ndarray) -> tuple[bool, bool]:
@@ -195,12 +207,12 @@ def _wrapped(a: np.ndarray) -> tuple[bool, bool]:
     return (apart(0, 1) > limit > apart(0, -1)), (apart(-1, -2) > limit > apart(-1, 0))
 
 
-def _edge_finding(sample: Sampled, text: str, direction: str, inner: float) -> Finding:
+def _edge_finding(sample: Sampled, text: str, direction: str, inner: float, severity: Severity) -> Finding:
     return Finding(
         "actions_shifted",
         f"{sample.name}: action",
         f"{text} (elsewhere rows repeat in {inner:.1%}): they were moved one step {'later' if direction == 'late' else 'earlier'}",
-        "error",
+        severity,
         {"repeats_elsewhere": float(inner), "direction": direction},
         "pair each action with the observation after which it was issued, and drop the row that has no partner.",
     )

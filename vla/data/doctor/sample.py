@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -64,7 +64,9 @@ class Sampled:
 
     @cached_property
     def traces(self) -> list[StoredEpisode]:
-        return [self.dataset.episode(int(index)) for index in self.episode_N]
+        """The episodes looked at; a number that is none (counted elsewhere) holds its value of the row before."""
+        stored = (self.dataset.episode(int(index)) for index in self.episode_N)
+        return [replace(trace, state=_held(trace.state), action=_held(trace.action)) for trace in stored]
 
     @property
     def state_space(self) -> Space | None:
@@ -95,7 +97,9 @@ class Sampled:
     def films(self) -> list[tuple[StoredEpisode, dict[str, Film]]]:
         """The filmed episodes with a run of consecutive frames of every camera, where most of the state's motion is."""
         found = []
-        chosen = self.traces[:: max(len(self.traces) // max(self.budget.filmed, 1), 1)][: self.budget.filmed]
+        if not self.budget.filmed:
+            return []
+        chosen = self.traces[:: max(len(self.traces) // self.budget.filmed, 1)][: self.budget.filmed]
         for trace in chosen:
             self.progress(f"{self.name}: frames of episode '{trace.id}'")
             films = {camera: self._film(trace, camera) for camera in self.dataset.cameras}
@@ -118,6 +122,14 @@ class Sampled:
             grey.append(picture.mean(-1))
             colour.append(picture.reshape(8, THUMB // 8, 8, THUMB // 8, 3).mean((1, 3)))
         return Film(np.asarray(table.step[first : first + count]), np.stack(grey), np.mean(colour, axis=0))
+
+
+def _held(rows: np.ndarray | None) -> np.ndarray | None:
+    if rows is None or np.isfinite(rows).all():
+        return rows
+    fine = np.isfinite(rows)
+    last = np.maximum.accumulate(np.where(fine, np.arange(len(rows))[:, None], 0), axis=0)
+    return np.nan_to_num(np.take_along_axis(rows, last, 0), posinf=0.0, neginf=0.0)
 
 
 def pick(dataset: Dataset, count: int, seed: int) -> np.ndarray:
