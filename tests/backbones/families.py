@@ -81,6 +81,13 @@ def prismatic(towers: int = 2, **changes) -> Prismatic:
     return Prismatic({**library, "text_config": dict(LLAMA)}, **{**SHORT, "prompt": prompt, **changes})
 
 
+def quick(*names: str) -> list:
+    """All families, those that are not named in the slow tests alone."""
+    import pytest
+
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
+
 FAMILIES: dict[str, LibraryConfig] = {
     "paligemma": paligemma(),
     "paligemma2": paligemma("gemma2"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.backbones.families import FAMILIES
+from tests.backbones.families import FAMILIES, quick
 from tests.parts import ROBOTS, observation
 from vla.backbones.empty import build_empty, count_parameters, load_four_bit, restore_buffers, spread
 from vla.backbones.paligemma import PaliGemma
@@ -40,6 +40,7 @@ def test_published_sizes(name):
     assert count_parameters(backbone) / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_openvlas_size():
     """Llama-2-7B with 32,064 words 6.739B; both towers, whole, and the projector 0.802B, of which the last blocks are cut away here."""
     prepare_torchvision()
@@ -64,7 +65,7 @@ def states(backbone) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick("paligemma", "qwen2_5_vl"))
 def test_buffers_survive_being_built_without_weights(name):
     """Empty with real buffers; and wholly on the meta device, filled with garbage, and restored."""
     config = FAMILIES[name]
@@ -85,7 +86,7 @@ def test_buffers_survive_being_built_without_weights(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "prismatic"])
+@pytest.mark.parametrize("name", quick("qwen3_vl"))
 def test_spread_over_memory_and_disk(name, tmp_path):
     """What accelerate does over GPUs, with memory and disk: layers come from disk when they run; same states, also after a cache."""
     config = FAMILIES[name]

@@ -61,8 +61,8 @@ def processor(name: str, backbone):
     return Qwen2VLImageProcessor(**side, image_mean=list(pixels.mean), image_std=list(pixels.std))
 
 
-def library_states(name: str, backbone, observations: list[Observation], inputs) -> torch.Tensor:
-    """Final states of the library's own forward pass."""
+def library_states(name: str, backbone, observations: list[Observation], inputs, suffix: int = 0) -> torch.Tensor:
+    """Final states of the library's own forward pass; the last `suffix` tokens are causal in any family."""
     images = [[frame for view in obs.images.values() for frame in view] for obs in observations]
     processed = processor(name, backbone)(
         images=images if name == "smolvlm" else [each for row in images for each in row], return_tensors="pt"
@@ -71,6 +71,7 @@ def library_states(name: str, backbone, observations: list[Observation], inputs)
     given = {"input_ids": torch.where(patch >= 0, IMAGE_ID[name], inputs["token_BS"]), "attention_mask": inputs["token_valid_BS"].long()}
     if name.startswith("paligemma"):
         given["token_type_ids"] = torch.zeros_like(patch)
+        given["token_type_ids"][:, patch.shape[1] - suffix :] = 1
     if name.startswith("qwen"):
         given["mm_token_type_ids"] = (patch >= 0).int()
     return whole_model(name, backbone)(**given, **processed, use_cache=False).last_hidden_state
@@ -86,6 +87,24 @@ def test_states_are_the_librarys(made, name):
     assert not tokens.valid_BS.all()
     want = library_states(name, backbone, observations, inputs)
     torch.testing.assert_close(backbone(tokens).x_BSD[tokens.valid_BS], want[tokens.valid_BS], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LIBRARY_FAMILIES)
+def test_words_after_a_prefix_are_where_the_library_puts_them(made, name):
+    """A causal suffix after the cache of a batch with padding: the states of the longer text, row by row without padding."""
+    backbone, words = made[name], torch.tensor([[10, 11, 12]])
+    observations = rows(side=32 if name == "smolvlm" else 16)
+    inputs = backbone.collate(observations)
+    tokens = backbone.embed(inputs)
+    suffix = suffix_tokens(tokens, backbone.language.embed_tokens(words.expand(3, -1)), causal=True)
+    got = backbone(suffix, cache=backbone(tokens)).x_BSD
+    for row, obs in enumerate(observations):
+        alone = backbone.collate([obs])
+        longer = {"patch_BS": -torch.ones_like(words), "token_BS": words, "token_valid_BS": torch.ones_like(words).bool()}
+        longer = {key: torch.cat([alone[key], tensor], dim=1) for key, tensor in longer.items()}
+        want = library_states(name, backbone, [obs], longer, suffix=3)[0, -3:]
+        torch.testing.assert_close(got[row], want, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.backbones.families import FAMILIES, tokenizer_json
+from tests.backbones.families import FAMILIES, quick, tokenizer_json
 from tests.parts import ROBOTS, contents, observation
 from vla.backbones.adapters import LoRA
 from vla.backbones.library import Origin
@@ -89,7 +89,7 @@ def published_prismatic(folder: Path) -> Path:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick("paligemma2", "qwen2_5_vl", "prismatic"))
 def test_a_folder_of_the_library_becomes_a_backbone(name, tmp_path):
     folder = published(name, tmp_path / "published")
     config = from_pretrained(str(folder), prompt=FAMILIES[name].prompt)

@@ -17,9 +17,8 @@ def build_empty(config: Any, *args: Any) -> Any:
 
     Buffers are real: rotary frequencies and Gemma's embedding scale are not in any checkpoint, and would be garbage after `to_empty`.
     """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
+    accelerate = _accelerate()
+    with accelerate.init_empty_weights(include_buffers=False):
         return config.build(*args)
 
 
@@ -45,17 +44,26 @@ def spread(module: nn.Module, checkpoint: Path, devices: Mapping[Any, Any] | str
 
     `devices`: a map of module names, or "auto"; `limits`: `max_memory`, `offload_folder`. Layers are never split.
     """
-    from accelerate import dispatch_model, infer_auto_device_map, load_checkpoint_in_model
-
+    accelerate = _accelerate()
     whole = {name for each in module.modules() for name in (getattr(each, "_no_split_modules", None) or ())}
     if devices == "auto":
-        devices = infer_auto_device_map(module, max_memory=limits.get("max_memory"), no_split_module_classes=sorted(whole), dtype=dtype)
+        devices = accelerate.infer_auto_device_map(
+            module, max_memory=limits.get("max_memory"), no_split_module_classes=sorted(whole), dtype=dtype
+        )
     if "disk" in devices.values() and not limits.get("offload_folder"):
         raise UserError("the devices do not hold this model: give offload_folder, a folder on disk for the rest")
     folder = limits.get("offload_folder")
-    load_checkpoint_in_model(module, str(checkpoint), device_map=dict(devices), dtype=dtype, offload_folder=folder)
+    accelerate.load_checkpoint_in_model(module, str(checkpoint), device_map=dict(devices), dtype=dtype, offload_folder=folder)
     main = next((each for each in devices.values() if each not in ("cpu", "disk")), "cpu")  # accelerate looks for a GPU
-    return dispatch_model(module, device_map=dict(devices), offload_dir=folder, main_device=main)
+    return accelerate.dispatch_model(module, device_map=dict(devices), offload_dir=folder, main_device=main)
+
+
+def _accelerate() -> Any:
+    try:
+        import accelerate
+    except ImportError as error:
+        raise UserError("models without weights, or spread over devices, need accelerate: pip install 'vla[train]'") from error
+    return accelerate
 
 
 def load_four_bit(backbone: Any, device: str = "cuda") -> Any:

@@ -91,8 +91,10 @@ class _Towers(nn.Module):
 
     def __init__(self, library: Mapping[str, Any]) -> None:
         super().__init__()
-        import timm
-
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError("Prismatic's towers need timm: pip install 'vla[train]'") from error
         names = library["timm_model_ids"]
         overrides = library.get("timm_overrides") or [{}] * len(names)
         if len(names) not in (1, 2):
