@@ -53,6 +53,92 @@ def test_merge_keeps_every_row_and_the_bound():
         assert rank_distance(rows, merged.quantile(q)[0], q) <= merged.rank_error() + 1e-9
 
 
+def hostile(kind, n, rng):
+    """Orders and distributions that hurt sketches; float64 (n,)."""
+    ramp = np.arange(n, dtype=float)
+    return {
+        "rising": ramp,
+        "falling": -ramp,
+        "from the ends in": np.where(np.arange(n) % 2, ramp, -ramp),
+        "zooming in": (-0.999) ** ramp * 1e6 + rng.normal(size=n) * 1e-6,
+        "saw": ramp % 4097,  # one more than the sketch holds
+        "ties": np.floor(rng.pareto(0.5, n).clip(max=1e12)) % 7,
+        "two values": (ramp % 100 < 1).astype(float),  # the step lies exactly at q99
+        "heavy tail": rng.standard_cauchy(n) ** 3,
+        "one outlier": np.where(ramp == n // 3, 1e6, rng.normal(size=n)),
+        "blocks": np.repeat(rng.normal(size=n // 4096 + 1), 4096)[:n],
+    }[kind]
+
+
+KINDS = ("rising", "falling", "from the ends in", "zooming in", "saw", "ties", "two values", "heavy tail", "one outlier", "blocks")
+
+
+def test_quantiles_lie_within_half_a_percentile_rank_for_hostile_data_in_any_grouping():
+    n, rng = 80_000, np.random.default_rng(4)
+    rows_NA = np.stack([hostile(kind, n, rng) for kind in KINDS], -1)
+    whole = Stats(len(KINDS))
+    for part in np.array_split(rows_NA, 61):
+        whole.update(part)
+    leaves = []
+    for part in np.split(rows_NA, sorted(rng.choice(n, 40, replace=False))):
+        leaves.append(Stats(len(KINDS)))
+        leaves[-1].update(part)
+    copies = [[Stats.from_json(leaf.to_json()) for leaf in leaves] for _ in range(3)]
+    chain = copies[0][0]
+    for leaf in copies[0][1:]:
+        chain.merge(leaf)
+    backwards = copies[1][-1]
+    for leaf in reversed(copies[1][:-1]):
+        backwards.merge(leaf)
+    tree = copies[2]
+    while len(tree) > 1:
+        for one, two in zip(tree[::2], tree[1::2], strict=False):
+            one.merge(two)
+        tree = tree[::2]
+    for stats in (whole, chain, backwards, tree[0]):
+        assert stats.count == n == sum(len(v) * 2**h for h, v in enumerate(stats._levels))
+        assert stats.rank_error() <= 0.005
+        for q in (0.01, 0.5, 0.99):
+            off = [rank_distance(rows_NA[:, a], stats.quantile(q)[a], q) for a in range(len(KINDS))]
+            assert max(off) <= stats.rank_error() + 1e-9, (KINDS[int(np.argmax(off))], q)
+
+
+def test_the_bound_holds_up_to_four_billion_rows():
+    # A level is begun by 2^level full sketches, so n rows make at most log2(n / 4096) levels above the first.
+    stats = Stats(1)
+    stats._levels = [np.zeros((0, 1))] * (1 + 20)
+    assert SKETCH_SIZE * 2**20 > 4e9 and stats.rank_error() <= 0.005
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted():
+    rows_NA = np.random.default_rng(5).normal(size=(9000, 2))
+    spoiled = np.insert(rows_NA, [3, 3, 8000], np.array([[np.nan, 0.0], [0.0, np.inf], [-np.inf, np.nan]]), axis=0)
+    want, found = Stats(2), Stats(2)
+    want.update(rows_NA)
+    found.update_finite(spoiled)
+    assert found.dropped == 3 and {**found.to_json(), "dropped": 0} == want.to_json()
+    found.merge(found.from_json(found.to_json()))
+    assert found.dropped == 6 and found.count == 18_000
+    old = want.to_json()
+    del old["dropped"]  # as the first version wrote it
+    assert Stats.from_json(old).dropped == 0
+
+
+def test_one_outlier_and_a_constant_are_flagged_and_stay_finite():
+    rows_NA = np.stack([np.random.default_rng(6).normal(size=20_000), np.full(20_000, 0.25)], -1)
+    rows_NA[777, 0] = 1e6
+    stats = Stats(2)
+    stats.update(rows_NA)
+    low, high = stats.quantile(0.01)[0], stats.quantile(0.99)[0]
+    assert rank_distance(rows_NA[:, 0], low, 0.01) <= 0.005 and rank_distance(rows_NA[:, 0], high, 0.99) <= 0.005
+    assert -2.5 < low < -2.2 and 2.2 < high < 2.5  # the outlier moves neither
+    normalizer = Normalizer.fit(stats)
+    assert normalizer.degenerate == (0, 1)  # the rule cannot tell an outlier from a rare event, so it is named
+    unit = normalizer.normalize(rows_NA)
+    assert np.isfinite(unit).all() and np.abs(unit).max() <= 1
+    np.testing.assert_allclose(normalizer.denormalize(unit), rows_NA, rtol=1e-12, atol=1e-9)
+
+
 def test_json_round_trip_continues_identically():
     rng = np.random.default_rng(3)
     stats = Stats(2)

@@ -184,13 +184,17 @@ def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:
 def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any]]:
     """One row per dimension; `degenerate`: too thin to be a scale, see `vla.normalize.Normalizer`; `outlier`: an extreme is far
     outside what nearly all rows hold."""
+    import numpy as np
+
     from vla.normalize import Normalizer, dimension_names
 
     part: Stats = getattr(stats, kind)
     if not part.width:
         return []
     fitted = Normalizer.fit(part)
-    far = abs(fitted.normalize(part.min_A)), abs(fitted.normalize(part.max_A))
+    middle = part.quantile(0.5)
+    half = (part.quantile(0.99) - part.quantile(0.01)) / 2
+    far = np.maximum(part.max_A - middle, middle - part.min_A)
     columns = {
         "min": part.min_A,
         "q01": part.quantile(0.01),
@@ -205,14 +209,14 @@ def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any
             "name": name,
             **{key: float(values[i]) for key, values in columns.items()},
             "degenerate": i in fitted.degenerate,
-            "outlier": bool(max(far[0][i], far[1][i]) > OUTLIER),
+            "outlier": bool(far[i] > OUTLIER * half[i] > 0),
         }
         for i, name in enumerate(dimension_names(getattr(robot, kind)))
     ]
 
 
-OUTLIER = 20.0
-"""Normalised values beyond this are flagged: they are quarantine's business, not the scale's."""
+OUTLIER = 50.0
+"""An extreme so many half-ranges (q01..q99) from the median is flagged: drop such rows (`vla check` says where they are)."""
 FLAGS = ("name", "degenerate", "outlier")
 
 
