@@ -17,8 +17,9 @@ from vla.convert.card import Card
 from vla.convert.lerobot_inplace import InPlace, open_in_place
 from vla.convert.lerobot_write import LeRobotWriter, Options
 from vla.data.images import decode_frame
-from vla.data.mixture import Mixture, Source
+from vla.data.mixture import Mixture, Source, source_folders
 from vla.data.pipeline import Pipeline
+from vla.data.remote import Cache
 from vla.data.shard import Dataset
 from vla.errors import Damaged, UserError
 
@@ -40,7 +41,7 @@ def card_of(folder: Path, **changes) -> Card:
 
 def test_it_reads_as_the_shards_do(exported, tmp_path):
     shards, folder = exported
-    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    dataset = open_in_place(folder, card_of(folder), Cache(tmp_path, 1 << 30))
     assert (len(dataset), dataset.steps, dataset.cameras) == (len(shards), shards.steps, shards.cameras)
     assert dataset.info.recorded_action == shards.info.recorded_action and dataset.hours == pytest.approx(shards.hours)
     for index in range(len(dataset)):
@@ -61,7 +62,7 @@ def test_it_reads_as_the_shards_do(exported, tmp_path):
 
 def test_samples_are_drawn_from_it(exported, tmp_path):
     _, folder = exported
-    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    dataset = open_in_place(folder, card_of(folder), Cache(tmp_path, 1 << 30))
     mixture = Mixture("mine", (Source("mine", dataset, 1.0),), val_fraction=0.0)
     pipeline = Pipeline(mixture, {"aloha": ROBOT}, seed=3, block=8)
     for sample in pipeline.samples(range(12)):
@@ -71,31 +72,49 @@ def test_samples_are_drawn_from_it(exported, tmp_path):
     assert not pipeline.quarantine.bad
 
 
-def test_the_index_is_built_once_and_again_when_something_changes(exported, tmp_path):
+def test_the_index_is_built_once_and_another_when_something_changes(exported, tmp_path):
     _, folder = exported
-    card = card_of(folder)
-    first = open_in_place(folder, card, tmp_path / "index")
-    made_ns = (tmp_path / "index/dataset.json").stat().st_mtime_ns
-    assert open_in_place(folder, card, tmp_path / "index").digest == first.digest
-    assert (tmp_path / "index/dataset.json").stat().st_mtime_ns == made_ns
+    card, cache = card_of(folder), Cache(tmp_path, 1 << 30)
+    first = open_in_place(folder, card, cache)
+    made_ns = (first.folder / "dataset.json").stat().st_mtime_ns
+    assert open_in_place(folder, card, cache).folder == first.folder
+    assert (first.folder / "dataset.json").stat().st_mtime_ns == made_ns
     turned = card_of(folder, cameras={role: {"from": how.column, "rotate": 90} for role, how in card.cameras.items()})
-    again = open_in_place(folder, turned, tmp_path / "index")
+    again = open_in_place(folder, turned, cache)
     assert again.digest != first.digest
     assert (decode_frame(again.frame(0, "third_person", 2)) == np.rot90(decode_frame(first.frame(0, "third_person", 2)), -1)).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert sorted(tmp_path.glob("lerobot/*")) == sorted([first.folder, again.folder])
+
+
+def test_a_mixture_names_it(exported, tmp_path, monkeypatch):
+    _, folder = exported
+    monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "card.yaml").write_text((folder / "meta/card.yaml").read_text())
+    (tmp_path / "m.yaml").write_text(f"val_fraction: 0\nsources: [{{lerobot: {folder.name}, card: card.yaml}}]")
+    mixture = Mixture.load(tmp_path / "m.yaml", folder.parent)
+    assert mixture.sources[0].name == "handover" and mixture.sources[0].dataset.anchors == 42
+    (sample,) = Pipeline(mixture, {"aloha": ROBOT}, block=8).samples([5])
+    assert set(sample.observation.images) == set(ROBOT.cameras) and source_folders(tmp_path / "m.yaml", folder.parent) == []
+    for row in ("lerobot: x", "lerobot: x, card: card.yaml, path: y", "card: card.yaml, path: y"):
+        (tmp_path / "m.yaml").write_text(f"sources: [{{{row}}}]")
+        with pytest.raises(UserError, match="source 1: `lerobot` names a folder and `card` its card: give both"):
+            Mixture.load(tmp_path / "m.yaml", folder.parent)
+    (tmp_path / "m.yaml").write_text("sources: [{lerobot: none, card: card.yaml}]")
+    with pytest.raises(UserError, match=r"source 1 \('none'\): .*none is no LeRobot dataset"):
+        Mixture.load(tmp_path / "m.yaml", folder.parent)
 
 
 def test_it_moves_to_another_process(exported, tmp_path):
     _, folder = exported
-    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
+    dataset = open_in_place(folder, card_of(folder), Cache(tmp_path, 1 << 30))
     moved = copy.copy(dataset)  # as a pickle would, through __reduce__
     assert isinstance(moved, InPlace) and moved.digest == dataset.digest and moved.episode(2).id == dataset.episode(2).id
 
 
 def test_a_damaged_index_and_a_missing_video_are_named(exported, tmp_path):
     _, folder = exported
-    dataset = open_in_place(folder, card_of(folder), tmp_path / "index")
-    with (tmp_path / "index/action.bin").open("ab") as file:
+    dataset = open_in_place(folder, card_of(folder), Cache(tmp_path, 1 << 30))
+    with (dataset.folder / "action.bin").open("ab") as file:
         file.write(b"x")
     with pytest.raises(Damaged, match=r"action.bin is missing or has another size .* made again"):
         copy.copy(dataset)
@@ -108,5 +127,5 @@ def test_pictures_in_the_rows_are_to_be_converted(tmp_path):
     with LeRobotWriter(tmp_path / "lerobot", shards.info, shards.cameras, Options(images=True)) as writer:
         writer.add(shards.read(0))
     with pytest.raises(UserError, match="lie in the rows: convert them"):
-        open_in_place(tmp_path / "lerobot", card_of(tmp_path / "lerobot"), tmp_path / "index")
-    assert not (tmp_path / "index").exists() and not list(tmp_path.glob("*.part"))
+        open_in_place(tmp_path / "lerobot", card_of(tmp_path / "lerobot"), Cache(tmp_path / "cache", 1 << 30))
+    assert not list(tmp_path.glob("cache/lerobot/*"))

@@ -105,9 +105,9 @@ def test_the_tree_tells_hours_steps_epochs_and_licence(load):
     [
         ("sources: []", SchemaError, "at least one source"),
         ("- 1", SchemaError, "must be a mapping"),
-        ("sources: [{path: demo/big, wieght: 2}]", UnknownName, "key 'wieght'. Choices: cameras, foreign, latents, max_epochs"),
+        ("sources: [{path: demo/big, wieght: 2}]", UnknownName, "key 'wieght'. Choices: cameras, card, foreign, latents, lerobot"),
         ("surces: []", UnknownName, "key 'surces'"),
-        ("sources: [{weight: 2}]", SchemaError, "source 1 needs one of `path`, `name`, `foreign` or `mixture`"),
+        ("sources: [{weight: 2}]", SchemaError, "source 1 needs one of `path`, `name`, `foreign`, `lerobot` or `mixture`"),
         ("sources: [{path: demo/big, weight: 0}]", SchemaError, "must be positive"),
         ("sources: [{path: demo/big, weight: -1}]", SchemaError, "at least 0"),
         ("sources: [{path: demo/big, weight: .nan}]", SchemaError, "weight is nan"),

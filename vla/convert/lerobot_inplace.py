@@ -4,15 +4,15 @@ Numbers, texts and where each frame is shown are written once into a side index 
 mapping as `vla convert`; pictures stay in the folder's videos and are decoded by seek when they are drawn. That costs several
 milliseconds a frame where a shard costs a fraction of one: for looking at data and for small runs. A long run wants shards.
 
-    dataset = open_in_place(folder, Card.find("my_card"), index_folder)
-    Mixture("mine", (Source("mine", dataset, share=1.0),))
+    sources:                    # in a mixture file
+      - lerobot: raw/pusht      # under the data root
+        card: pusht.yaml        # beside the mixture, or the name of a card
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -30,14 +30,18 @@ from vla.convert.mapping import Mapper, check_against
 from vla.convert.pictures import steps_of, turn
 from vla.convert.raw import Clip, RawEpisode, Unreadable
 from vla.convert.safe import inside
+from vla.convert.strict import build
 from vla.convert.vocabulary import Camera
 from vla.data import format as fmt
 from vla.data.quarantine import BadSample, TooManyBad
 from vla.data.reader import CameraTable, Dataset, Pool, StoredEpisode
+from vla.data.remote import Cache
 from vla.data.video import images_at
 from vla.errors import Damaged, UserError
 from vla.types import Episode, Frames, Span
 
+INDEX_VERSION = 1
+"""Part of an index's name: another way of indexing makes another one."""
 MAX_BAD = 0.01
 GRACE = 10
 """So many episodes may be bad before the share of them counts, as in `vla.data.quarantine`."""
@@ -45,31 +49,41 @@ _FLAT = {"time_s": "<f8", "state": "<f8", "action": "<f8", "frame_step": "<i8", 
 """Arrays of the index, each in a file of its own, an episode after the other; their widths and lengths stand in the manifest."""
 
 
-def open_in_place(folder: str | Path, card: Card, index: str | Path, pool: Pool | None = None) -> InPlace:
-    """The dataset; its index is built in `index` where there is none yet, or one of other contents.
+def open_in_place(folder: str | Path, card: Card, cache: Cache | None = None, pool: Pool | None = None) -> InPlace:
+    """The dataset; its index is built where the cache has none for this card and these files (path, size, time of change).
 
     UserError where pictures do not lie in videos (those in the rows cannot be reached one by one: convert them). TooManyBad past 1%.
     """
-    folder, index = Path(folder), Path(index)
-    made = _fingerprint(folder, card)
-    manifest_path = index / fmt.MANIFEST
-    if not manifest_path.is_file() or json.loads(manifest_path.read_text(encoding="utf-8")).get("made_of") != made:
-        _build(folder, card, index, made)
+    folder, cache = Path(folder).resolve(), cache or Cache.default()
+    index = cache.folder / "lerobot" / f"{card.name}-{_fingerprint(folder, card)[:16]}"
+    if not (index / fmt.MANIFEST).is_file():
+        with cache.locked(index.name):
+            if not (index / fmt.MANIFEST).is_file():
+                part = index.with_name(f"{index.name}.part")
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                try:
+                    _build(folder, card, part)
+                    part.rename(index)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
     return InPlace(folder, index, pool or Pool())
 
 
 class InPlace(Dataset):
-    """What `Dataset` is to shards, for videos where they lie. `frame` gives a `Shot`, which decodes like a stored frame."""
+    """What `Dataset` is to shards, for videos where they lie. `folder` holds the index, `videos` is the LeRobot folder. `frame` gives a
+    `Shot`, which decodes like a stored frame."""
 
-    def __init__(self, folder: Path, index: Path, pool: Pool) -> None:
-        manifest = fmt.read_manifest(index)
-        self.folder, self.index, self.manifest, self.pool = folder, index, manifest, pool
+    def __init__(self, videos: Path, folder: Path, pool: Pool) -> None:
+        manifest = fmt.read_manifest(folder)
+        self.videos, self.folder, self.manifest, self.pool = videos, folder, manifest, pool
         self.info = fmt.DatasetInfo.from_json(manifest["info"])
         self.digest = manifest["digest"]
         self.cameras = tuple(manifest["cameras"])
         self.video = {}
         self.shard_names = [shard["name"] for shard in manifest["shards"]]
-        self._card = Card.from_json(manifest["info"]["info"]["card"])
+        declared = manifest["info"]["info"]["card"]["cameras"]
+        self._views = {role: build(Camera, declared[role], f"camera '{role}'") for role in self.cameras}
         self._flat = {name: self._open(name, *shape) for name, shape in manifest["flat"].items()}
         rows = {name: np.array(values) for name, values in manifest["episodes"].items()}
         self.key_E, self.steps_E = rows["key"].astype(np.uint64), rows["steps"].astype(np.int64)
@@ -79,16 +93,16 @@ class InPlace(Dataset):
         self._text_end = np.cumsum(rows["text"], dtype=np.int64)
 
     def __reduce__(self) -> tuple:
-        return InPlace, (self.folder, self.index, self.pool)
+        return InPlace, (self.videos, self.folder, self.pool)
 
     def frame(self, index: int, camera: str, number: int) -> Any:
         table = self.episode(index).cameras[camera]
-        path = inside(self.folder, self.manifest["files"][int(table.shard[number])])
+        path = inside(self.videos, self.manifest["files"][int(table.shard[number])])
         where = f"{self.info.name}: episode {index} camera '{camera}' frame {number}"
-        return Shot(path, float(table.offset[number]), self._card.cameras[camera], where)
+        return Shot(path, float(table.offset[number]), self._views[camera], where)
 
     def read(self, index: int) -> Episode:
-        raise UserError(f"{self.info.name} is read in place: `vla convert lerobot {self.folder}` makes shards of it first")
+        raise UserError(f"{self.info.name} is read in place: `vla convert lerobot {self.videos}` makes shards of it first")
 
     def record(self, index: int) -> dict[str, Any]:
         return self._about(index)
@@ -121,9 +135,9 @@ class InPlace(Dataset):
         return json.loads(self._flat["text"][rows, 0].tobytes())
 
     def _open(self, name: str, length: int, width: int) -> np.ndarray:
-        path, dtype = self.index / f"{name}.bin", np.dtype(_FLAT[name])
+        path, dtype = self.folder / f"{name}.bin", np.dtype(_FLAT[name])
         if not path.is_file() or path.stat().st_size != length * width * dtype.itemsize:
-            raise Damaged(f"{path} is missing or has another size than its manifest says; remove {self.index}, and it is made again")
+            raise Damaged(f"{path} is missing or has another size than its manifest says; remove {self.folder}, and it is made again")
         return np.memmap(path, dtype, "r", shape=(length, width)) if length * width else np.zeros((length, width), dtype)
 
 
@@ -172,23 +186,13 @@ class _Numbers(Mapper):
         return {}
 
 
-def _build(folder: Path, card: Card, index: Path, made: str) -> None:
-    """Writes beside `index` and moves it there when it is whole."""
+def _build(folder: Path, card: Card, index: Path) -> None:
     reader = LeRobot(folder, **card.reader)
     check_against(card, reader.features())
     reader.wanted = card.wanted
-    part = index.with_name(f"{index.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        manifest = _Builder(folder, card, reader, part).run()
-        manifest["made_of"] = made
-        manifest["digest"] = fmt.manifest_digest(manifest)
-        fmt.write_atomic(part / fmt.MANIFEST, fmt.to_json(manifest, "manifest"))
-        if index.exists():
-            shutil.rmtree(index)
-        part.rename(index)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    manifest = _Builder(folder, card, reader, index).run()
+    manifest["digest"] = fmt.manifest_digest(manifest)
+    fmt.write_atomic(index / fmt.MANIFEST, fmt.to_json(manifest, "manifest"))
 
 
 class _Builder:
@@ -286,7 +290,8 @@ def _checked(episode: Episode) -> Episode:
 
 def _fingerprint(folder: Path, card: Card) -> str:
     """Of the card, and of the names, sizes and times of change of the dataset's files."""
-    digest = hashlib.sha256(fmt.to_json(dict(card.data), "card"))
+    robot = card.robot.to_json() if card.robot else None
+    digest = hashlib.sha256(fmt.to_json([INDEX_VERSION, dict(card.data), robot, str(folder)], "card"))
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         about: Mapping[str, Any] = {
             "path": path.relative_to(folder).as_posix(),

@@ -16,6 +16,9 @@ sources:
     why: most tasks
   - foreign: bridge_wds.yaml    # webdataset shards as others publish them, in place: a key map (key_map.py), relative to this file
     weight: 2
+  - lerobot: raw/pusht          # a LeRobot folder with videos, in place, under the data root; `card` as `vla convert` takes it, a file
+    card: pusht.yaml            # relative to this one
+    weight: 1
   - mixture: more_robots.yaml   # another mixture as one weighted source; relative to this file
     weight: 1
 """
@@ -45,7 +48,7 @@ DATA_ROOT_VARIABLE = "VLA_DATA"
 
 _MIXTURE_KEYS = ("name", "why", "val_fraction", "weights", "sources")
 _WEIGHTS = ("shares", "per_step")
-_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "window", "latents", "foreign", "why")
+_SOURCE_KEYS = ("path", "name", "mixture", "weight", "max_epochs", "cameras", "window", "latents", "foreign", "lerobot", "card", "why")
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,8 @@ def data_root(root: str | Path | None = None) -> Path:
 def source_folders(path: str | Path, root: str | Path | None = None) -> list[tuple[str, Path]]:
     """(name as written, folder) of every local dataset that a mixture file names, without opening any. UserError for a wrong file.
 
-    Those at URLs are not among them: they are compared with their manifests file by file, as they arrive. Nor are foreign shards,
-    which have no manifest.
+    Those at URLs are not among them: they are compared with their manifests file by file, as they arrive. Nor are foreign shards
+    and LeRobot folders, which have no manifest.
     """
     return list(_folders_of(Path(path), data_root(root), ()))
 
@@ -155,7 +158,7 @@ def _folders_of(path: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tup
     for number, row in enumerate(rows, 1):
         if "mixture" in _check_row(row, f"{path}: source {number}"):
             yield from _folders_of(path.parent / str(row["mixture"]), root, (*above, path.resolve()))
-        elif "foreign" not in row:
+        elif not {"foreign", "lerobot"} & set(row):
             name = str(row.get("name", row.get("path")))
             place = _place(row, root, f"{path}: source {number} ('{name}')", rows)
             if isinstance(place, Path):
@@ -187,10 +190,12 @@ def _check_row(row: Any, where: str) -> Mapping[str, Any]:
     extra = sorted(set(row) - {"mixture", "weight", "why"})
     if "mixture" in row and extra:
         raise SchemaError(f"{where}: a mixture takes only `weight` and `why`; remove {extra}")
-    if not {"path", "name", "mixture", "foreign"} & set(row):
-        raise SchemaError(f"{where} needs one of `path`, `name`, `foreign` or `mixture`")
+    if not {"path", "name", "mixture", "foreign", "lerobot"} & set(row):
+        raise SchemaError(f"{where} needs one of `path`, `name`, `foreign`, `lerobot` or `mixture`")
     if "foreign" in row and "path" in row:
         raise SchemaError(f"{where}: `foreign` names a key map, and that its shards; remove `path`")
+    if {"card", "lerobot"} & set(row) and (not {"card", "lerobot"} <= set(row) or {"path", "foreign"} & set(row)):
+        raise SchemaError(f"{where}: `lerobot` names a folder and `card` its card: give both, and neither `path` nor `foreign`")
     return row
 
 
@@ -239,8 +244,10 @@ class _Reader:
     def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...], rows: Sequence[Any]) -> Source | Mixture:
         if "mixture" in _check_row(row, where):
             return self.mixture(path.parent / str(row["mixture"]), (*above, path.resolve()))
-        where = f"{where} ('{row.get('name', row.get('path', row.get('foreign')))}')"
-        if "foreign" in row:
+        where = f"{where} ('{row.get('name', row.get('path', row.get('foreign', row.get('lerobot'))))}')"
+        if "lerobot" in row:
+            dataset = self._lerobot(str(row["lerobot"]), str(row["card"]), path.parent, where)
+        elif "foreign" in row:
             dataset = self._foreign(path.parent / str(row["foreign"]), where)
         else:
             dataset = self._open(_place(row, self.root, where, rows), where)
@@ -266,6 +273,15 @@ class _Reader:
     def _foreign(self, key_map: Path, where: str) -> Dataset:
         try:
             return open_foreign(KeyMap.load(key_map), self.root, self.pool)
+        except UserError as error:
+            raise _named(error, where) from error
+
+    def _lerobot(self, place: str, card: str, beside: Path, where: str) -> Dataset:
+        from vla.convert.card import Card
+        from vla.convert.lerobot_inplace import open_in_place
+
+        try:
+            return open_in_place(self.root / place, Card.find(beside / card if card.endswith((".yaml", ".yml")) else card), pool=self.pool)
         except UserError as error:
             raise _named(error, where) from error
 
