@@ -21,6 +21,8 @@ from vla.errors import Damaged, UserError
 
 MAX_JSON_BYTES = 16 << 20
 MAX_DEPTH = 32
+MAX_NUMBERS = 100_000_000
+"""Of one feature at one step; what claims more is hostile."""
 _DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -66,7 +68,15 @@ def read_leaves(store: Store, steps: str) -> tuple[Leaf, ...]:
     data = _read_json(store, "features.json")
     if "pythonClassName" not in data:
         raise UserError(f"{store}: features.json has not the form that tensorflow-datasets 4 writes; re-write it with a newer version")
-    leaves = tuple(_leaves(data, (), (), steps, False, 0))
+    try:
+        leaves = tuple(_leaves(data, (), (), steps, False, 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise Damaged(f"{store}: features.json is not as tensorflow-datasets writes it ({error!r})") from error
+    giant = [leaf.name for leaf in leaves if leaf.size > MAX_NUMBERS]
+    if giant:
+        raise Damaged(f"{store}: features.json claims more than {MAX_NUMBERS} numbers a step for '{giant[0]}'")
     if not any(leaf.of_step for leaf in leaves):
         names = ", ".join(sorted({leaf.key.split("/")[0] for leaf in leaves}))
         raise UserError(f"{store}: episodes have no nested `{steps}`; they have {names}. In the card, `reader: {{steps: NAME}}`")
