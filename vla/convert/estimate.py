@@ -15,6 +15,7 @@ from vla.convert.lanes import LANES
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.pictures import Encoding
 from vla.convert.raw import Reader, Size, Unreadable
+from vla.data.format import pack_camera
 from vla.errors import Damaged, UserError
 from vla.types import Episode
 
@@ -90,6 +91,7 @@ def check_disk(needed: int, out: Path) -> None:
 
 def stored_bytes(episode: Episode) -> int:
     """About what an episode takes in a shard: its pictures, and its numbers twice."""
-    pictures = sum(len(jpeg) + 40 for frames in episode.frames.values() for jpeg in frames.jpeg)
+    stored = [pack_camera(frames) for frames in episode.frames.values()]
+    pictures = sum(len(member.data) + 24 * len(member.start) for member in stored)
     numbers = sum(rows.nbytes for rows in (episode.state, episode.action, episode.time_s) if rows is not None)
     return pictures + 2 * numbers + 4096
