@@ -102,6 +102,10 @@ def test_spread_over_memory_and_disk(name, tmp_path):
     torch.testing.assert_close(states(got), states(want), atol=1e-6, rtol=1e-6)
     with pytest.raises(UserError, match="offload_folder"):
         spread(build_empty(config), tmp_path / "model.safetensors", devices)
+    limits = {"max_memory": {"cpu": 4 * count_parameters(want) // 2}, "offload_folder": str(tmp_path / "half")}
+    half = spread(build_empty(config).eval(), tmp_path / "model.safetensors", **limits)
+    assert any(p.is_meta for p in half.parameters()) and not all(p.is_meta for p in half.parameters())
+    torch.testing.assert_close(states(half), states(want), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

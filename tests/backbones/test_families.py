@@ -293,6 +293,19 @@ def test_flex_attention_agrees(made, name):
     torch.testing.assert_close(backbone(tokens).x_BSD[tokens.valid_BS], want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_suffix_compiles_whole(made, name):
+    """Nothing in the suffix's step breaks the graph: the mask, the recording and the library's model are one."""
+    backbone = made[name]
+    tokens = backbone.embed(backbone.collate(rows()))
+    prefix = backbone(tokens)
+    suffix = suffix_tokens(tokens, torch.randn(3, 4, backbone.width), causal=False, samples=2)
+    compiled = torch.compile(lambda suffix, cache: backbone(suffix, cache=cache).x_BSD, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(suffix, prefix), backbone(suffix, cache=prefix).x_BSD, atol=1e-6, rtol=1e-6)
+
+
 def test_flash_needs_its_package_and_softcaps_refuse_sdpa(made):
     backbone = copy.deepcopy(made["paligemma2"])
     assert backbone.language.config._attn_implementation == "eager"

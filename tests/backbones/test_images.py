@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla.backbones.images import Pixels, area_within, fit_square, letterbox, longest_edge, normalize, stack_images
+from vla.backbones.images import Pixels, area_within, fit_square, letterbox, longest_edge, normalize, resize, stack_images
 from vla.errors import SchemaError, UnknownName
 from vla.torchvision_cpu import prepare_torchvision
 from vla.types import Observation
@@ -69,6 +69,16 @@ def test_areas_are_the_librarys():
         assert area_within(height, width, 28, 3136, 1003520) == smart_resize(height, width, 28, 3136, 1003520)
     with pytest.raises(SchemaError, match="too narrow"):
         area_within(2, 1000, 28, 3136, 1003520)
+
+
+def test_resizing_is_pils_to_a_level():
+    """What OpenVLA's processor resizes with, on the machine that serves."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    want = np.asarray(Image.fromarray(pixels).resize((28, 28), Image.Resampling.BICUBIC)).astype(int)
+    got = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], 28, 28, Pixels())[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(got - want).max() <= 1
 
 
 def test_longest_edges_are_the_librarys():

@@ -79,7 +79,7 @@ def load_four_bit(backbone: Any, device: str = "cuda") -> Any:
     except ImportError as error:
         raise UserError("4-bit weights need bitsandbytes: pip install bitsandbytes") from error
     for name, linear in list(backbone.language.named_modules()):
-        if type(linear) is not nn.Linear:
+        if type(linear) is not nn.Linear or ".lora_" in name:
             continue
         owner = backbone.language.get_submodule(name.rpartition(".")[0])
         small = bitsandbytes.nn.Linear4bit(

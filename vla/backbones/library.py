@@ -304,20 +304,22 @@ class LibraryBackbone(Backbone):
             )
 
 
-def freeze_parts(backbone: nn.Module, names: Sequence[str]) -> None:
-    """No gradient for parts, or for parameters whose dotted name starts with a given one. Unknown names list the choices."""
+def freeze_parts(backbone: LibraryBackbone, names: Sequence[str]) -> None:
+    """No gradient for parts, or for parameters whose dotted name starts with a given one. Unknown names list the choices.
+
+    A part is itself alone, also where the projector stands inside the tower.
+    """
+    projector = {id(p) for module in backbone.part("projector") for p in module.parameters()}
     for name in names:
-        if name in PARTS and isinstance(backbone, LibraryBackbone):
-            chosen = [p for module in backbone.part(name) for p in module.parameters()]
+        if name in PARTS:
+            inside = {id(p) for module in backbone.part(name) for p in module.parameters()} - (projector if name == "vision" else set())
+            chosen = [p for p in backbone.parameters() if id(p) in inside]
         else:
             chosen = [p for key, p in backbone.named_parameters() if f"{key}.".startswith(f"{name}.")]
         if not chosen and name != "head":
-            raise UnknownName("part to freeze", name, [*PARTS, *(key for key, _ in backbone.named_children() if key not in PARTS)])
+            raise UnknownName("part to freeze", name, PARTS, "Or the beginning of a parameter's name, such as language.layers.0.")
         for p in chosen:
             p.requires_grad_(False)
-    if "vision" in names and "projector" not in names and isinstance(backbone, LibraryBackbone):
-        for module in backbone.part("projector"):  # it stands inside the tower of some families
-            module.requires_grad_(True)
 
 
 def _right_padded(rows: list[list], fill: Any) -> Tensor:
