@@ -72,7 +72,7 @@ class LeRobot(Reader):
         rows = self._rows.get(part)
         if rows is None:
             raise SchemaError(f"{self.folder} has no part '{part}'")
-        stream = _Rows(inside(self.folder, rows[0].data))
+        stream = _Rows(inside(self.folder, self.info.data(rows[0])))
         if problem := self._other_columns(stream):
             yield from (Unreadable(row.id, problem) for row in rows)
             return
@@ -91,7 +91,7 @@ class LeRobot(Reader):
         """Part -> its episodes, in the order in which they lie in the file."""
         parts: dict[str, list[EpisodeRow]] = {}
         for row in read_episodes(self.folder, self.info):
-            parts.setdefault(row.part, []).append(row)
+            parts.setdefault(self.info.part(row), []).append(row)
         return parts
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class LeRobot(Reader):
         end_s: dict[str, float] = {}
         for rows in self._rows.values():
             for row in rows:
-                for span in row.videos.values():
+                for span in (self.info.video(row, camera) for camera in self.info.cameras):
                     end_s[span.path] = max(end_s.get(span.path, 0.0), span.to_s)
         return end_s
 
@@ -135,7 +135,7 @@ class LeRobot(Reader):
                 texts[name] = _strings(table.column(name), what)
             elif name not in BOOKKEEPING:
                 columns[name] = _numbers(table.column(name), feature.shape, what)
-        facts = {"file": row.data, "episode_index": row.index, "tasks": list(row.tasks)}
+        facts = {"file": self.info.data(row), "episode_index": row.index, "tasks": list(row.tasks)}
         time_s = self._time_s(table, where)
         return RawEpisode(row.id, row.length, columns, texts, pictures, time_s, facts=facts)
 
@@ -165,7 +165,7 @@ class LeRobot(Reader):
         return texts
 
     def _clip(self, row: EpisodeRow, name: str, table: pa.Table, where: str) -> Clip:
-        span, frame_s = row.videos[name], 1 / float(self.info.rate_hz)
+        span, frame_s = self.info.video(row, name), 1 / float(self.info.rate_hz)
         path = inside(self.folder, span.path)
         given_s, needed_s, duration_s = span.to_s - span.from_s, row.length * frame_s, video_facts(path).duration_s or 0.0
         if abs(given_s - needed_s) > frame_s / 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,30 @@ class Info:
     def major(self) -> str:
         return self.version[0]
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those whose pictures lie in videos."""
+        return tuple(name for name, feature in self.features.items() if feature.dtype == "video")
+
+    def part(self, row: EpisodeRow) -> str:
+        """The name of the parquet file that holds an episode."""
+        return row.id if self.major == "2" else f"chunk-{row.chunk:03d}-file-{row.file:03d}"
+
+    def data(self, row: EpisodeRow) -> str:
+        """That file, relative to the dataset."""
+        return fill(self.data_path, self._place(row.chunk, row.file))
+
+    def video(self, row: EpisodeRow, camera: str) -> VideoSpan:
+        if self.major == "2":
+            path = fill(self.video_path, {**self._place(row.chunk, row.file), "video_key": camera})
+            return VideoSpan(path, 0.0, row.length / float(self.rate_hz))
+        chunk, file, from_s, to_s = row.spans[self.cameras.index(camera)]
+        return VideoSpan(fill(self.video_path, {**self._place(chunk, file), "video_key": camera}), from_s, to_s)
+
+    def _place(self, chunk: int, file: int) -> dict[str, int | str]:
+        names = ("episode_chunk", "episode_index") if self.major == "2" else ("chunk_index", "file_index")
+        return dict(zip(names, (chunk, file), strict=True))
+
     @staticmethod
     def read(folder: Path) -> Info:
         path = folder / "meta" / "info.json"
@@ -98,16 +122,17 @@ class VideoSpan:
     to_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EpisodeRow:
-    """Where an episode lies: `data` is a parquet file relative to the dataset, `part` its short name."""
+    """Where an episode lies, in few bytes, for there may be a million. 3.0: `chunk`, `file` of its rows, and (chunk, file, from_s, to_s)
+    in the videos of each camera; 2.x: one file of each for itself, so that `file` is its index."""
 
     index: int
     length: int
     tasks: tuple[str, ...]
-    part: str
-    data: str
-    videos: Mapping[str, VideoSpan] = field(default_factory=dict)
+    chunk: int
+    file: int
+    spans: tuple[tuple[int, int, float, float], ...] = ()
 
     @property
     def id(self) -> str:
@@ -164,48 +189,38 @@ def _declared(name: str, row: Mapping[str, Any], path: Path) -> Declared:
 
 
 def _legacy_episodes(folder: Path, info: Info) -> Iterator[EpisodeRow]:
-    cameras = [name for name, feature in info.features.items() if feature.dtype == "video"]
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}
     for row in _lines(folder / "meta" / "episodes.jsonl"):
         try:
             index, length = int(row["episode_index"]), int(row["length"])
             tasks = tuple(map(str, row.get("tasks") or ()))
         except (KeyError, TypeError, ValueError) as error:
             raise SchemaError(f"{folder}: meta/episodes.jsonl has a row without {error}") from error
-        values: dict[str, int | str] = {"episode_index": index, "episode_chunk": index // info.chunk_episodes}
-        end_s = length / float(info.rate_hz)
-        videos = {name: VideoSpan(fill(info.video_path, {**values, "video_key": name}), 0.0, end_s) for name in cameras}
-        yield EpisodeRow(index, length, tasks, f"episode-{index:06d}", fill(info.data_path, values), videos)
+        yield EpisodeRow(index, length, same.setdefault(tasks, tasks), index // info.chunk_episodes, index)
 
 
 def _parquet_episodes(folder: Path, info: Info) -> Iterator[EpisodeRow]:
-    cameras = [name for name, feature in info.features.items() if feature.dtype == "video"]
-    wanted = ["episode_index", "length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index"]
+    """In the order of their rows in the data, whatever that of the table."""
+    own = ("episode_index", "length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index")
     parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    wanted += [f"videos/{name}/{part}" for name in cameras for part in parts]
+    films = [[f"videos/{name}/{part}" for part in parts] for name in info.cameras]
     files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise Damaged(f"{folder}: meta/episodes holds no parquet file")
-    rows = [row for path in files for row in _parquet_rows(inside(folder, str(path.relative_to(folder))), wanted)]
-    for row in sorted(rows, key=lambda row: row["dataset_from_index"]):
-        index, place = int(row["episode_index"]), _place(row, "data")
-        part = f"chunk-{place['chunk_index']:03d}-file-{place['file_index']:03d}"
-        videos = {
-            name: VideoSpan(
-                fill(info.video_path, {**_place(row, f"videos/{name}"), "video_key": name}),
-                float(row[f"videos/{name}/from_timestamp"]),
-                float(row[f"videos/{name}/to_timestamp"]),
-            )
-            for name in cameras
-        }
-        yield EpisodeRow(index, int(row["length"]), tuple(map(str, row["tasks"] or ())), part, fill(info.data_path, place), videos)
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}
+    found: list[tuple[int, EpisodeRow]] = []
+    for path in files:
+        for row in _parquet_rows(inside(folder, str(path.relative_to(folder))), [*own, *(name for film in films for name in film)]):
+            tasks = tuple(map(str, row["tasks"] or ()))
+            spans = tuple((int(row[a]), int(row[b]), float(row[c]), float(row[d])) for a, b, c, d in films)
+            index, length, first, chunk, file = (int(row[name]) for name in own if name != "tasks")
+            found.append((first, EpisodeRow(index, length, same.setdefault(tasks, tasks), chunk, file, spans)))
+    found.sort(key=lambda item: item[0])
+    return (row for _, row in found)
 
 
-def _place(row: Mapping[str, Any], prefix: str) -> dict[str, int | str]:
-    return {"chunk_index": int(row[f"{prefix}/chunk_index"]), "file_index": int(row[f"{prefix}/file_index"])}
-
-
-def _parquet_rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of a table in the meta folder; the other columns (statistics) are not read."""
+def _parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table in the meta folder, a few at a time; the other columns (statistics) are not read."""
     pa, pq = require("pyarrow"), require("pyarrow.parquet")
     try:
         file = pq.ParquetFile(path, thrift_string_size_limit=MAX_JSON_BYTES)
@@ -214,13 +229,13 @@ def _parquet_rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
             raise SchemaError(f"{path} lacks the columns {missing}")
         if file.metadata.num_rows > MAX_EPISODES:
             raise Damaged(f"{path} claims {file.metadata.num_rows} rows")
-        rows = file.read(columns=columns, use_threads=False).to_pylist()
+        for batch in file.iter_batches(batch_size=1024, columns=columns, use_threads=False):
+            for row in batch.to_pylist():
+                if any(value is None for value in row.values()):
+                    raise SchemaError(f"{path} has empty cells: {[name for name, value in row.items() if value is None]}")
+                yield row
     except (pa.ArrowException, OSError) as error:
         raise Damaged(f"{path} does not read as parquet: {' '.join(str(error).split())[:300]}") from error
-    for row in rows:
-        if any(value is None for value in row.values()):
-            raise SchemaError(f"{path} has empty cells: {[name for name, value in row.items() if value is None]}")
-    return rows
 
 
 def _parquet_texts(folder: Path, name: str) -> dict[int, str]:
