@@ -41,6 +41,7 @@ KINDS = {
     "decoder.latent": "vla.decoders.latent:LatentActions",
     "decoder.joint": "vla.decoders.joint:Joint",
     "decoder.joint.part": "vla.decoders.joint:Part",
+    "decoder.one_step": "vla.decoders.one_step:OneStep",
     "decoder.reason_then_act": "vla.decoders.reasoning:ReasonThenAct",
     "path.ddpm": "vla.diffusion.ddpm:DDPM",
     "path.flow": "vla.diffusion.flow:Flow",

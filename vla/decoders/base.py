@@ -42,6 +42,10 @@ class ActionDecoder(nn.Module, ABC):
         """What sampling has met so far and a result should state (a repair rate); {} for nothing."""
         return {}
 
+    def adopt(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of a checkpoint's decoder that a run starts from, under the names that they have here."""
+        return weights
+
     @abstractmethod
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         """The weight of each part of the loss: scalar tensors, the same that `loss` will return for this noise.

@@ -206,6 +206,8 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         if part not in top:
             raise UnknownName("part of the model (init_parts)", part, top)
         theirs = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")}
+        if part == "decoder":
+            theirs = model.decoder.adopt(theirs)
         report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
         carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
     new = [name for name in contents.roster.names if name not in old.roster.names]
