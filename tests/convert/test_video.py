@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import h5py
 import numpy as np
 import pytest
 
-from tests.data.videos import number_of, write_video
+from tests.data.videos import number_of, numbered, write_video
+from vla.cli import main
 from vla.convert.card import Card
 from vla.convert.fields import BadEpisode
 from vla.convert.formats import find_reader, open_reader
@@ -24,7 +27,7 @@ from vla.convert.video_epic import EpicKitchens
 from vla.convert.video_folder import VideoFolder
 from vla.convert.video_something import SomethingSomething
 from vla.data.images import decode_frame
-from vla.data.shard import Dataset, ShardWriter
+from vla.data.shard import Dataset, ShardWriter, verify
 from vla.data.video import images_at
 from vla.errors import SchemaError, UserError
 
@@ -123,6 +126,35 @@ def test_a_card_may_store_a_camera_as_video(tmp_path):
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.video == {"first_person": "h264"} and dataset.episode(0).cameras["first_person"].step.tolist() == list(range(0, 60, 2))
     assert [number_of(decode_frame(dataset.frame(0, "first_person", i))) for i in range(30)] == list(range(0, 60, 2))
+
+
+def test_the_command_converts_video_and_names_what_is_missing(tmp_path, capsys):
+    video(tmp_path / "src/a.mp4", 60)
+    table(tmp_path / "src/captions.csv", ["path", "text"], [["a.mp4", "wave"], ["gone.mp4", "x"]])
+    mine = card("clips", "text", cameras={"first_person": {"from": "video", "store": "mp4"}}, reader={"rate_hz": 10})
+    (tmp_path / "card.yaml").write_text(json.dumps(dict(mine.data)))  # JSON is YAML
+    words = ["convert", "video", str(tmp_path / "src"), "--card", str(tmp_path / "card.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--workers", "0", "--max-bad", "0.6"]) == 0
+    assert "gone.mp4 is missing" in capsys.readouterr().out
+    dataset = Dataset.open(tmp_path / "out")
+    assert len(dataset) == 1 and dataset.steps == 20 and not verify(tmp_path / "out")
+    assert [number_of(decode_frame(dataset.frame(0, "first_person", i))) for i in range(20)] == list(range(0, 60, 3))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    code = (
+        "import resource, sys; import numpy as np; from vla.data.video import jpegs_at\n"
+        "for jpeg in jpegs_at(sys.argv[1], np.arange(int(sys.argv[2])) / 30): pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    pictures = [np.roll(numbered(0, 240, 320), (3 * i, 5 * i), (0, 1)) for i in range(30)]
+    path = write_video(tmp_path / "a.mp4", [pictures[i % 30] for i in range(1500)], "mpeg4", options={"g": "30"})
+    short, long = (
+        int(subprocess.run([sys.executable, "-c", code, path, str(count)], check=True, capture_output=True, text=True).stdout)
+        for count in (100, 1500)
+    )
+    assert long < 1.05 * short
 
 
 def test_every_frame_of_a_video_at_its_own_rate(tmp_path):

@@ -151,6 +151,7 @@ def test_only_video_that_can_be_read_frame_by_frame_is_taken(tmp_path):
     bad = {
         "B-frames": write_video(tmp_path / "b.mp4", 20, options={"g": "8", "bf": "2"}),
         "key frame": write_video(tmp_path / "g.mp4", 80, options={"g": "80", "bf": "0"}),
+        "to be turned": write_video(tmp_path / "r.mp4", 20, options={"g": "8", "bf": "0"}, rotation=90),
         "codec mpeg4": write_video(tmp_path / "m.mp4", 20, "mpeg4"),
         "no readable mp4": write_video(tmp_path / "w.mkv", 20),
     }

@@ -12,6 +12,7 @@ for a frame what it needs for a JPEG (offset, size, checksum), and the number of
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -148,7 +149,7 @@ def decode_mp4(mp4: bytes) -> Iterator[np.ndarray]:
 
 
 def packet_table(mp4: bytes) -> PacketTable:
-    """Where everything lies in an mp4. SchemaError, which names the fix, unless it is one that a shard takes; nothing is decoded."""
+    """Where everything lies in an mp4. SchemaError, which names the fix, unless it is one that a shard takes. Decodes its first frame."""
     if not mp4:
         none = np.zeros(0, np.int64)
         return PacketTable(CODECS[0], b"", none, none, none.astype(np.int32), (0, 0))
@@ -170,8 +171,11 @@ def packet_table(mp4: bytes) -> PacketTable:
         table = np.array(rows, np.int64).reshape(-1, 3)
         if (table[1:, 0] < table[:-1, 0] + table[:-1, 1]).any():
             raise SchemaError("a video whose packets do not lie in the order shown")
-        shape = (context.height, context.width)
-        return PacketTable(context.name, bytes(context.extradata or b""), table[:, 0], table[:, 1], table[:, 2].astype(np.int32), shape)
+        head, shape = bytes(context.extradata or b""), (context.height, context.width)
+        container.seek(0, stream=stream)
+        if any(data.type.name == "DISPLAYMATRIX" for frame in itertools.islice(container.decode(stream), 1) for data in frame.side_data):
+            raise SchemaError("a video that is to be turned as it is shown; encode it upright with vla.data.gop.encode_mp4")
+        return PacketTable(context.name, head, table[:, 0], table[:, 1], table[:, 2].astype(np.int32), shape)
 
 
 def cut_mp4(mp4: bytes, edges: Sequence[int]) -> list[bytes]:

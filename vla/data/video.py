@@ -142,14 +142,18 @@ def rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray
 
 
 def turns(frame: av.VideoFrame) -> int:
-    """Quarter turns counter-clockwise that bring a frame upright. Damaged for other angles, and for mirrored pictures."""
+    """Quarter turns counter-clockwise that bring a frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def check_upright(frame: av.VideoFrame) -> None:
+    """Damaged for a frame that is mirrored, or turned by another angle than a quarter. Once per file: looking at side data makes a
+    frame part of a cycle, which holds its memory until the next garbage collection."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
             if a * d - b * c <= 0 or frame.rotation % 90:
                 raise Damaged(f"a video turned by {frame.rotation} degrees or mirrored; re-encode it upright")
-            return int(frame.rotation) // 90 % 4
-    return 0
 
 
 def import_av() -> Any:
@@ -174,7 +178,7 @@ class _Cursor:
         self.start, self.tick_s = _clock(container, stream)
         self._first = self.start if stream.start_time is None else stream.start_time
         self._group = round(SEEK_AFTER_S / self.tick_s)
-        self._broken = False
+        self._broken = self._upright = False
         self._shown: av.VideoFrame | None = None
         self._next: av.VideoFrame | None = None
         self._restart(None)
@@ -269,6 +273,9 @@ class _Cursor:
                     self._broken = False
                 sound = not self._broken and not frame.is_corrupt
                 if sound and frame.pts is not None and self._from is not None and frame.pts >= self._from:
+                    if not self._upright:
+                        check_upright(frame)
+                        self._upright = True
                     if frame.width * frame.height > MAX_PIXELS:
                         raise Damaged(f"{self.path}: a frame of {frame.height} x {frame.width} pixels; at most {MAX_PIXELS}")
                     yield frame
