@@ -1,10 +1,17 @@
-"""What the loader costs beside bare JPEG decoding and beside stock webdataset, on one core, at 224 px.
+"""What the loader costs beside bare JPEG decoding and beside stock webdataset, at 224 px, to the consumer's hands.
 
     python -m benchmarks.loader --json
 
-CPU seconds, not wall time, in interleaved blocks of the same process: medians over the blocks, ratios block by block. Decoded frames
-are held for one batch on all sides, as any consumer does. `rss_growth`: resident memory of drawing the same number of samples from
-1,000,000 indexed steps against 10,000.
+CPU seconds of all processes (of the consumer and its 1 or 2 loader processes), not wall time, in interleaved blocks: medians over the
+blocks, ratios block by block, the worse of 1 and 2 workers. A block begins and ends with full queues. `ratio_to_decode`: simplejpeg alone
+decodes the same frames in the same order from memory and drops them; the loader reads them from shards, checks their sums, decodes, joins
+state and encoded action chunks and hands batches to another process, which looks at every frame. A sample has two cameras, as most
+robots do (`--cameras 1`: one). `ratio_to_webdataset`: stock webdataset over per-step tars of the same frames, with its own decoding
+("rgb8"), batching and loader processes.
+
+`rss_growth`: resident memory after drawing the same number of samples from 1,000,000 indexed steps against 10,000. `first_batch_*`: a new
+process opens a mixture of 60 datasets with 100,000,000 indexed steps and makes one batch. Both indices are synthetic: many names (hard
+links) of one real shard.
 """
 
 from __future__ import annotations
@@ -22,25 +29,33 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from vla.data.format import MANIFEST, manifest_digest, shard_name, to_json
+from vla.data.memory import stacked
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.shard import DatasetInfo, ShardWriter
 from vla.embodiment import Embodiment, Field, Space
-from vla.types import Episode, Frames, Span
+from vla.types import Episode, Frames, Sample, Span
 
-SIZE, BATCH, BLOCK = 224, 50, 500
-"""Pixels, samples a batch, frames a block."""
+SIZE, BATCH, BLOCK = 224, 32, 16
+"""Pixels, samples a batch, batches a block."""
+ROLES = ("third_person", "wrist")
 FIELDS = (Field("position", 3, "m"), Field("gripper", 1, "open01"))
-SPACE = Space(FIELDS)
-ROBOT = Embodiment("bench", ("camera",), SPACE, SPACE, SPACE, Fraction(10), 16, ((-9.0, 9.0),) * 4)
+LEARNED = (Field("position", 3, "m", "from_state"), Field("gripper", 1, "open01"))
+EXTENSION = {"third_person": "jpg", "wrist": "wrist.jpg"}
+
+
+def robot(cameras: int) -> Embodiment:
+    return Embodiment("bench", ROLES[:cameras], Space(FIELDS), Space(FIELDS), Space(LEARNED), Fraction(10), 16, ((-9.0, 9.0),) * 4)
 
 
 def pictures(count: int) -> list[bytes]:
-    """Noise at several scales, so that they compress as photographs do (about 10 kB each)."""
+    """Noise at several scales, so that they compress as photographs do (7 kB each)."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -49,129 +64,262 @@ def pictures(count: int) -> list[bytes]:
     return images
 
 
-def episodes(images: list[bytes], steps: int, length: int) -> Iterator[Episode]:
+def episodes(images: list[bytes], of: Embodiment, steps: int, length: int) -> Iterator[Episode]:
     rng = np.random.default_rng(1)
     rows = rng.uniform(size=(length, 4))
     for number in range(steps // length):
-        jpeg = tuple(images[(number * length + i) % len(images)] for i in range(length))
+        frames = {}
+        for view, role in enumerate(of.cameras):
+            first = number * length * len(of.cameras) + view
+            jpeg = tuple(images[(first + i * len(of.cameras)) % len(images)] for i in range(length))
+            frames[role] = Frames(np.arange(length), jpeg)
         yield Episode(
             id=f"e{number}",
-            embodiment="bench",
-            rate_hz=ROBOT.rate_hz,
+            embodiment=of.name,
+            rate_hz=of.rate_hz,
             supervision="actions",
             instructions=(Span("do it", 0, length),),
             time_s=np.arange(length) / 10,
-            frames={"camera": Frames(np.arange(length), jpeg)},
+            frames=frames,
             state=rows,
             action=rows,
         )
 
 
-def write(folder: Path, images: list[bytes], steps: int, length: int = 100) -> Path:
-    with ShardWriter(folder, DatasetInfo(name=folder.name, embodiment=ROBOT.to_json())) as writer:
-        for episode in episodes(images, steps, length):
+def write(folder: Path, images: list[bytes], of: Embodiment, steps: int, length: int = 100) -> Path:
+    with ShardWriter(folder, DatasetInfo(name=folder.name, embodiment=of.to_json())) as writer:
+        for episode in episodes(images, of, steps, length):
             writer.add(episode)
     return folder
 
 
-def write_stock(path: Path, images: list[bytes], steps: int) -> Path:
+def repeat(one: Path, folder: Path, times: int) -> Path:
+    """A dataset of the shards of `one`, so many times over, as hard links."""
+    manifest: dict[str, Any] = json.loads((one / MANIFEST).read_text())
+    folder.mkdir(parents=True)
+    rows = []
+    for row in [row for _ in range(times) for row in manifest["shards"]]:
+        name = shard_name(len(rows))
+        for kind in row["files"]:
+            os.link(one / f"{row['name']}.{kind}", folder / f"{name}.{kind}")
+        rows.append({**row, "name": name})
+    for count in ("episodes", "segments", "steps", "anchors", "frames", "seconds"):
+        manifest[count] *= times
+    manifest["info"]["name"] = folder.name
+    manifest["shards"] = rows
+    manifest["digest"] = manifest_digest(manifest)
+    (folder / MANIFEST).write_bytes(to_json(manifest, "manifest"))
+    return folder
+
+
+def write_stock(path: Path, images: list[bytes], of: Embodiment, steps: int) -> Path:
     """One step a sample, as other projects publish them."""
     with tarfile.open(path, "w") as tar:
         for step in range(steps):
-            for name, data in ((f"{step:07}.jpg", images[step % len(images)]), (f"{step:07}.json", b'{"action": [0, 0, 0, 0]}')):
-                info = tarfile.TarInfo(name)
+            members = {EXTENSION[role]: images[(step * len(of.cameras) + view) % len(images)] for view, role in enumerate(of.cameras)}
+            for ext, data in {**members, "json": b'{"state": [0, 0, 0, 0], "action": [0, 0, 0, 0]}'}.items():
+                info = tarfile.TarInfo(f"{step:07}.{ext}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
 
 
-def decode_block(images: list[bytes]) -> None:
-    held = []
-    for number in range(BLOCK):
-        held.append(simplejpeg.decode_jpeg(images[number % len(images)], colorspace="RGB"))
-        if len(held) == BATCH:
-            np.stack(held)
-            held = []
-
-
-def loader_block(pipeline: Pipeline, start: int) -> None:
-    def collate(samples):
-        return np.stack([sample.observation.images["camera"][0] for sample in samples])
-
-    for _ in pipeline.batches(start, batch_size=BATCH, count=BLOCK // BATCH, collate=collate, prefetch=0):
-        pass
-
-
-def stock_block(path: Path) -> None:
-    import webdataset
-
-    held = []
-    for sample in webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8").slice(BLOCK):
-        held.append(sample["jpg"])
-        if len(held) == BATCH:
-            np.stack(held)
-            held = []
-
-
-def cpu_s(work: Callable[[], None]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def measure(blocks: int) -> dict[str, float]:
-    images = pictures(200)
-    with tempfile.TemporaryDirectory() as place:
-        folder = write(Path(place) / "frames", images, 5000)
-        stock = write_stock(Path(place) / "stock.tar", images, BLOCK)
-        pipeline = Pipeline(Mixture.of([folder], val_fraction=0.0), {"bench": ROBOT}, cache_bytes=0)
-        rows = []
-        for number in range(blocks + 1):
-            decode = cpu_s(lambda: decode_block(images))
-            loader = cpu_s(lambda number=number: loader_block(pipeline, number * BLOCK))
-            rows.append((decode, loader, cpu_s(lambda: stock_block(stock))))
-    rows = rows[1:]  # the first block warms up
+def collate(samples: list[Sample]) -> dict[str, np.ndarray]:
+    """image (B, V, F, H, W, 3) uint8; state, action, valid as a model wants them."""
+    images = [image for sample in samples for image in sample.observation.images.values()]
     return {
-        "decode_fps": BLOCK / statistics.median(row[0] for row in rows),
-        "loader_fps": BLOCK / statistics.median(row[1] for row in rows),
-        "ratio_to_decode": statistics.median(decode / loader for decode, loader, _ in rows),
-        "ratio_to_webdataset": statistics.median(stock / loader for _, loader, stock in rows),
+        "image": stacked(images).reshape(len(samples), -1, *images[0].shape),
+        "state": np.array([sample.observation.state for sample in samples], np.float32),
+        "action": np.array([sample.action_TA for sample in samples], np.float32),
+        "valid": np.array([sample.valid_T for sample in samples]),
     }
 
 
-def resident_mb(steps: int) -> float:
-    """Resident memory of a fresh process after it opened so many indexed steps and drew 20,000 samples."""
-    tiny = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+def look(images: np.ndarray) -> int:
+    """The consumer reads of every frame."""
+    return int(images.reshape(-1, SIZE, SIZE, 3)[:, ::56, ::56].sum())
+
+
+def ours(pipeline: Pipeline, workers: int) -> Iterator[None]:
+    for _, batch in pipeline.batches(batch_size=BATCH, collate=collate, workers=workers):
+        look(batch["image"])
+        yield
+
+
+def stock(path: Path, of: Embodiment, workers: int) -> Iterator[None]:
+    import webdataset
+
+    dataset = webdataset.WebDataset([str(path)] * workers, shardshuffle=False, empty_check=False).repeat().decode("rgb8").batched(BATCH)
+    for batch in webdataset.WebLoader(dataset, batch_size=None, num_workers=workers):
+        for role in of.cameras:
+            look(np.asarray(batch[EXTENSION[role]]))
+        yield
+
+
+class Meter:
+    """CPU seconds of this process and its children."""
+
+    def __init__(self) -> None:
+        self.children: list[int] = []
+
+    def started(self) -> list[int]:
+        """Processes begun since the last call."""
+        import psutil
+
+        new = [child.pid for child in psutil.Process().children() if child.pid not in self.children]
+        self.children += new
+        return new
+
+    def settle(self) -> None:
+        """Waits until the children have filled their queues."""
+        last = -1.0
+        while (now := self._children_s()) - last > 1e-4:
+            last = now
+            time.sleep(0.03)
+
+    def measure(self, work: Callable[[], None]) -> float:
+        self.settle()
+        start = time.process_time() + self._children_s()
+        work()
+        self.settle()
+        return time.process_time() + self._children_s() - start
+
+    def _children_s(self) -> float:
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.children)  # CPUCLOCK_SCHED of a process (clock_getcpuclockid)
+
+
+def measure(blocks: int, cameras: int) -> dict[str, float]:
+    of, images = robot(cameras), pictures(400)
+    frames = BLOCK * BATCH * cameras
     with tempfile.TemporaryDirectory() as place:
-        folder = write(Path(place) / "large", [tiny], steps, length=500)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.loader", "--draw", str(folder)], capture_output=True, text=True, check=True
-        )
-    return float(done.stdout)
+        folder = write(Path(place) / "frames", images, of, 5000)
+        tar = write_stock(Path(place) / "stock.tar", images, of, 4 * BATCH * BLOCK)
+        pipeline = Pipeline(Mixture.of([folder], val_fraction=0.0), {"bench": of}, cache_bytes=0)
+        memory = in_order(pipeline, of)
+        meter = Meter()
+        sides = {f"ours_{w}": ours(pipeline, w) for w in (1, 2)} | {f"stock_{w}": stock(tar, of, w) for w in (1, 2)}
+        for side in sides.values():
+            next(side)
+        meter.started()
+        rows = []
+        for number in range(blocks + 1):
+            row = {"decode": meter.measure(lambda number=number: decode(memory, number * frames, frames))}
+            for name, side in sides.items():
+                row[name] = meter.measure(lambda side=side: take(side, BLOCK))
+            rows.append(row)
+        for side in sides.values():
+            side.close()  # type: ignore[attr-defined]
+    rows = rows[1:]  # the first block warms up
+    ratio = {w: statistics.median(row["decode"] / row[f"ours_{w}"] for row in rows) for w in (1, 2)}
+    over = {w: statistics.median(row[f"stock_{w}"] / row[f"ours_{w}"] for row in rows) for w in (1, 2)}
+    return {
+        "decode_fps": frames / statistics.median(row["decode"] for row in rows),
+        "loader_fps": min(frames / statistics.median(row[f"ours_{w}"] for row in rows) for w in (1, 2)),
+        "ratio_to_decode": min(ratio.values()),
+        "ratio_to_webdataset": min(over.values()),
+        "ratio_to_decode_1_worker": ratio[1],
+        "ratio_to_decode_2_workers": ratio[2],
+        "ratio_to_decode_spread": max(row["decode"] / row["ours_1"] for row in rows) - min(row["decode"] / row["ours_1"] for row in rows),
+        "cameras": cameras,
+    }
+
+
+def in_order(pipeline: Pipeline, of: Embodiment) -> list[bytes]:
+    """The JPEGs in the order in which the loader comes upon them."""
+    (source,) = pipeline.mixture.sources
+    found = []
+    for _, _, episode, step in pipeline.look_up(range(5000)):
+        found += [bytes(source.dataset.frame(episode, role, step)) for role in of.cameras]  # type: ignore[arg-type]
+    return found
+
+
+def decode(memory: list[bytes], start: int, count: int) -> None:
+    for number in range(start, start + count):
+        simplejpeg.decode_jpeg(memory[number % len(memory)], colorspace="RGB")
+
+
+def take(side: Iterator[None], count: int) -> None:
+    for _ in range(count):
+        next(side)
+
+
+def memory_growth(large: int) -> dict[str, float]:
+    """Resident memory of fresh processes that open so many indexed steps and draw 6,400 samples."""
+    of = robot(1)
+    with tempfile.TemporaryDirectory() as place:
+        one = write(Path(place) / "small", pictures(1), of, 10_000, length=100)
+        many = repeat(one, Path(place) / "large", large // 10_000)
+        small_mb, large_mb = (float(_child("--draw", str(folder))) for folder in (one, many))
+    return {"rss_small_mb": small_mb, "rss_large_mb": large_mb, "rss_growth": large_mb / small_mb - 1}
 
 
 def draw(folder: Path) -> None:
-    page_mb = os.sysconf("SC_PAGE_SIZE") / 2**20
-    pipeline = Pipeline(Mixture.of([folder], val_fraction=0.0), {"bench": ROBOT}, cache_bytes=0)
-    for start in range(0, 20_000, BLOCK):
-        loader_block(pipeline, start)
-    print(int(Path("/proc/self/statm").read_text().split()[1]) * page_mb)
+    pipeline = Pipeline(Mixture.of([folder], val_fraction=0.0), {"bench": robot(1)}, cache_bytes=0)
+    for _ in pipeline.batches(batch_size=BATCH, count=6400 // BATCH, collate=collate, prefetch=0):
+        pass
+    print(resident_mb())
+
+
+def first_batch(datasets: int, steps: int) -> dict[str, float]:
+    """A new process's time and peak memory for opening a mixture of so many datasets and steps in all, up to the first batch."""
+    of = robot(2)
+    length = 4480  # steps of a shard of 64 MB, at 7 kB a frame
+    with tempfile.TemporaryDirectory() as place:
+        one = write(Path(place) / "one", pictures(20), of, length, length=160)
+        root = Path(place) / "all"
+        for number in range(datasets):
+            repeat(one, root / f"d{number:02}", -(-steps // datasets // length))
+        rows = [f"  - {{path: d{number:02}, weight: {1 + number % 7}}}" for number in range(datasets)]
+        (root / "m.yaml").write_text("sources:\n" + "\n".join(rows))
+        return json.loads(_child("--first", str(root)))
+
+
+def first(root: Path) -> None:
+    start = time.perf_counter()
+    mixture = Mixture.load(root / "m.yaml", root, verify="size")
+    pipeline = Pipeline(mixture, {"bench": robot(2)})
+    opened_s = time.perf_counter() - start
+    _, batch = next(pipeline.batches(batch_size=BATCH, collate=collate))
+    seconds = time.perf_counter() - start
+    look(batch["image"])
+    steps = sum(source.dataset.steps for source in mixture.sources)
+    print(
+        json.dumps({"first_batch_s": seconds, "first_batch_open_s": opened_s, "first_batch_rss_mb": peak_mb(), "first_batch_steps": steps})
+    )
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _child(*args: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.loader", *args], capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def main() -> None:
-    """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--cameras", type=int, default=2, choices=(1, 2))
     parser.add_argument("--large", type=int, default=1_000_000, help="indexed steps of the large dataset (0: leave memory out)")
+    parser.add_argument("--steps", type=int, default=100_000_000, help="indexed steps of the mixture of 60 datasets (0: leave it out)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--draw", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.draw:
         return draw(args.draw)
-    result = measure(args.blocks)
-    if args.large:
-        small, large = resident_mb(10_000), resident_mb(args.large)
-        result |= {"rss_small_mb": small, "rss_large_mb": large, "rss_growth": large / small - 1}
+    if args.first:
+        return first(args.first)
+    result = measure(args.blocks, args.cameras) if args.blocks else {}
+    result |= memory_growth(args.large) if args.large else {}
+    result |= first_batch(60, args.steps) if args.steps else {}
     rounded = {name: round(value, 3) for name, value in result.items()}
     print(json.dumps(rounded) if args.json else "\n".join(f"{name}: {value}" for name, value in rounded.items()))
 

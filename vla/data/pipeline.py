@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserErro
 from vla.types import Observation, Sample
 
 MAX_SUBSTITUTES = 16
+MAX_ROW_CACHE_BYTES = 32 << 20
 Ledger = Callable[[int, str, str, int], None]
 """Called with (position, source, episode, step) for every sample, as its batch is handed out."""
 Place = tuple[int, int, int, int]
@@ -38,7 +40,7 @@ class Pipeline:
     camera roles must be that robot's. `split`: training episodes or held-out ones. `history_s`: offsets of what is seen,
     seconds, rising to 0. `future_gap_s`: (low, high) for frame pairs; each sample draws its gap. `latents`: hash of the model whose
     cached codes come along; every source must have them that its mixture does not mark `latents: false`.
-    `cache_bytes`: decoded frames kept in memory. `max_bad_rate`: share of bad samples that stops the run.
+    `cache_bytes`: decoded frames (and, a little, rows) kept in memory. `max_bad_rate`: share of bad samples that stops the run.
 
     `sources`: name -> number, for the books. `order`, `quarantine` may be looked at. `without`: names of the sources that have no
     episode in this split (a small dataset may have none held out).
@@ -79,6 +81,8 @@ class Pipeline:
         self.order = Order(rows, seed, block, window)
         self.sources = {feed.source.name: number for number, feed in enumerate(self._feeds)}
         self.cache = FrameCache(cache_bytes)
+        for pool in {id(feed.source.dataset.pool): feed.source.dataset.pool for feed in self._feeds}.values():
+            pool.episode_bytes = max(pool.episode_bytes, min(cache_bytes // 64, MAX_ROW_CACHE_BYTES))
         self.quarantine = Quarantine(max_bad_rate)
         self._at = np.zeros(1, np.int64)
 
@@ -318,12 +322,10 @@ class _Feed:
 
     source: Source
     split: Split
-    whole: Split
     robot: Embodiment | None
     targets: Targets | None
     roles: tuple[str, ...]
     latents: np.ndarray | None
-    first_anchor_E: np.ndarray
     nothing_valid_T: np.ndarray
     frame_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of each role's last frame: what the next will have
 
@@ -355,9 +357,17 @@ class _Feed:
                 codes = read_latents(dataset, latents)
             except StatsMissing as error:
                 raise StatsMissing(f"{error} If source '{source.name}' is to have none, say `latents: false` in the mixture.") from error
-        first_E = np.cumsum(dataset.anchors_E) - dataset.anchors_E
         nothing_T = np.zeros(robot.horizon if robot else 0, bool)
-        return _Feed(source, split, Split(dataset, "all", 0.0), robot, targets, tuple(roles), codes, first_E, nothing_T)
+        return _Feed(source, split, robot, targets, tuple(roles), codes, nothing_T)
+
+    @cached_property
+    def whole(self) -> Split:
+        return Split(self.source.dataset, "all", 0.0)
+
+    @cached_property
+    def first_anchor_E(self) -> np.ndarray:
+        anchors_E = self.source.dataset.anchors_E
+        return np.cumsum(anchors_E) - anchors_E
 
 
 def _nearest(time_s: np.ndarray, want_s: float) -> int:

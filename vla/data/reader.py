@@ -34,9 +34,14 @@ _TABLES = ("id_end", "parent_end", "text_end", "key", "steps", "first_step", "ra
 
 
 class Pool:
-    """What readers keep in memory: the open files of at most `shards` shards, and at most `episode_bytes` of episodes."""
+    """What readers keep in memory: the open files of at most `shards` shards, and at most `episode_bytes` of episodes.
 
-    def __init__(self, shards: int = 128, episode_bytes: int = 32 << 20) -> None:
+    Little by default, so that memory is flat in the size of the data: under a permuted order of much data an episode is hardly met
+    twice before any budget is through, and reading its rows costs a third of decoding one frame of 224 px. A pipeline that may cache
+    gives it more.
+    """
+
+    def __init__(self, shards: int = 64, episode_bytes: int = 1 << 20) -> None:
         self.shards, self.episode_bytes = shards, episode_bytes
         self._open: OrderedDict[tuple[str, int], ShardFiles] = OrderedDict()
         self._episodes: OrderedDict[tuple[str, int], StoredEpisode] = OrderedDict()
@@ -121,7 +126,7 @@ class StoredEpisode:
     @property
     def nbytes(self) -> int:
         rows = sum(values.nbytes for values in (self.time_s, self.state, self.action, self.anchors) if values is not None)
-        return 2000 + rows + sum(32 * len(table.step) for table in self.cameras.values())
+        return 2000 + rows + sum(28 * len(table.step) for table in self.cameras.values())
 
     @cached_property
     def finite_state(self) -> bool:
@@ -295,8 +300,9 @@ class Dataset:
         edges = [int(frame_end[row * C - 1]) if row else 0, *frame_end[row * C : (row + 1) * C].tolist()]
         # The cameras of a segment lie next to each other in the index: four reads, whatever their number.
         rows = {name: files.rows(f"frame_{name}", edges[0], edges[-1]) for name in ("step", "offset", "size", "crc")}
-        rows["step"] = rows["step"] + np.int32(first)
-        rows["shard"] = np.full(edges[-1] - edges[0], shard, np.int32)
+        if first:
+            rows["step"] = rows["step"] + np.int32(first)
+        rows["shard"] = np.broadcast_to(np.int32(shard), edges[-1] - edges[0])
         cameras = {}
         for camera, (low, high) in zip(self.cameras, itertools.pairwise(edge - edges[0] for edge in edges), strict=True):
             cameras[camera] = CameraTable(**{name: _frozen(values[low:high]) for name, values in rows.items()})
@@ -304,8 +310,8 @@ class Dataset:
                 key = files.rows("frame_key", edges[0] + low, edges[0] + high)
                 cameras[camera] = replace(cameras[camera], key=_frozen(key), head=files.blob("head", row * C + len(cameras) - 1))
         spans = [
-            Span(files.instruction(int(text)), int(low) + first, int(high) + first)
-            for low, high, text in files.rows("span", *_range(table["span_end"], row))
+            Span(files.instruction(text), low + first, high + first)
+            for low, high, text in files.rows("span", *_range(table["span_end"], row)).tolist()
         ]
         return {
             "id": files.text("parent", row),
@@ -367,6 +373,8 @@ class ShardFiles:
         wanted = ("key", "steps", "first_step", "anchor_end") if only_index else _TABLES
         self.tables: dict[str, np.ndarray] = {name: self._array("index", name, 0, None) for name in wanted}
         self.step_end = np.cumsum(self.tables["steps"])
+        if not only_index:  # the dataset has them, for all shards
+            del self.tables["steps"], self.tables["first_step"]
 
     def __del__(self) -> None:
         for fd in self._fds.values():
@@ -410,15 +418,18 @@ class ShardFiles:
             raise Damaged(f"{self.stem}.{kind} lacks the array '{name}'")
         stop = array.shape[0] if stop is None else stop
         data = self.pread(kind, (stop - start) * array.width, array.offset + start * array.width)
-        return np.frombuffer(data, array.dtype).reshape(stop - start, *array.shape[1:])
+        values = np.frombuffer(data, array.dtype)
+        return values if array.flat else values.reshape(stop - start, *array.shape[1:])
 
 
 class _Array:
     """Where an array lies in a file; `width`: bytes of one row."""
 
+    __slots__ = ("dtype", "flat", "offset", "shape", "width")
+
     def __init__(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> None:
         self.dtype, self.shape, self.offset = dtype, shape, offset
-        self.width = dtype.itemsize * math.prod(shape[1:])
+        self.width, self.flat = dtype.itemsize * math.prod(shape[1:]), len(shape) == 1
 
 
 def _range(end: np.ndarray, row: int) -> tuple[int, int]:
