@@ -21,7 +21,7 @@ from vla.convert.lerobot import LeRobot  # noqa: E402
 from vla.convert.lerobot_meta import exact_rate  # noqa: E402
 from vla.convert.raw import Clip, Encoded, Unreadable  # noqa: E402
 from vla.convert.safe import fill, inside  # noqa: E402
-from vla.errors import Damaged, SchemaError, UserError  # noqa: E402
+from vla.errors import Damaged, SchemaError, UnknownName, UserError  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("lerobot_v30_videos", "lerobot_v30_images", "lerobot_v21_videos")
@@ -104,6 +104,21 @@ def test_format_2_0(copied):
     assert [e.steps for e in read(folder)] == list(LENGTHS)
 
 
+def test_a_column_of_task_indices_is_a_text(copied):
+    folder = copied("lerobot_v30_images")
+    name = "annotation.human.action.task_description"
+    info = json.loads((folder / "meta/info.json").read_text())
+    edit_info(folder, features={**info["features"], name: {"dtype": "int64", "shape": [1], "names": None}})
+    _rows(folder, lambda table: table.append_column(name, pa.array([2] * 7 + [0, 0, 1, 1, 1] + [0])))
+    reader = LeRobot(folder, texts={"said": name})
+    reader.wanted = frozenset({"said", "action"})
+    assert ("said", "text") in {(f.name, f.kind) for f in reader.features()}
+    said = [episode.texts["said"] for part in reader.parts() for episode in reader.episodes(part)]
+    assert said == [["put it down"], ["push the cup"] * 2 + ["lift the cup"] * 3, ["push the cup"]]
+    with pytest.raises(UnknownName, match="unknown column 'nothing'"):
+        LeRobot(folder, texts={"said": "nothing"})
+
+
 def test_only_what_is_wanted_is_read():
     for name in NAMES:
         for episode in read(GOLDEN / name, frozenset({"action", "task"})):
@@ -179,7 +194,7 @@ def test_a_clock_that_is_not_the_rates_is_handed_on(copied):
         ),
         ("lerobot_v30_images", lambda f: _set(f, "action", [None] + [[1.0, 2, 3]] * 12), Damaged, "rows of"),
         ("lerobot_v30_images", lambda f: _set(f, "action", ["text"] * 13), Damaged, "string, not numbers"),
-        ("lerobot_v30_images", lambda f: _set(f, "task_index", [9] * 13), Damaged, "task_index 9 is not among the 3 tasks"),
+        ("lerobot_v30_images", lambda f: _set(f, "task_index", [9] * 13), Damaged, "task_index 9 is not among the 3 texts"),
         ("lerobot_v30_images", lambda f: _set(f, TOP, [None] * 13), Damaged, "row 0 holds no picture"),
         ("lerobot_v30_images", lambda f: _cut(f / "data/chunk-000/file-000.parquet"), Damaged, "does not read as parquet"),
         ("lerobot_v30_images", lambda f: _cut(f / "meta/episodes/chunk-000/file-000.parquet"), Damaged, "does not read as parquet"),

@@ -210,7 +210,7 @@ def test_what_lerobot_cannot_hold_is_refused(tmp_path, episodes, message):
         with LeRobotWriter(out, DatasetInfo("x", ROBOT.to_json()), ROBOT.cameras) as writer:
             for episode in episodes:
                 writer.add(episode)
-    assert not out.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path):

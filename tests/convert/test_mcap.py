@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -217,15 +218,19 @@ def test_json_messages_and_encodings_that_are_not_read(tmp_path):
         writer.start()
         schema = writer.register_schema("state", "jsonschema", b"{}")
         state = writer.register_channel("/state", "json", schema)
+        camera = writer.register_channel("/camera", "json", schema)
         other = writer.register_channel("/proto", "protobuf", writer.register_schema("x", "protobuf", b""))
         for i in range(10):
             data = json.dumps({"q": [i, 2.5], "mode": "auto", "ok": True}).encode()
+            film = json.dumps({"format": "jpeg", "data": base64.b64encode(jpeg(i)).decode()}).encode()
+            writer.add_message(camera, START_NS + 50 * MS * i, film, START_NS + 50 * MS * i)
             writer.add_message(state, START_NS + 50 * MS * i, data, START_NS + 50 * MS * i)
             writer.add_message(other, START_NS + 50 * MS * i, b"\x08\x01", START_NS + 50 * MS * i)
         writer.finish()
     (episode,) = read(path)
     assert (episode.columns["state/q"] == np.stack([np.arange(10), np.full(10, 2.5)], -1)).all() and episode.columns["state/ok"].all()
     assert episode.texts == {"state/mode": ["auto"]}
+    assert episode.pictures["camera"].data == [jpeg(i) for i in range(10)]
     with pytest.raises(Damaged, match="/proto at .* messages in protobuf of schema protobuf; cdr of ros2msg, and json, are read"):
         read(path, {"proto/x"})
 

@@ -21,7 +21,7 @@ FORMATS = ("lerobot",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("format", choices=FORMATS, help="lerobot: LeRobot 3.0")
-    parser.add_argument("dataset", type=Path, help="dataset folder")
+    parser.add_argument("dataset", help="dataset folder or URL")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist")
     parser.add_argument("--images", action="store_true", help="pictures byte for byte in the rows, in place of videos")
     parser.add_argument("--crf", type=int, default=20, help="quality of the videos: 0 lossless .. 51 (default: 20)")
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from vla.convert.lerobot_write import LeRobotWriter, Options
-    from vla.data.reader import Dataset
+    from vla.data.remote import open_dataset
 
     if not 0 <= args.crf <= 51:
         raise UserError(f"--crf {args.crf}: give 0 to 51")
-    dataset = Dataset.open(args.dataset)
+    dataset = open_dataset(args.dataset)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with LeRobotWriter(args.out, dataset.info, dataset.cameras, Options(args.images, args.crf)) as writer:
         for index in _progress(dataset, "writing"):

@@ -19,7 +19,7 @@ import numpy as np
 from vla.convert.lerobot_meta import BOOKKEEPING, EpisodeRow, Info, read_episodes, read_texts
 from vla.convert.raw import Clip, Encoded, Feature, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import inside, require, video_facts
-from vla.errors import Damaged, SchemaError
+from vla.errors import Damaged, SchemaError, UnknownName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,15 +38,20 @@ class LeRobot(Reader):
 
     `rate_hz` is exact: 29.97 is 30000/1001. Pictures in videos come as `Clip`s whose times lie in the middle of the frame that
     LeRobot takes (the nearest one), so that no rounding moves them to a neighbour. `names` says what each number of a column is.
+    `texts`: name -> a column of task indices, as GR00T's datasets have them (`annotation.human.action.task_description`).
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, texts: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
         self.info = Info.read(self.folder)
+        self.texts = dict(texts or {})
+        for name, column in self.texts.items():
+            if column not in self.info.features:
+                raise UnknownName("column", column, self.info.features, f"`texts` of the reader names it for '{name}'.")
         self.rate_hz = self.info.rate_hz
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("folder", "info", "rate_hz", "wanted")  # tables are read again where they are needed
+        kept = ("folder", "info", "rate_hz", "texts", "wanted")  # tables are read again where they are needed
         return {name: value for name, value in vars(self).items() if name in kept}
 
     @property
@@ -59,7 +64,7 @@ class LeRobot(Reader):
         for name, feature in self.info.features.items():
             if name not in BOOKKEEPING:
                 found.append(Feature(name, feature.kind, feature.dtype, feature.shape))
-        return [*found, *(Feature(name, "text") for name in self._texts)]
+        return [*found, *(Feature(name, "text") for name in (*self._texts, *self.texts))]
 
     def size(self) -> Size:
         files = {path for kind in ("data", "videos") for path in (self.folder / kind).rglob("*") if path.is_file()}
@@ -76,7 +81,7 @@ class LeRobot(Reader):
         if problem := self._other_columns(stream):
             yield from (Unreadable(row.id, problem) for row in rows)
             return
-        stream.start([name for name in stream.names if self._wants(name) or name in BOOKKEEPING])
+        stream.start([name for name in stream.names if self._wants(name) or name in (*BOOKKEEPING, *self.texts.values())])
         for row in rows:
             table = stream.take(row.length, f"episode {row.index}")
             try:
@@ -152,14 +157,16 @@ class LeRobot(Reader):
 
     def _episode_texts(self, row: EpisodeRow, table: pa.Table, where: str) -> dict[str, Sequence[str]]:
         texts: dict[str, Sequence[str]] = {}
-        for name, listed in self._texts.items():
-            if f"{name}_index" not in table.column_names:
+        indexed = [(name, f"{name}_index", listed) for name, listed in self._texts.items()]
+        indexed += [(name, column, self._texts["task"]) for name, column in self.texts.items() if self._wants(name)]
+        for name, column, listed in indexed:
+            if column not in table.column_names:
                 texts[name] = list(row.tasks[:1])
                 continue
-            index = _numbers(table.column(f"{name}_index"), (1,), f"{where} column '{name}_index'")[:, 0]
+            index = _numbers(table.column(column), (1,), f"{where} column '{column}'")[:, 0]
             unknown = sorted(set(index.tolist()) - set(listed))
             if unknown:
-                raise SchemaError(f"{where}: {name}_index {unknown[0]} is not among the {len(listed)} {name}s of the dataset")
+                raise SchemaError(f"{where}: {column} {unknown[0]} is not among the {len(listed)} texts of the dataset")
             steps = [listed[int(i)] for i in index]
             texts[name] = steps[:1] if len(set(steps)) == 1 else steps
         return texts

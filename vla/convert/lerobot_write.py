@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -81,10 +82,13 @@ class LeRobotWriter:
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        for table in (self._data, self._rows, *self._videos.values()):
-            table.close()
-        if kind is None:
-            self._finish()
+        try:
+            for table in (self._data, self._rows, *self._videos.values()):
+                table.close()
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.part, ignore_errors=True)  # there only after an error
 
     def add(self, episode: Episode) -> None:
         """UserError, naming the episode, for what no LeRobot dataset can hold: another rate, another size, a camera that begins late."""

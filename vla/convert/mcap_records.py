@@ -6,6 +6,7 @@ genpy and the `rosbags` package do).
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -119,13 +120,18 @@ def flat(message: Message) -> dict[str, Any]:
 
 
 def picture_of(message: Message) -> bytes | np.ndarray | None:
-    """The picture of a message that is one: JPEG or PNG bytes (sensor_msgs/CompressedImage), or uint8 (H, W, 3) or (H, W)
-    (sensor_msgs/Image in rgb8, bgr8 or mono8)."""
+    """The picture of a message that is one: JPEG or PNG bytes (sensor_msgs/CompressedImage, foxglove.CompressedImage in JSON), or
+    uint8 (H, W, 3) or (H, W) (sensor_msgs/Image in rgb8, bgr8 or mono8)."""
     body = message.body
-    data = _get(body, "data")
+    data, compressed = _get(body, "data"), isinstance(_get(body, "format"), str)
+    if compressed and isinstance(data, str):  # JSON
+        try:
+            data = base64.b64decode(data, validate=True)
+        except ValueError:
+            return None
     if not isinstance(data, bytes):
         return None
-    if isinstance(_get(body, "format"), str):
+    if compressed:
         return data if data.startswith(_MAGIC) else None
     encoding, height, width, step = (_get(body, name) for name in ("encoding", "height", "width", "step"))
     channels = _PIXELS.get(encoding) if isinstance(encoding, str) else None
