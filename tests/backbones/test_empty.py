@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.backbones.families import FAMILIES, quick
 from tests.parts import ROBOTS, observation
-from vla.backbones.empty import build_empty, count_parameters, load_four_bit, restore_buffers, spread
+from vla.backbones.empty import build_empty, count_parameters, restore_buffers, spread
 from vla.backbones.paligemma import PaliGemma
 from vla.backbones.prismatic import TOWERS, Prismatic
 from vla.backbones.qwen_vl import Qwen25VL
@@ -106,9 +106,3 @@ def test_spread_over_memory_and_disk(name, tmp_path):
     half = spread(build_empty(config).eval(), tmp_path / "model.safetensors", **limits)
     assert any(p.is_meta for p in half.parameters()) and not all(p.is_meta for p in half.parameters())
     torch.testing.assert_close(states(half), states(want), atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_four_bits_need_a_gpu():
-    with pytest.raises(UserError, match="4-bit weights need a CUDA GPU"):
-        load_four_bit(FAMILIES["paligemma"].build())

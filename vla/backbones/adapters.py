@@ -61,7 +61,7 @@ def merge(backbone: Any, check: Callable[[Any], Tensor]) -> Any:
     backbone.float().eval()
     with torch.no_grad():
         before = check(backbone).float()
-        merged = replace(backbone.config, lora=None).build().eval()
+        merged = replace(backbone.config, lora=None, four_bit=False).build().eval()
         merged.load_state_dict(_merged_weights(backbone), assign=True)
         after = check(merged).float()
     backbone.to(dtype).train(training)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vla.backbones.four_bit import FourBitLinear
 from vla.errors import UserError
 
 
@@ -33,8 +33,8 @@ def restore_buffers(module: nn.Module, config: Any, *args: Any) -> None:
     saved = set(twin.state_dict())
     own = dict(module.named_buffers())
     for name, buffer in twin.named_buffers():
-        if name in saved:
-            continue
+        if name in saved or isinstance(twin.get_submodule(name.rpartition(".")[0]), FourBitLinear):
+            continue  # in 4 bits, buffers are the weights
         owner = module.get_submodule(name.rpartition(".")[0])
         owner._buffers[name.rpartition(".")[2]] = buffer.to(own[name].device if not own[name].is_meta else "cpu")
 
@@ -64,29 +64,3 @@ def _accelerate() -> Any:
     except ImportError as error:
         raise UserError("models without weights, or spread over devices, need accelerate: pip install 'vla[train]'") from error
     return accelerate
-
-
-def load_four_bit(backbone: Any, device: str = "cuda") -> Any:
-    """Linear maps of the language model in 4 bits (NF4, Dettmers et al. 2023): with LoRA, a 7B model trains on a 24 GB card.
-
-    Call after the weights are there and before training; norms, embeddings and adapters keep their precision. Raises UserError without
-    bitsandbytes or a GPU.
-    """
-    if not torch.cuda.is_available():
-        raise UserError("4-bit weights need a CUDA GPU; this machine has none. Without one, load the backbone as it is.")
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise UserError("4-bit weights need bitsandbytes: pip install bitsandbytes") from error
-    for name, linear in list(backbone.language.named_modules()):
-        if type(linear) is not nn.Linear or ".lora_" in name:
-            continue
-        owner = backbone.language.get_submodule(name.rpartition(".")[0])
-        small = bitsandbytes.nn.Linear4bit(
-            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
-        )
-        small.weight = bitsandbytes.nn.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-        if linear.bias is not None:
-            small.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        setattr(owner, name.rpartition(".")[2], small)
-    return backbone.to(device)

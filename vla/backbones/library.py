@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
 from vla.backbones.flash import dispatch
+from vla.backbones.four_bit import quantize
 from vla.backbones.images import Pixels, stack_images
 from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
 from vla.backbones.prompts import Prompt, PromptEncoder
@@ -44,8 +45,9 @@ class LibraryConfig:
 
     `cameras`: the roster of roles, in the order of their images ((): as they come). `attention`: an implementation of the library, or
     `auto`: flash-attn where it is installed and the mask is one it takes, else sdpa, else eager. `freeze`: parts (vision, projector,
-    language, head) or prefixes of parameter names. `lora`: adapters beside frozen weights. `head`: keep the vocabulary head of its own that
-    a model without tied embeddings has. `origin`: where `load_pretrained` reads weights.
+    language, head) or prefixes of parameter names. `lora`: adapters beside frozen weights. `head`: keep the vocabulary head of its own
+    that a model without tied embeddings has. `four_bit`: the language model's linear maps in 4 bits, frozen (QLoRA). `origin`: where
+    `load_pretrained` reads weights.
     """
 
     library: Mapping[str, Any]
@@ -58,6 +60,7 @@ class LibraryConfig:
     freeze: tuple[str, ...] = ()
     lora: LoRA | None = None
     head: bool = False
+    four_bit: bool = False
     origin: Origin | None = None
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -112,6 +115,8 @@ class LibraryBackbone(Backbone):
         freeze_parts(self, config.freeze)
         if config.lora is not None:
             inject(self, config.lora)
+        if config.four_bit:
+            quantize(self)
         self.set_gradient_checkpointing(config.gradient_checkpointing)
 
     # What a family says.
