@@ -39,6 +39,7 @@ from vla.data.memory import stacked
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.shard import DatasetInfo, ShardWriter
+from vla.data.writer import write_segments
 from vla.embodiment import Embodiment, Field, Space
 from vla.types import Episode, Frames, Sample, Span
 
@@ -107,6 +108,7 @@ def repeat(one: Path, folder: Path, times: int) -> Path:
         manifest[count] *= times
     manifest["info"]["name"] = folder.name
     manifest["shards"] = rows
+    manifest["segments_file"] = write_segments(folder, [row["name"] for row in rows])
     manifest["digest"] = manifest_digest(manifest)
     (folder / MANIFEST).write_bytes(to_json(manifest, "manifest"))
     return folder

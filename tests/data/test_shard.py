@@ -92,6 +92,25 @@ def test_a_long_episode_is_cut_and_joined(tmp_path):
     assert not verify(folder)
 
 
+def test_many_shards_are_opened_by_one_file(tmp_path):
+    given = [make_episode(f"e{i}", 40 if i % 5 == 0 else 4, i) for i in range(30)]
+    folder = write(tmp_path / "many", given, max_shard_bytes=20_000)
+    manifest = json.loads((folder / "dataset.json").read_text())
+    assert len(manifest["shards"]) >= 16 and manifest["segments_file"]["bytes"] == (folder / "dataset.segments").stat().st_size
+    fast = Dataset.open(folder)
+    del fast.manifest["segments_file"]  # type: ignore[attr-defined]
+    slow = Dataset(folder, fast.manifest, Pool())
+    for name in ("_shard_S", "_row_S", "_first_S", "key_E", "steps_E", "anchors_E", "shard_E"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
+    for i, episode in enumerate(given):
+        assert_same(fast.read(i), episode)
+    (folder / "dataset.segments").write_bytes(b"x" * manifest["segments_file"]["bytes"])
+    with pytest.raises(Damaged, match=r"dataset\.segments is not the file"):
+        Dataset.open(folder)
+    assert [(p.kind, p.file) for p in verify(folder)] == [("altered", "dataset.segments")]
+    assert not verify(folder, full=False)
+
+
 def test_same_episodes_same_bytes(tmp_path):
     sums = []
     for name in ("one", "two"):

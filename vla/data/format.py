@@ -6,6 +6,7 @@
         <id>.steps.npz         time_s, state.<field>, action.<field>: float64, physical units, frames as recorded
         <id>.<camera>.jpgs     table of steps and offsets, then the JPEGs
         <id>.<camera>.mp4      or a video in short groups (`vla/data/gop.py`); the steps of its frames stand in steps.npz
+    dataset.segments           with 16 shards or more: key, steps, anchors, first_step of all groups, so that opening reads one file
     shard-00000.index          safetensors: where every member and every frame lies, with checksums
     shard-00000.columns        safetensors: time_s, state, action of all steps, flat (opening an npz costs more than a JPEG)
 
@@ -34,7 +35,9 @@ from vla.errors import Damaged, SchemaError, UserError
 from vla.types import SUPERVISION, Frames, Supervision, VideoFrames
 
 FORMAT_VERSION = 2
-MANIFEST = "dataset.json"
+SEGMENTS_FROM = 16
+"""Shards from which on a dataset has the file of that name."""
+MANIFEST, SEGMENTS = "dataset.json", "dataset.segments"
 VIDEO_CODEC = "h264"
 """What video in shards is coded as; the manifest names it per camera, so that another may come."""
 MAX_JSON_BYTES = 64 << 20

@@ -286,7 +286,8 @@ class _Reader:
             raise _named(error, where) from error
 
     def _open(self, folder: Path | str, where: str) -> Dataset:
-        problems = verify_dataset(folder, full=self.verify == "full") if isinstance(folder, Path) else []
+        # Sizes are compared as a dataset is opened; what is remote is compared as it arrives.
+        problems = verify_dataset(folder) if isinstance(folder, Path) and self.verify == "full" else []
         if problems:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise Damaged(f"{where}: {problems[0]}{more}. `vla check {folder}` lists all; a run does not start on damaged data.")

@@ -6,6 +6,7 @@ lie) is read together when it is first needed and kept in a `Pool`, bounded in b
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.numpy import load
 
 from vla.data import format as fmt
 from vla.errors import Damaged, UnknownName
@@ -155,8 +157,7 @@ class Dataset:
         self.video: dict[str, str] = dict(manifest.get("video", {}))
         self.shard_names: list[str] = [shard["name"] for shard in manifest["shards"]]
         self._check_sizes()
-        tables = [self._segment_table(number) for number in range(len(self.shard_names))]
-        shard_S, row_S, key_S, anchors_S, steps_S, first_S = (np.concatenate(column) for column in zip(*tables, strict=True))
+        shard_S, row_S, key_S, anchors_S, steps_S, first_S = self._segments()
         self._shard_S, self._row_S, self._first_S = shard_S, row_S, first_S
         starts = np.flatnonzero(first_S == 0)
         self._segment_E = np.append(starts, len(first_S))  # segments of episode e: _segment_E[e] .. _segment_E[e + 1]
@@ -324,6 +325,26 @@ class Dataset:
             "spans": spans,
         }
 
+    def _segments(self) -> tuple[np.ndarray, ...]:
+        """Rows of all groups: shard, row in it, key, anchors, steps, first step. One file says it; older datasets lack it."""
+        facts = self.manifest.get("segments_file")
+        if facts is None:
+            tables = [self._segment_table(number) for number in range(len(self.shard_names))]
+            return tuple(np.concatenate(column) for column in zip(*tables, strict=True))
+        data = self._segments_file().read_bytes()
+        if len(data) != facts["bytes"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise Damaged(f"{self.info.name}: {fmt.SEGMENTS} is not the file that the manifest names. Copy it again.")
+        table = load(data)
+        rows_S = np.array([shard["segments"] for shard in self.manifest["shards"]])
+        if len(table["key"]) != rows_S.sum():
+            raise Damaged(f"{self.info.name}: {fmt.SEGMENTS} has {len(table['key'])} groups, the manifest {rows_S.sum()}")
+        row_S = np.arange(rows_S.sum()) - np.repeat(np.cumsum(rows_S) - rows_S, rows_S)
+        shard_S = np.repeat(np.arange(len(rows_S)), rows_S)
+        return shard_S.astype(np.int32), row_S.astype(np.int32), *(table[name] for name in ("key", "anchors", "steps", "first_step"))
+
+    def _segments_file(self) -> Path:
+        return self.folder / fmt.SEGMENTS
+
     def _segment_table(self, number: int) -> tuple[np.ndarray, ...]:
         # Read without the pool, so that opening a dataset of ten thousand shards leaves no files open.
         table = self._open_shard(number, only_index=True).tables
@@ -342,13 +363,14 @@ class Dataset:
         return ShardFiles(self.folder / self.shard_names[number], only_index)
 
     def _check_sizes(self) -> None:
+        with os.scandir(self.folder) as entries:  # one look at the folder: a dataset may have ten thousand shards
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
         for shard in self.manifest["shards"]:
             for kind, facts in shard["files"].items():
-                path = self.folder / f"{shard['name']}.{kind}"
-                size = path.stat().st_size if path.is_file() else None
-                if size != facts["bytes"]:
+                name = f"{shard['name']}.{kind}"
+                if (size := sizes.get(name)) != facts["bytes"]:
                     found = "is missing" if size is None else f"has {size} bytes, the manifest says {facts['bytes']}"
-                    raise Damaged(f"{self.info.name}: {path} {found}. Run `vla check {self.folder}` for the full list.")
+                    raise Damaged(f"{self.info.name}: {self.folder / name} {found}. Run `vla check {self.folder}` for the full list.")
 
     def _where(self, index: int, number: int, camera: str) -> str:
         episode = self.episode(index)

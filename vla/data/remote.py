@@ -221,6 +221,11 @@ class RemoteDataset(Dataset):
         fix = f"a shard is removed before it can be opened. Set {LIMIT_VARIABLE}."
         raise UserError(f"{self.info.name}: the cache {self.cache.folder} is too small: {fix}")
 
+    def _segments_file(self) -> Path:
+        facts = self.manifest["segments_file"]
+        place, what = f"{self.folder.name}/{fmt.SEGMENTS}", f"source '{self.info.name}'"
+        return self.cache.bring(f"{self.url}/{fmt.SEGMENTS}", place, facts["bytes"], facts["sha256"], what)
+
     def _bring(self, number: int, kind: str) -> None:
         shard = self.manifest["shards"][number]
         name, facts = f"{shard['name']}.{kind}", shard["files"][kind]
@@ -267,7 +272,7 @@ def _manifest(url: str, cache: Cache) -> tuple[dict[str, Any], Path]:
                 raise Damaged(
                     f"names files {json.dumps(shard['name'])[:80]} ({', '.join(map(str, shard['files']))[:80]}), which are no shard's"
                 )
-            for facts in shard["files"].values():
+            for facts in (*shard["files"].values(), *([manifest["segments_file"]] if "segments_file" in manifest else [])):
                 if type(facts["bytes"]) is not int or facts["bytes"] < 0 or not re.fullmatch(r"[0-9a-f]{64}", facts["sha256"]):
                     raise Damaged(f"has no size and sha256 for {shard['name']}")
     except UserError as error:

@@ -48,6 +48,8 @@ def verify(folder: str | Path, full: bool = True, threads: int = 2) -> list[Prob
     listed = {f"{shard['name']}.{kind}" for shard in manifest["shards"] for kind in shard["files"]}
     extra = sorted(path.name for path in folder.glob("shard-*") if path.name not in listed)
     problems = [Problem("unlisted", name, "", "not in the manifest; remove it if nobody knows it") for name in extra]
+    if facts := manifest.get("segments_file"):
+        problems += _file(folder / fmt.SEGMENTS, facts, full)
     with ThreadPoolExecutor(threads) as pool:
         for found in pool.map(lambda shard: list(_shard(folder, shard, manifest, full)), manifest["shards"]):
             problems.extend(found)
@@ -57,21 +59,23 @@ def verify(folder: str | Path, full: bool = True, threads: int = 2) -> list[Prob
 def _shard(folder: Path, shard: dict[str, Any], manifest: dict[str, Any], full: bool) -> Iterator[Problem]:
     hurt = []
     for kind, facts in sorted(shard["files"].items()):
-        path = folder / f"{shard['name']}.{kind}"
-        if not path.is_file():
-            yield Problem("missing", path.name, "", f"{facts['bytes']} bytes are gone; copy the file again")
-            hurt.append(kind)
-            continue
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            verdict: Kind = "truncated" if size < facts["bytes"] else "overlong"
-            yield Problem(verdict, path.name, "", f"{size} bytes, the manifest says {facts['bytes']}; copy the file again")
-            hurt.append(kind)
-        elif full and _sha256(path) != facts["sha256"]:
-            yield Problem("altered", path.name, "", "its sha256 is not the manifest's; copy the file again")
+        for problem in _file(folder / f"{shard['name']}.{kind}", facts, full):
+            yield problem
             hurt.append(kind)
     if "tar" in hurt and "index" not in hurt and (folder / f"{shard['name']}.tar").is_file():
         yield from _members(folder / shard["name"], manifest)
+
+
+def _file(path: Path, facts: dict[str, Any], full: bool) -> Iterator[Problem]:
+    """What is wrong with one file as a whole."""
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        yield Problem("missing", path.name, "", f"{facts['bytes']} bytes are gone; copy the file again")
+    elif size != facts["bytes"]:
+        verdict: Kind = "truncated" if size < facts["bytes"] else "overlong"
+        yield Problem(verdict, path.name, "", f"{size} bytes, the manifest says {facts['bytes']}; copy the file again")
+    elif full and _sha256(path) != facts["sha256"]:
+        yield Problem("altered", path.name, "", "its sha256 is not the manifest's; copy the file again")
 
 
 def _members(stem: Path, manifest: dict[str, Any]) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from vla.data import format as fmt
 from vla.data.admit import anchors, check_episode
@@ -121,6 +121,8 @@ class ShardWriter:
             "seconds": sum(shard["seconds"] for shard in self._shards),
             **counts,
         }
+        if len(self._shards) >= fmt.SEGMENTS_FROM:
+            manifest["segments_file"] = write_segments(self.folder, [shard["name"] for shard in self._shards])
         manifest["digest"] = fmt.manifest_digest(manifest)
         fmt.write_atomic(self.folder / fmt.MANIFEST, fmt.to_json(manifest, "manifest"))
 
@@ -205,6 +207,19 @@ class _Group:
     @property
     def bytes(self) -> int:
         return sum(512 + len(data) + -len(data) % 512 for data in self.members)
+
+
+def write_segments(folder: Path, shards: Sequence[str]) -> dict[str, Any]:
+    """`dataset.segments`, from the indices of the shards; returns its entry in the manifest."""
+    tables: dict[str, list[np.ndarray]] = {"key": [], "steps": [], "anchors": [], "first_step": []}
+    for shard in shards:
+        index = load((folder / f"{shard}.index").read_bytes())
+        index["anchors"] = np.diff(index["anchor_end"], prepend=0)
+        for name, rows in tables.items():
+            rows.append(index[name])
+    data = save({name: np.concatenate(rows) for name, rows in tables.items()})
+    fmt.write_atomic(folder / fmt.SEGMENTS, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class _Shard:
