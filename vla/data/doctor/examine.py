@@ -53,7 +53,8 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 
 FOLLOW = {
     "swapped_arms": ("inverted_gripper", "wrong_sign"),
-    "degrees_for_radians": ("implausible_speed",),
+    "degrees_for_radians": ("implausible_speed", "wrong_frame"),
+    "wrong_frame": ("wrong_sign", "actions_shifted"),
     "wrong_rate": ("rate_differs",),
 }
 """Mistake -> findings that it brings about by itself."""

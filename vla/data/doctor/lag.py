@@ -18,10 +18,9 @@ from vla.embodiment import ROTATION_UNITS, Field
 
 REACH = 4
 """Rows of the command that may explain one change."""
-FUTURE_GAIN = 0.2
-"""So much more of the innovation must the future command explain to be an alarm by itself ..."""
-FUTURE_HINT = 0.035
-"""... or so much, where it is also the best single row. On sound data the two differ by less than 0.015 (docs/data-doctor.md)."""
+FUTURE_GAIN = 0.035
+"""So much more of the innovation must the future command explain, alone and with its past. On sound data it is less than 0.015, but
+for feedback, which `Response.agrees` tells (docs/data-doctor.md)."""
 MIN_ROWS = 60
 COPIED = 0.9
 """Share of exact copies from which actions are taken to be made of states."""
@@ -30,13 +29,18 @@ COPIED = 0.9
 @dataclass(frozen=True)
 class Response:
     """Shares of the state's innovation that stay unexplained (1 = the command says nothing). `single`: by one command row at a
-    time, {rows ahead: share}; `causal`, `future`: by four rows ending now, or one row later."""
+    time, {rows ahead: share}; `causal`, `future`: by four rows ending now, or one row later.
+
+    `agrees`: in -1..1, whether the state goes along with the next row's command as it does in the long run. A controller that steers
+    by what it sees makes its next command tell where the state went, but against it: further on, less is left to go.
+    """
 
     action: str
     state: str
     single: dict[int, float]
     causal: float
     future: float
+    agrees: float
     rows: int
 
     @property
@@ -80,7 +84,7 @@ def channels(sample: Sampled) -> list[tuple[Field, Field]]:
 def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state: str) -> Response | None:
     """Over all episodes and dimensions that move; None where too little happens. `u`, `x`: (steps, n) per episode."""
     dims = [i for i in range(x[0].shape[1]) if _alive([e[:, i] for e in u]) and _alive([e[:, i] for e in x])] if x else []
-    totals = np.zeros(3 + 6)
+    totals = np.zeros(1 + 6 + 2 + 1)
     rows = 0
     for i in dims:
         parts = [_lagged(a[:, i], b[:, i]) for a, b in zip(u, x, strict=True) if len(b) > 2 * REACH]
@@ -93,12 +97,13 @@ def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state
         if base <= 1e-12 * max(float(change @ change), 1e-30):
             continue
         sets = [[k] for k in range(6)] + [[2, 3, 4, 5], [1, 2, 3, 4]]
-        totals += np.array([1.0, *(_left(change, np.column_stack([own, command[:, s]])) / base for s in sets)])
+        left = [_left(change, np.column_stack([own, command[:, s]])) / base for s in sets]
+        totals += np.array([1.0, *left, _along(change, own, command[:, 1], [(a[:, i], b[:, i]) for a, b in zip(u, x, strict=True)])])
         rows += len(change)
     if not totals[0]:
         return None
     share = totals[1:] / totals[0]
-    return Response(action, state, {2 - k: float(share[k]) for k in range(6)}, float(share[6]), float(share[7]), rows)
+    return Response(action, state, {2 - k: float(share[k]) for k in range(6)}, float(share[6]), float(share[7]), float(share[8]), rows)
 
 
 def _lagged(u: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,6 +122,25 @@ def _left(y: np.ndarray, columns: np.ndarray) -> float:
     return float(rest @ rest)
 
 
+def _along(change: np.ndarray, own: np.ndarray, ahead: np.ndarray, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """1 where the change goes with the next command as the state does over many rows, -1 where it goes against it."""
+    columns = np.column_stack([own, ahead])
+    scale = np.maximum(np.abs(columns).max(0), 1e-30)
+    now = np.linalg.lstsq(columns / scale, change, rcond=1e-10)[0][-1]
+    parts = []
+    for u, x in rows:
+        wide = max(len(x) // 6, 4)
+        at = np.arange(0, len(x) - wide, wide)
+        asked = np.array([u[t : t + wide].mean() for t in at])
+        parts.append(((asked - x[at]) * (x[at + wide] - x[at]), asked * (x[at + wide] - x[at])))
+    # A target asks for its distance from the state, a step for itself: whichever says more of the motion.
+    long_run = [
+        float(np.concatenate([p[k] for p in parts]).sum()) / max(float(np.abs(np.concatenate([p[k] for p in parts])).sum()), 1e-30)
+        for k in (0, 1)
+    ]
+    return float(np.sign(now * max(long_run, key=abs)))
+
+
 def _alive(parts: list[np.ndarray]) -> bool:
     """Whether a number changes at all, beyond rounding."""
     size = max((float(np.nanmax(np.abs(p))) for p in parts if len(p)), default=0.0)
@@ -124,8 +148,8 @@ def _alive(parts: list[np.ndarray]) -> bool:
 
 
 def _acausal(sample: Sampled, found: Response) -> Iterator[Finding]:
-    gain = found.causal - found.future
-    if found.rows < MIN_ROWS * 3 or not (gain > FUTURE_GAIN or (gain > FUTURE_HINT and found.lag == -1)):
+    gain = min(found.causal - found.future, found.single[0] - found.single[1])
+    if found.rows < MIN_ROWS * 3 or gain < FUTURE_GAIN or found.agrees < 0:
         return
     yield Finding(
         "actions_shifted",

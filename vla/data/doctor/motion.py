@@ -124,7 +124,7 @@ def _windows(sample: Sampled, u: Sequence[np.ndarray], x: Sequence[np.ndarray]) 
 
 def _arms(sample: Sampled) -> Iterator[Finding]:
     """Two fields of one kind (the arms of a robot with two) whose actions fit each other's states."""
-    pairs = [(a, s) for a, s in named_alike(sample) if a.unit == s.unit and a.size == s.size and a.unit != "command"]
+    pairs = [(a, s) for a, s in named_alike(sample) if a.unit == s.unit and a.size == s.size and a.unit not in ("command", "open01")]
     for (one, _), (two, _) in itertools.combinations(pairs, 2):
         if (one.size, one.unit, one.frame) != (two.size, two.unit, two.frame):
             continue
