@@ -68,7 +68,7 @@ def frame_times(path: str | Path) -> np.ndarray:
     """When each frame of a file is first shown: float64 (n,), rising, s. Reads the whole file and decodes nothing."""
     with _opened(path) as (container, stream):
         pts = []
-        for packet in container.demux(stream):
+        for packet in _packets(path, container, stream):
             if packet.pts is not None:
                 pts.append(packet.pts)
                 if len(pts) > MAX_FRAMES:
