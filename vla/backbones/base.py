@@ -25,7 +25,8 @@ class Tokens:
     """A sequence with what each token may see. `valid_BS` bool; `block_BS`, `group_BS`, `position_BS` int64.
 
     `extras` carries what a family needs beside the embeddings (multi-axis positions, deep visual features): (B, S, ...) each, one row
-    a token, zero where a token has none. They are cut and joined with the tokens.
+    a token, zero where a token has none. They are cut and joined with the tokens. `given`: facts of the whole row, (B, ...) each, which
+    stay as they are (proprioception that a decoder takes itself).
     """
 
     x_BSD: Tensor
@@ -34,6 +35,7 @@ class Tokens:
     group_BS: Tensor
     position_BS: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.x_BSD.shape[1]
@@ -51,17 +53,18 @@ class Tokens:
         pairs = zip(self._core(), other._core(), strict=True)
         names = (*self.extras, *(name for name in other.extras if name not in self.extras))
         extras = {name: torch.cat([self._extra(name, other), other._extra(name, self)], dim=1) for name in names}
-        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras=extras)
+        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras=extras, given={**self.given, **other.given})
 
     def slice(self, start: int, stop: int) -> Tokens:
         """Tokens start <= i < stop."""
         cut = {name: t[:, start:stop] for name, t in self.extras.items()}
-        return Tokens(*(t[:, start:stop] for t in self._core()), extras=cut)
+        return Tokens(*(t[:, start:stop] for t in self._core()), extras=cut, given=self.given)
 
     def repeat(self, samples: int) -> Tokens:
         """Each row `samples` times, one after the other."""
         extras = {name: t.repeat_interleave(samples, dim=0) for name, t in self.extras.items()}
-        return Tokens(*(t.repeat_interleave(samples, dim=0) for t in self._core()), extras=extras)
+        given = {name: t.repeat_interleave(samples, dim=0) for name, t in self.given.items()}
+        return Tokens(*(t.repeat_interleave(samples, dim=0) for t in self._core()), extras=extras, given=given)
 
     def with_x(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> Tokens:
         """The same places with other embeddings (and validity)."""

@@ -47,15 +47,14 @@ class Pixels:
             raise UnknownName("fit", self.fit, FITS)
 
 
-def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """`image_BVFHW3` uint8 at the sizes they came in, and per row the views that are there, in order.
+def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) -> tuple[dict[str, Tensor], list[list[str]]]:
+    """`image_BVFHW3` uint8 at the sizes they came in, and the role of each view, row by row.
 
-    With a roster of `cameras` each role has its slot, and an unknown role is an error; without one, views come in the order of the
-    observation. There is always one view, empty if need be: a rank without images must run the tower too. Where sizes differ, images stand
-    in the upper left corner and `image_size_BV2` says how large they are.
+    Views stand in the order of the roster `cameras`, in which an unknown role is an error; without a roster, in that of the observation.
+    Rows with fewer views are filled up with empty ones at the end. There is always one view: a rank without images must run the tower too.
+    Where sizes differ, images stand in the upper left corner and `image_size_BV2` says how large they are.
     """
     frames = len(observations[0].offsets_s)
-    slots, sizes = [], []
     for obs in observations:
         if len(obs.offsets_s) != frames:
             raise SchemaError("observations of one batch must have the same number of history frames")
@@ -64,20 +63,19 @@ def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) 
                 raise SchemaError(f"camera '{role}': images must be uint8 ({frames}, height, width, 3), not {pixels.dtype} {pixels.shape}")
             if cameras and role not in cameras:
                 raise UnknownName("camera", role, cameras, "The backbone's roster (`cameras`) lists those it was trained with.")
-            sizes.append(pixels.shape[1:3])
-        slots.append([cameras.index(role) if cameras else view for view, role in enumerate(obs.images)])
-    views = len(cameras) or max(1, *(len(row) for row in slots))
+    roles = [sorted(obs.images, key=cameras.index) if cameras else list(obs.images) for obs in observations]
+    sizes = {pixels.shape[1:3] for obs in observations for pixels in obs.images.values()}
+    views = max(1, *(len(row) for row in roles))
     height, width = (max((size[axis] for size in sizes), default=32) for axis in (0, 1))
     image = np.zeros((len(observations), views, frames, height, width, 3), dtype=np.uint8)
     size_BV2 = np.full((len(observations), views, 2), (height, width), dtype=np.int64)
     for row, obs in enumerate(observations):
-        for slot, pixels in zip(slots[row], obs.images.values(), strict=True):
-            image[row, slot, :, : pixels.shape[1], : pixels.shape[2]] = pixels
-            size_BV2[row, slot] = pixels.shape[1:3]
+        for view, role in enumerate(roles[row]):
+            pixels = obs.images[role]
+            image[row, view, :, : pixels.shape[1], : pixels.shape[2]] = pixels
+            size_BV2[row, view] = pixels.shape[1:3]
     found = {"image_BVFHW3": torch.from_numpy(image)}
-    if len(set(sizes)) > 1:
-        found["image_size_BV2"] = torch.from_numpy(size_BV2)
-    return found, [sorted(row) for row in slots]
+    return found | ({"image_size_BV2": torch.from_numpy(size_BV2)} if len(sizes) > 1 else {}), roles
 
 
 def by_size(inputs: Mapping[str, Tensor], prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:

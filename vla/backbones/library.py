@@ -169,23 +169,16 @@ class LibraryBackbone(Backbone):
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """`image_BVFHW3` uint8 (see `stack_images`), `token_BS`, `token_valid_BS`, `position_BS`, and `patch_BS`: which of the row's image
         features stands there, -1 for a word. Views that a row lacks take no token."""
-        inputs, views = stack_images(observations, self.config.cameras)
+        inputs, roles = stack_images(observations, self.config.cameras)
         frames = inputs["image_BVFHW3"].shape[2]
         longest = self._longest(inputs)
         rows = []
-        for obs, slots in zip(observations, views, strict=True):
-            roles = list(obs.images)
-            if self.config.cameras:
-                roles.sort(key=self.config.cameras.index)
-            sizes = [obs.images[role].shape[1:3] for role in roles for _ in range(frames)]
-            ids = self.encoder.ids(obs.instruction, [self.patches(*size) for size in sizes])
-            firsts = [(slot * frames + frame) * longest for slot in slots for frame in range(frames)]
-            seen = [0] * len(sizes)
-            patch = []
-            for token in ids:
-                patch.append(firsts[-1 - token] + seen[-1 - token] if token < 0 else -1)
-                if token < 0:
-                    seen[-1 - token] += 1
+        for obs, mine in zip(observations, roles, strict=True):
+            sizes = [obs.images[role].shape[1:3] for role in mine for _ in range(frames)]
+            counts = [self.patches(*size) for size in sizes]
+            ids = self.encoder.ids(obs.instruction, counts)
+            features = (image * longest + patch for image, count in enumerate(counts) for patch in range(count))
+            patch = [next(features) if token < 0 else -1 for token in ids]  # images are in order in every template
             rows.append({"token_BS": [max(token, 0) for token in ids], "patch_BS": patch, **self._place(ids, sizes)})
         valid = [[True] * len(row["token_BS"]) for row in rows]
         inputs["token_valid_BS"] = _right_padded(valid, False)
@@ -208,7 +201,7 @@ class LibraryBackbone(Backbone):
 
         index_BS = torch.arange(S, device=patch_BS.device).expand(B, S)
         zero_BS = torch.zeros_like(index_BS)
-        extras = {name: put(tensor, None) for name, tensor in more.items()}
+        extras = {"image_BS": patch_BS >= 0, **{name: put(tensor, None) for name, tensor in more.items()}}
         extras |= {name: inputs[name] for name in inputs if name.startswith("axis_offset")}
         valid_BS = inputs["token_valid_BS"]
         x_BSD = put(features, words_BSD)

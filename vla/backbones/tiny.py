@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -104,7 +104,9 @@ class TinyBackbone(Backbone):
         seen_valid = inputs["image_valid_BV"][:, :, None].expand(B, V, Fr).reshape(B, V * Fr)
         text = self.word_in(inputs["word_BL"])
         x_BSD = torch.cat([text, seen.reshape(B, V * Fr, -1)], dim=1)
-        return prefix_tokens(x_BSD, torch.cat([inputs["word_valid_BL"], seen_valid], dim=1))
+        prefix = prefix_tokens(x_BSD, torch.cat([inputs["word_valid_BL"], seen_valid], dim=1))
+        image_BS = torch.cat([torch.zeros_like(inputs["word_valid_BL"]), torch.ones_like(seen_valid)], dim=1)
+        return replace(prefix, extras={"image_BS": image_BS})
 
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         return self.transformer(tokens, cache)
