@@ -32,7 +32,7 @@ class VLA(nn.Module):
 
     Proprioception enters as one token per history frame behind the observation, through a map per robot; it sees the observation,
     which does not see it (the blocks of pi0). A source without a state has no such token. A decoder that takes the state itself finds it
-    in the prefix's extras.
+    with the prefix (`Tokens.given`).
     """
 
     def __init__(self, config: Model, roster: Roster) -> None:
@@ -64,7 +64,7 @@ class VLA(nn.Module):
         seen = self.backbone.embed(batch.inputs)
         valid_BF = batch.state_mask_BP.any(-1, keepdim=True).expand(batch.state_BFP.shape[:2])
         if self.state_in is None:
-            return replace(seen, extras={**seen.extras, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})
+            return replace(seen, given={**seen.given, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})
         x_BFD = self.state_in(batch.state_BFP.to(seen.x_BSD.dtype), batch.spec.embodiment_B)
         age_F = valid_BF.long().cumsum(1) - 1
         zero_BF = seen.next_block().expand(x_BFD.shape[:2]) * 0

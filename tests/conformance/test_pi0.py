@@ -135,7 +135,7 @@ def inputs(backbone, seed: int = 0):
 def prefix_of(backbone, ours, state):
     prefix = backbone.embed(ours)
     valid = torch.ones(B, 1, dtype=torch.bool)
-    return Tokens(*prefix._core(), extras={**prefix.extras, "state_BFP": state[:, None], "state_valid_BF": valid})
+    return Tokens(*prefix._core(), extras=prefix.extras, given={"state_BFP": state[:, None], "state_valid_BF": valid})
 
 
 def target_of(actions):

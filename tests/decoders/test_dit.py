@@ -242,7 +242,7 @@ def test_steps_that_do_not_exist_and_wrong_choices():
         with pytest.raises(UserError, match=words):
             contents(config).build()
     model, batch = made(DiT(state_in_suffix=True, conditioning=LayerKeysValues(32, 64)))
-    assert model.state_in is None and "state_BFP" in model.prefix(batch).extras
+    assert model.state_in is None and "state_BFP" in model.prefix(batch).given
     nobody = ActionSpec(batch.spec.embodiment_B, torch.zeros_like(batch.spec.mask_BTA))
     with torch.no_grad():
         assert (model.decoder.sample(model.backbone, model.prefix(batch), nobody, Noise(batch.position_B)) == 0).all()

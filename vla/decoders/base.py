@@ -22,7 +22,7 @@ class ActionDecoder(nn.Module, ABC):
 
     `latent_codes`: how many latent-action codes per sample it learns from, beside actions. `fits`: chunks that `fit` wants to see
     before the first step of training (a codec's edges or codebook), 0 for none. `takes_state`: it reads proprioception itself, from
-    the prefix's `extras` (`state_BFP`, `state_valid_BF`), which then has no tokens of it. `text_tokens`: of reasoning, which it says
+    what the prefix is `given` (`state_BFP`, `state_valid_BF`), which then has no tokens of it. `text_tokens`: of reasoning, which it says
     before it acts.
     """
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
@@ -165,7 +164,7 @@ class _Cross(Conditioning):
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
         hidden = backbone(prefix)
         x_BSD = hidden.x_BSD if self.config.layer is None else hidden.layers[self.config.layer]
-        context = replace(prefix, x_BSD=self.norm(x_BSD), extras={**prefix.extras, **_images(prefix)})
+        context = prefix.with_x(self.norm(x_BSD))
         return Context(self.expert, context, self.expert.remember(context), unread=hidden.x_BSD)
 
 
@@ -215,14 +214,6 @@ class _LayerKeysValues(Conditioning):
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
         hidden = backbone(prefix)
         return Context(self.expert, prefix, hidden, unread=hidden.x_BSD)
-
-
-def _images(prefix: Tokens) -> dict[str, Tensor]:
-    """Which tokens of the whole prefix are images, where the backbone says so; what follows what it embedded (proprioception) is not."""
-    if "image_BS" not in prefix.extras:
-        return {}
-    image_BS = prefix.extras["image_BS"]
-    return {"image_BS": F.pad(image_BS, (0, len(prefix) - image_BS.shape[1]))}
 
 
 def _shape(config: CrossAttention | Pooled, asks: Build, **more: object) -> ExpertShape:

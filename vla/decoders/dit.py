@@ -190,7 +190,7 @@ class DiTDecoder(ActionDecoder):
             tokens.append(x.expand(B, K, *x.shape[2:]).to(dtype)), valid.append(valid_BKL.expand(B, K, x.shape[2]))
 
         if self.state_in is not None:
-            state_BFP, state_valid_BF = context.follows.extras["state_BFP"], context.follows.extras["state_valid_BF"]
+            state_BFP, state_valid_BF = context.follows.given["state_BFP"], context.follows.given["state_valid_BF"]
             lead(self.state_in(state_BFP.to(dtype), like.embodiment_B)[:, None], state_valid_BF[:, None])
         summary_BKD = None
         if context.summary_BD is not None:
@@ -219,5 +219,5 @@ class DiTDecoder(ActionDecoder):
         suffix = suffix_tokens(context.follows, x_BKSD.flatten(1, 2), causal=False, samples=K, valid_BS=valid_BKS.flatten(1))
         if self.state_in is None:
             return suffix
-        after_S = (torch.arange(S, device=x_BKSD.device) >= context.follows.extras["state_BFP"].shape[1]).long().repeat(K)
+        after_S = (torch.arange(S, device=x_BKSD.device) >= context.follows.given["state_BFP"].shape[1]).long().repeat(K)
         return replace(suffix, block_BS=suffix.block_BS + after_S)

@@ -111,7 +111,7 @@ class _Prefix(Tokens):
 
     def cat(self, other: Tokens) -> Tokens:
         joined = super().cat(other)
-        return _Continued(*joined._core(), extras=joined.extras, prefix=self, suffix=other)
+        return _Continued(*joined._core(), extras=joined.extras, given=joined.given, prefix=self, suffix=other)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class OncePerPrefix:
 
     def __init__(self, backbone: Backbone, prefix: Tokens) -> None:
         self.backbone, self.width = backbone, backbone.width
-        self.prefix = _Prefix(*prefix._core(), extras=prefix.extras)
+        self.prefix = _Prefix(*prefix._core(), extras=prefix.extras, given=prefix.given)
         self.hidden: Hidden = backbone(prefix)
 
     @property
