@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,6 +27,7 @@ PROTOCOLS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub
 PROTOCOLS |= {"abfs": "adlfs", "az": "adlfs", "file": "fsspec", "memory": "fsspec"}
 """Protocol -> the package that fsspec needs for it. Others, and chains of them (`a::b`), are refused: some of those run what they read."""
 MAX_FILES = 10_000_000
+RETRY_AFTER_S = (1.0, 5.0, 20.0)
 
 
 class Store:
@@ -71,17 +74,20 @@ class Store:
         system, base = self._system
         try:
             listed = system.find(base, detail=True)
-        except (OSError, ValueError) as error:
+            if len(listed) > MAX_FILES:
+                raise UserError(f"{self.root} lists {len(listed)} files; give the folder of one dataset")
+            sizes = {name: row.get("size") or system.size(name) for name, row in listed.items()}  # http lists without sizes
+        except UserError:
+            raise
+        except (*_network_errors(), ValueError) as error:
             raise UserError(f"{self.root} cannot be listed: {error}") from error
         if not listed:
             raise UserError(f"there is nothing at {self.root}")
-        if len(listed) > MAX_FILES:
-            raise UserError(f"{self.root} lists {len(listed)} files; give the folder of one dataset")
-        return dict(sorted((self._relative(name, base), int(row.get("size") or 0)) for name, row in listed.items()))
+        return dict(sorted((self._relative(name, base), int(size or 0)) for name, size in sizes.items()))
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """The file on this machine for as long as the block runs. Damaged where less or more arrives than was listed."""
+        """The file on this machine for as long as the block runs. UserError where it cannot be fetched as it was listed."""
         if not self.remote:
             yield Path(self.root) / path
             return
@@ -134,21 +140,32 @@ class Store:
             raise UserError(f"{protocol}:// needs {PROTOCOLS[protocol]}: pip install {PROTOCOLS[protocol]}") from error
 
     def _fetch(self, path: str, place: Path) -> None:
-        system, base = self._system
+        """UserError where it does not arrive whole: the network's failure is not the data's, so it stops the run, which resumes."""
         part = place.with_name(f"{place.name}.part")
-        try:
-            system.get_file(f"{base}/{path}", str(part))
-        except OSError as error:
+        for wait_s in (*RETRY_AFTER_S, None):
+            try:
+                system, base = self._system
+                system.get_file(f"{base}/{path}", str(part))
+                arrived, listed = part.stat().st_size, self.files().get(path)
+                if arrived == listed:
+                    os.replace(part, place)
+                    return
+                failure = f"{arrived} bytes arrived of {listed}"
+            except _network_errors() as error:
+                failure = str(error) or type(error).__name__
             part.unlink(missing_ok=True)
-            raise Damaged(f"{self.root}/{path} cannot be fetched: {error}") from error
-        size = part.stat().st_size
-        if size != self.files().get(path):
-            part.unlink()
-            raise Damaged(f"{self.root}/{path}: {size} bytes arrived of {self.files().get(path)}")
-        os.replace(part, place)
+            if wait_s is not None:
+                time.sleep(wait_s)
+        raise UserError(f"{self.root}/{path} cannot be fetched: {failure}. When it can be again, go on with --resume")
 
     def _relative(self, name: str, base: str) -> str:
         relative = PurePosixPath(name.removeprefix(base).lstrip("/"))
         if relative.is_absolute() or ".." in relative.parts or not relative.parts:
             raise UserError(f"{self.root} lists '{name}', which lies outside of it")
         return relative.as_posix()
+
+
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """What fsspec's systems raise beside OSError; those whose package was not imported cannot have raised."""
+    others = (("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"))
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))
