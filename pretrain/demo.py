@@ -47,6 +47,6 @@ dit = replace(
     RUN,
     name="demo_dit",
     model=Model(BACKBONE, DiT(path=Flow(predict="data", times="uniform"), samples_per_context=4, evaluations=4, steps_per_token=3)),
-    steps=1250,
+    steps=1100,
 )
 latent = replace(RUN, name="demo_latent", model=Model(BACKBONE, LatentActions()), mixture="data_mixtures/demo_video.yaml", steps=1200)

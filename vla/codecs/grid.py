@@ -6,8 +6,8 @@ translation: theta * (phi bins * r bins) + phi * (r bins) + r; rotation likewise
 sizes, 16 x 32 x 8 and 16^3 and 2, make 8194 codes (`model/action_tokenizer.py`, `scripts/action_config.json` of SpatialVLA/SpatialVLA).
 Round-trip error: less than a cell in every coordinate.
 
-A cell's value is its mean under the normal distribution. The published one is its middle (`values="middle"`), which for the outermost
-cells, most of whose width no data ever visits, is far off where motion is small.
+A cell's value in a coordinate is the mean of the data in it. The published one is its middle (`values="middle"`), which for the
+outermost cells, most of whose width no data ever visits, is far off where motion is small.
 
 Deviation: edges belong to a robot, so one policy may hold several; and the gripper's two values are the means of its two halves, where the
 public code has 0 and 1.
@@ -134,8 +134,8 @@ class GridCodec(Codec):
                 for axis, part_N in enumerate(_coordinates(step_NA, group, numbers)):
                     sigma = max(float(part_N.std(correction=0)), self.config.min_sigma, 1e-6)
                     edges = normal_edges(float(part_N.mean()), sigma, RANGES[group][axis], bins[axis])
-                    means = normal_means(float(part_N.mean()), sigma, edges)
-                    values = means if self.config.values == "mean" else (edges[1:] + edges[:-1]) / 2
+                    middles = (edges[1:] + edges[:-1]) / 2
+                    values = cell_means(part_N.cpu().numpy(), edges, middles) if self.config.values == "mean" else middles
                     getattr(self, f"{group}{axis}_EQ")[robot] = torch.from_numpy(edges).float()
                     getattr(self, f"{group}{axis}_EC")[robot] = torch.from_numpy(values).float()
             grip_N = step_NA[:, self.config.gripper]
@@ -170,14 +170,12 @@ def normal_edges(mean: float, sigma: float, bounds: tuple[float, float], bins: i
     return np.clip(norm.ppf(share, mean, sigma), low, high)
 
 
-def normal_means(mean: float, sigma: float, edges: np.ndarray) -> np.ndarray:
-    """float64 (bins,): the mean of a normal distribution between neighbouring edges (of a truncated normal, in the textbooks' words)."""
-    from scipy.stats import norm
-
-    at = (edges - mean) / sigma
-    mass = np.diff(norm.cdf(at))
-    inside = mean - sigma * np.diff(norm.pdf(at)) / np.maximum(mass, 1e-300)
-    return np.clip(np.where(mass > 1e-12, inside, (edges[1:] + edges[:-1]) / 2), edges[:-1], edges[1:])
+def cell_means(value_N: np.ndarray, edges: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """float64 (bins,): the mean of the values in each cell; `empty`'s where there are none."""
+    cell_N = np.searchsorted(edges[1:-1], value_N, side="right")
+    count = np.bincount(cell_N, minlength=len(empty))
+    total = np.bincount(cell_N, weights=value_N, minlength=len(empty))
+    return np.where(count > 0, total / np.maximum(count, 1), empty)
 
 
 def _coordinates(value: Tensor, group: str, numbers: tuple[int, ...]) -> tuple[Tensor, ...]:

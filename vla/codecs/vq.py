@@ -67,11 +67,10 @@ class VQCodec(Codec):
         self.config, self.vocabulary = config, config.vocabulary
         self.places, D = config.scales[-1], config.width
         self.step_in = Bank(len(roster), roster.action_width, D, axes=("A", None))
-        self.encoder = nn.Sequential(nn.GELU(), nn.Linear(D, D), nn.GELU(), nn.Linear(D, config.latent))
-        self.decoder = nn.Sequential(nn.Linear(config.latent, D), nn.GELU(), nn.Linear(D, D), nn.GELU())
-        self.step_out = Bank(len(roster), D, roster.action_width, axes=(None, "A"))
         modes = max(self.places, MODES)  # the same for every roster, so that weights carry over
-        self.mode_in, self.mode_out = nn.Linear(modes, self.places, bias=False), nn.Linear(self.places, modes, bias=False)
+        self.encoder = _mlp(modes * D, 4 * D, self.places * config.latent)
+        self.decoder = _mlp(self.places * config.latent, 4 * D, modes * D)
+        self.step_out = Bank(len(roster), D, roster.action_width, axes=(None, "A"))
         self.time_MT = nn.Parameter(_low_frequencies(modes, roster.horizon))
         self.levels = nn.ModuleList(VQ(codes=1, vocabulary=config.vocabulary, width=config.latent).build() for _ in config.scales)
         self.register_buffer("fitted_E", torch.zeros(len(roster)))
@@ -151,10 +150,10 @@ class VQCodec(Codec):
         """(B, T, A) -> (B, K, L): time pooled into K places."""
         x_BTD = self.step_in(action_BTA * spec.mask_BTA, spec.embodiment_B) * spec.mask_BTA.any(2, keepdim=True)
         x_BMD = torch.einsum("mt,btd->bmd", self.time_MT, x_BTD)
-        return self.encoder(self.mode_in(x_BMD.transpose(1, 2)).transpose(1, 2))
+        return self.encoder(x_BMD.flatten(1)).unflatten(1, (self.places, -1))
 
     def _actions(self, x_BKL: Tensor, spec: ActionSpec) -> Tensor:
-        x_BMD = self.mode_out(self.decoder(x_BKL).transpose(1, 2)).transpose(1, 2)
+        x_BMD = self.decoder(x_BKL.flatten(1)).unflatten(1, (len(self.time_MT), -1))
         x_BTD = torch.einsum("mt,bmd->btd", self.time_MT, x_BMD)
         return self.step_out(x_BTD, spec.embodiment_B) * spec.mask_BTA
 
@@ -170,6 +169,10 @@ class VQCodec(Codec):
             codes.append(found.code_BN.view(len(feature_BKL), size))
         commitment = 0.25 * (feature_BKL - said_BKL).square().mean()
         return feature_BKL + (said_BKL - feature_BKL).detach(), torch.cat(codes, dim=1), commitment
+
+
+def _mlp(inward: int, inner: int, outward: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inward, inner), nn.GELU(), nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, outward))
 
 
 def _resize(x_BKL: Tensor, size: int) -> Tensor:
