@@ -93,8 +93,8 @@ def encode_mp4(
 ) -> bytes:
     """Pictures, uint8 (H, W, 3) RGB of one size -> mp4 (H.264, BT.709, no B-frames), which shows them at `rate_hz`.
 
-    `crf`: x264's quality, lower is better; 20 stands about where JPEG 85 to 90 does, in a third to a tenth of the bytes. Odd sizes are stored 4:4:4.
-    Frame by frame: memory is that of the encoded bytes.
+    `crf`: x264's quality, lower is better; 20 stands about where JPEG 85 to 90 does, in a third to a tenth of the bytes. Odd sizes are
+    stored 4:4:4. Frame by frame: memory is that of the encoded bytes.
     """
     if not 1 <= gop_frames <= MAX_GOP_FRAMES:
         raise SchemaError(f"groups of {gop_frames} frames; choose 1 to {MAX_GOP_FRAMES}")

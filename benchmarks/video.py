@@ -1,0 +1,158 @@
+"""What reading and converting video costs beside PyAV's own sequential decoding, on one core.
+
+    python -m benchmarks.video --json
+
+CPU seconds, not wall time, in interleaved blocks of the same process: medians over the blocks, ratios block by block. The clip moves,
+turns over and is noisy, H.264 with B-frames as cameras write it. `convert`: from the file to a finished dataset folder, through reader,
+card and shard writer, JPEGs of 224 px. `random`: one frame of such a dataset at random, stored as JPEG and as mp4 in groups of 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vla.convert.card import Card
+from vla.convert.engine import Settings, convert
+from vla.convert.pictures import Encoding
+from vla.convert.video_folder import VideoFolder
+from vla.data.images import decode_frame
+from vla.data.shard import Dataset
+from vla.data.video import images_at
+
+RATE_HZ = 30
+
+
+def pictures(height: int, width: int, count: int) -> Iterator[np.ndarray]:
+    """A textured scene, panned over, with another that moves in front of it and the noise of a sensor."""
+    rng = np.random.default_rng(0)
+    scales = (8, 28, 112)
+    scene, hand = (
+        np.mean(
+            [
+                np.kron(rng.integers(0, 256, (2 * height // s + 1, 2 * width // s + 1, 3)), np.ones((s, s, 1)))[:height, :width]
+                for s in scales
+            ],
+            0,
+        )
+        for _ in range(2)
+    )
+    noise = rng.normal(0, 3, (16, height, width, 1))
+    for number in range(count):
+        image = np.roll(scene, (number, 2 * number), (0, 1))
+        top, left = (3 * number) % (height // 2), (5 * number) % (width // 2)
+        image[top : top + height // 3, left : left + width // 3] = hand[: height // 3, : width // 3]
+        yield (image + noise[rng.integers(16)]).clip(0, 255).astype(np.uint8)
+
+
+def write_clip(path: Path, height: int, width: int, count: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE_HZ, options={"g": "30", "bf": "2", "crf": "23", "preset": "veryfast"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number, image in enumerate(pictures(height, width, count)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE_HZ)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def decode(path: Path, to_rgb: bool) -> None:
+    """PyAV's own loop, on one thread."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for frame in container.decode(stream):
+            if to_rgb:
+                frame.to_ndarray(format="rgb24")
+
+
+def card(store: str) -> Card:
+    facts = {"name": "bench", "title": "bench", "homepage": "none", "licence": "none", "citation": "none", "facts": ["made here"]}
+    rest = {"format": "video", "source": {"name": "bench"}, "supervision": "none", "instruction": {"from": "text"}}
+    return Card.from_json({**facts, **rest, "cameras": {"camera": {"from": "video", "store": store}}})
+
+
+def make_dataset(folder: Path, out: Path, store: str) -> None:
+    settings = Settings(encoding=Encoding(image_size=224, quality=90), workers=0)
+    report = convert(partial(VideoFolder, folder), card(store), out, settings)
+    assert not report.bad
+
+
+def draw(dataset: Dataset, count: int) -> None:
+    rng = np.random.default_rng(1)
+    for number in rng.integers(0, len(dataset.episode(0).cameras["camera"].step), count):
+        decode_frame(dataset.frame(0, "camera", int(number)))
+
+
+def cpu_s(work: Callable[[], None]) -> float:
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, float | int]:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        source = root / "source"
+        source.mkdir()
+        clip = source / "clip.mp4"
+        write_clip(clip, height, width, frames)
+        with (source / "captions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "text"], ["clip.mp4", "move"]])
+        stored = {}
+        for store in ("jpgs", "mp4"):
+            make_dataset(source, root / store, store)
+            stored[store] = Dataset.open(root / store)
+        at_s = (np.arange(frames) + 0.5) / RATE_HZ
+        outs = iter(range(10**6))
+        work: dict[str, Callable[[], object]] = {
+            "decode": lambda: decode(clip, to_rgb=False),
+            "decode_rgb": lambda: decode(clip, to_rgb=True),
+            "read": lambda: [None for _ in images_at(clip, at_s)],
+            "convert": lambda: make_dataset(source, root / f"out{next(outs)}", "jpgs"),
+            "convert_mp4": lambda: make_dataset(source, root / f"out{next(outs)}", "mp4"),
+            "random_jpeg": lambda: draw(stored["jpgs"], frames),
+            "random_mp4": lambda: draw(stored["mp4"], frames),
+        }
+        rows = [{key: cpu_s(each) for key, each in work.items()} for _ in range(blocks)]  # type: ignore[arg-type]
+        facts: dict[str, float | int] = {"height": height, "width": width, "frames": frames, "blocks": blocks}
+        facts |= {f"{key}_fps": round(frames / statistics.median(row[key] for row in rows)) for key in work}
+        for key, other in (("read", "decode_rgb"), ("convert", "decode"), ("convert", "decode_rgb"), ("convert_mp4", "decode")):
+            facts[f"ratio_{key}_to_{other}"] = round(statistics.median(row[other] / row[key] for row in rows), 3)
+        sizes = {store: sum(path.stat().st_size for path in (root / store).glob("*.tar")) for store in stored}
+        facts |= {"source_bytes": clip.stat().st_size, "jpgs_bytes": sizes["jpgs"], "mp4_bytes": sizes["mp4"]}
+        return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one object, for programs")
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--sizes", nargs="+", default=["224x224", "456x256", "640x480", "1920x1080"], help="width x height of the source")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    found = {}
+    for size in args.sizes:
+        width, height = map(int, size.split("x"))
+        found[size] = measure(height, width, args.frames, args.blocks)
+        if not args.json:
+            print(size, *(f"{key} {value}" for key, value in found[size].items()), sep="\n  ")
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
