@@ -19,6 +19,10 @@ ALIGN, SHIFT = 64, 16
 decoding a frame of 224 px costs a tenth more."""
 
 
+FIRST_BYTES = 64 << 20
+"""Of a block before any batch was seen. What is not touched takes no memory."""
+
+
 class Canvas:
     """Arrays cut from one block, in the order asked for. `wanted`: bytes asked for so far, also where there was no
     room. `pointed_to`: for whoever sends it, whether what it sends lies in it."""
@@ -76,10 +80,10 @@ class Block:
 
 
 class Ring:
-    """Canvases for one batch after another in this process. Each is as large as the largest batch so far; the first has no room."""
+    """Canvases for one batch after another in this process, each as large as the largest batch so far."""
 
     def __init__(self, keep: int = 8) -> None:
-        self.keep, self._size = keep, 0
+        self.keep, self._size = keep, FIRST_BYTES
         self._blocks: list[Block] = []
         self._last: Canvas | None = None
 

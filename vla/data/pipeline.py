@@ -260,7 +260,9 @@ class Pipeline:
         perhaps still to be decoded."""
         step_N, shape = episode.cameras[role].step, feed.frame_shape.get(role)
         numbers = [frame_at(step_N, step) for step in steps]
-        if waiting is not None and canvas is not None and shape is not None:
+        if waiting is not None and canvas is not None:
+            if shape is None:
+                shape = feed.frame_shape[role] = self._image(feed, index, role, numbers[0]).shape
             out = canvas.take((len(steps), *shape))
             if out is not None:
                 for f, number in enumerate(numbers):

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.data.memory import Block, Canvas
+from vla.data.memory import FIRST_BYTES, Block, Canvas
 from vla.errors import Damaged, UserError
 
 Make = Callable[[Iterator[int], Callable[[], Canvas]], Iterator[Any]]
@@ -182,7 +182,7 @@ def _work(side: _Side, make: Make, begin: Callable[[int, np.ndarray], None], num
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     begin(number, cell)
-    allowed, size, current = side.ahead, 0, -1
+    allowed, size, current = side.ahead, FIRST_BYTES, -1
     canvas = Canvas(np.zeros(0, np.uint8))
 
     def next_canvas() -> Canvas:
