@@ -16,6 +16,7 @@ from tests.convert.test_lerobot_write import ROBOT, make_episode, write_shards
 from vla.convert.card import Card
 from vla.convert.lerobot_inplace import InPlace, open_in_place
 from vla.convert.lerobot_write import LeRobotWriter, Options
+from vla.data.check import check_mixture
 from vla.data.images import decode_frame
 from vla.data.mixture import Mixture, Source, source_folders
 from vla.data.pipeline import Pipeline
@@ -95,6 +96,11 @@ def test_a_mixture_names_it(exported, tmp_path, monkeypatch):
     assert mixture.sources[0].name == "handover" and mixture.sources[0].dataset.anchors == 42
     (sample,) = Pipeline(mixture, {"aloha": ROBOT}, block=8).samples([5])
     assert set(sample.observation.images) == set(ROBOT.cameras) and source_folders(tmp_path / "m.yaml", folder.parent) == []
+    report = check_mixture(tmp_path / "m.yaml", folder.parent)
+    assert report.samples and report.facts["sources"]["handover"]["episodes"] == 4
+    assert report.facts["sources"]["handover"]["bytes"] == sum(
+        path.stat().st_size for kind in ("data", "videos") for path in (folder / kind).rglob("*") if path.is_file()
+    )
     for row in ("lerobot: x", "lerobot: x, card: card.yaml, path: y", "card: card.yaml, path: y"):
         (tmp_path / "m.yaml").write_text(f"sources: [{{{row}}}]")
         with pytest.raises(UserError, match="source 1: `lerobot` names a folder and `card` its card: give both"):

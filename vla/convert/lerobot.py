@@ -70,6 +70,9 @@ class LeRobot(Reader):
         files = {path for kind in ("data", "videos") for path in (self.folder / kind).rglob("*") if path.is_file()}
         return Size(sum(path.stat().st_size for path in files), self.info.episodes, self.info.steps)
 
+    def part_bytes(self, part: str) -> int:
+        return inside(self.folder, self.info.data(self._rows[part][0])).stat().st_size
+
     def parts(self) -> Sequence[str]:
         return list(self._rows)
 

@@ -85,7 +85,7 @@ class InPlace(Dataset):
         declared = manifest["info"]["info"]["card"]["cameras"]
         self._views = {role: build(Camera, declared[role], f"camera '{role}'") for role in self.cameras}
         self._flat = {name: self._open(name, *shape) for name, shape in manifest["flat"].items()}
-        rows = {name: np.array(values) for name, values in manifest["episodes"].items()}
+        rows = {name: np.array(values) for name, values in manifest["table"].items()}
         self.key_E, self.steps_E = rows["key"].astype(np.uint64), rows["steps"].astype(np.int64)
         self.anchors_E, self.shard_E = rows["anchors"].astype(np.int64), rows["part"].astype(np.int32)
         self._step_end = np.cumsum(self.steps_E)
@@ -106,6 +106,11 @@ class InPlace(Dataset):
 
     def record(self, index: int) -> dict[str, Any]:
         return self._about(index)
+
+    def _open_shard(self, number: int, only_index: bool = False) -> Any:
+        """The numbers of a part, as those who read shard by shard take them."""
+        first = int(self.steps_E[self.shard_E < number].sum())  # parts follow each other
+        return _Part(self._flat, first, np.cumsum(self.steps_E[self.shard_E == number]))
 
     def _load(self, index: int) -> StoredEpisode:
         about = self._about(index)
@@ -139,6 +144,18 @@ class InPlace(Dataset):
         if not path.is_file() or path.stat().st_size != length * width * dtype.itemsize:
             raise Damaged(f"{path} is missing or has another size than its manifest says; remove {self.folder}, and it is made again")
         return np.memmap(path, dtype, "r", shape=(length, width)) if length * width else np.zeros((length, width), dtype)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What `vla.data.reader.ShardFiles` has of numbers: `step_end`, the end of each episode, and `columns`."""
+
+    flat: Mapping[str, np.ndarray]
+    first: int
+    step_end: np.ndarray
+
+    def columns(self, name: str, start: int, stop: int) -> np.ndarray | None:
+        return _row(self.flat[name], self.first + start, self.first + stop) if name in self.flat else None
 
 
 @dataclass(frozen=True)
@@ -224,15 +241,22 @@ class _Builder:
             "format_version": fmt.FORMAT_VERSION,
             "info": self.card.dataset_info().to_json(),
             "cameras": list(self.cameras),
-            "shards": [{"name": part} for part in parts],
+            "shards": [{"name": part, "files": {"rows": {"bytes": size}}} for part, size in zip(parts, self._bytes(parts), strict=True)],
             "files": list(self.files),
             "flat": self.flat,
-            "episodes": self.rows,
+            "table": self.rows,
+            "episodes": len(self.rows["steps"]),
             "steps": sum(self.rows["steps"]),
             "anchors": sum(self.rows["anchors"]),
             "seconds": self.seconds,
             "bad": dict(self.bad),
         }
+
+    def _bytes(self, parts: list[str]) -> list[int]:
+        """What each part comes to with its share of the videos, which parts have together."""
+        videos = sum((self.folder / file).stat().st_size for file in self.files)
+        rows = [self.reader.part_bytes(part) for part in parts]
+        return [size + videos * (number + 1) // len(parts) - videos * number // len(parts) for number, size in enumerate(rows)]
 
     def _take(self, raw: RawEpisode | Unreadable, part: int) -> None:
         self.tried += 1

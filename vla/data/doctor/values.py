@@ -10,7 +10,6 @@ import numpy as np
 
 from vla.data.doctor.finding import Finding
 from vla.data.doctor.sample import MAX_ROWS, Sampled
-from vla.data.reader import ShardFiles
 from vla.embodiment import Space
 from vla.normalize import DEGENERATE_SHARE, dimension_names
 
@@ -55,9 +54,8 @@ def check(sample: Sampled) -> Iterator[Finding]:
 def scan(sample: Sampled, kind: str, width: int) -> Scan:
     """Reads the flat columns of shards, spread over the dataset, until the budget is spent."""
     found = Scan(np.full(width, np.inf), np.full(width, -np.inf))
-    names = sample.dataset.shard_names
-    for number in _spread_order(len(names)):
-        files = ShardFiles(sample.dataset.folder / names[number])
+    for number in _spread_order(len(sample.dataset.shard_names)):
+        files = sample.dataset._open_shard(number)  # which may lie elsewhere than in the dataset's folder
         total = int(files.step_end[-1]) if len(files.step_end) else 0
         for start in range(0, total, 100_000):
             if found.rows >= sample.budget.rows:
