@@ -121,6 +121,24 @@ def test_feedback_and_process_noise_are_no_shift(tmp_path):
     assert "actions_shifted" in kinds(look(shift("rolled late")(make(noisy)).write(tmp_path / "late")))
 
 
+@pytest.mark.parametrize("targets", [False, True], ids=["steps", "targets"])
+@pytest.mark.parametrize("common_goal", [False, True], ids=["own goals", "one goal"])
+def test_steering_towards_a_goal_is_no_shift(targets, common_goal, tmp_path):
+    """Then the next command is a function of where the state went, and so tells it exactly; but it asks the less the further it went."""
+    rng = np.random.default_rng(0)
+    goal = np.full((12, 3), 0.2) if common_goal else rng.uniform(-0.5, 0.5, (12, 3))
+    u, x = np.zeros((12, 80, 3)), np.zeros((12, 80, 3))
+    x[:, 0] = rng.uniform(-0.5, 0.5, (12, 3))
+    for t in range(80):
+        if t:
+            x[:, t] = x[:, t - 1] + 0.6 * (u[:, t - 1] - targets * x[:, t - 1]) + rng.normal(0, 3e-3, (12, 3))
+        u[:, t] = 0.3 * (goal - x[:, t]) + targets * x[:, t]
+    found = respond(list(u), list(x), "a", "s", targets)
+    assert found.agrees < -0.9 or found.causal - found.future < 0.01
+    if targets:  # what the command alone says would have been an alarm
+        assert min(found.causal - found.future, found.single[0] - found.single[1]) > 0.3
+
+
 def test_actions_that_are_the_states_themselves_tell_a_shift_exactly(clean, tmp_path):
     base = clean("pose_position")
 

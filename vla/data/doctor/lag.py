@@ -21,6 +21,9 @@ REACH = 4
 FUTURE_GAIN = 0.035
 """So much more of the innovation must the future command explain, alone and with its past. On sound data it is less than 0.015, but
 for feedback, which `Response.agrees` tells (docs/data-doctor.md)."""
+AGAINST, SURE = -0.3, 0.33
+"""Below this `agrees`, the next command answers the state rather than causing it; above, it is no answer. In between stand both
+feedback that is often at its limits and shifted targets that are reached within a step, so that it is a warning."""
 MIN_ROWS = 60
 COPIED = 0.9
 """Share of exact copies from which actions are taken to be made of states."""
@@ -31,8 +34,8 @@ class Response:
     """Shares of the state's innovation that stay unexplained (1 = the command says nothing). `single`: by one command row at a
     time, {rows ahead: share}; `causal`, `future`: by four rows ending now, or one row later.
 
-    `agrees`: in -1..1, whether the state goes along with the next row's command as it does in the long run. A controller that steers
-    by what it sees makes its next command tell where the state went, but against it: further on, less is left to go.
+    `agrees`: in -1..1, whether the state's change goes along with what the next row asks, as it does in the long run. Who steers by
+    what he sees makes the next command tell where the state went, but against it: the further it went, the less is asked.
     """
 
     action: str
@@ -56,7 +59,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
         same = _copied(action, state, u, x)
         made_of_states |= same[1] > COPIED
         yield from _copies(sample, action, same)
-        found = respond(u, x, action.name, state.name)
+        found = respond(u, x, action.name, state.name, _is_target(action, state))
         if found is not None:
             yield from _acausal(sample, found)
     yield from _edges(sample, made_of_states)
@@ -81,8 +84,13 @@ def channels(sample: Sampled) -> list[tuple[Field, Field]]:
     return pairs
 
 
-def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state: str) -> Response | None:
-    """Over all episodes and dimensions that move; None where too little happens. `u`, `x`: (steps, n) per episode."""
+def _is_target(action: Field, state: Field) -> bool:
+    return action.frame == "absolute" and action.unit == state.unit and action.unit != "command"
+
+
+def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state: str, targets: bool = False) -> Response | None:
+    """Over all episodes and dimensions that move; None where too little happens. `u`, `x`: (steps, n) per episode; `targets`: the
+    commands are places to go to, in the state's unit, not ways to go."""
     dims = [i for i in range(x[0].shape[1]) if _alive([e[:, i] for e in u]) and _alive([e[:, i] for e in x])] if x else []
     totals = np.zeros(1 + 6 + 2 + 1)
     rows = 0
@@ -98,7 +106,8 @@ def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state
             continue
         sets = [[k] for k in range(6)] + [[2, 3, 4, 5], [1, 2, 3, 4]]
         left = [_left(change, np.column_stack([own, command[:, s]])) / base for s in sets]
-        totals += np.array([1.0, *left, _along(change, own, command[:, 1], [(a[:, i], b[:, i]) for a, b in zip(u, x, strict=True)])])
+        asked = [a[:, i] - b[:, i] if targets else a[:, i] for a, b in zip(u, x, strict=True)]
+        totals += np.array([1.0, *left, _along(asked, [b[:, i] for b in x])])
         rows += len(change)
     if not totals[0]:
         return None
@@ -122,23 +131,26 @@ def _left(y: np.ndarray, columns: np.ndarray) -> float:
     return float(rest @ rest)
 
 
-def _along(change: np.ndarray, own: np.ndarray, ahead: np.ndarray, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """1 where the change goes with the next command as the state does over many rows, -1 where it goes against it."""
-    columns = np.column_stack([own, ahead])
-    scale = np.maximum(np.abs(columns).max(0), 1e-30)
-    now = np.linalg.lstsq(columns / scale, change, rcond=1e-10)[0][-1]
-    parts = []
-    for u, x in rows:
-        wide = max(len(x) // 6, 4)
-        at = np.arange(0, len(x) - wide, wide)
-        asked = np.array([u[t : t + wide].mean() for t in at])
-        parts.append(((asked - x[at]) * (x[at + wide] - x[at]), asked * (x[at + wide] - x[at])))
-    # A target asks for its distance from the state, a step for itself: whichever says more of the motion.
-    long_run = [
-        float(np.concatenate([p[k] for p in parts]).sum()) / max(float(np.abs(np.concatenate([p[k] for p in parts])).sum()), 1e-30)
-        for k in (0, 1)
-    ]
-    return float(np.sign(now * max(long_run, key=abs)))
+def _along(u: Sequence[np.ndarray], x: Sequence[np.ndarray]) -> float:
+    """Partial correlation, within episodes, of the state's change with what the next row's command asks for (a target: its distance
+    from the state of its row), given the state and its past; its sign is that of the command's answer in the long run."""
+    columns: list[list[np.ndarray]] = [[], [], []]
+    answer = weight = 0.0
+    for a, b in zip(u, x, strict=True):
+        if len(b) <= 2 * REACH:
+            continue
+        change, own, command = _lagged(a, b)
+        for kept, values in zip(columns, (change[:, None], own[:, 1:], command[:, 1:2]), strict=True):
+            kept.append(values - values.mean(0))
+        wide = max(len(b) // 6, 4)
+        at = np.arange(0, len(b) - wide, wide)
+        asked, done = np.array([a[t : t + wide].mean() for t in at]), b[at + wide] - b[at]
+        answer, weight = answer + float(asked @ done), weight + float(np.abs(asked) @ np.abs(done))
+    change, own, ahead = (np.concatenate(kept) for kept in columns)
+    scale = np.maximum(np.abs(own).max(0), 1e-30)
+    left, right = (v[:, 0] - (own / scale) @ np.linalg.lstsq(own / scale, v[:, 0], rcond=1e-10)[0] for v in (change, ahead))
+    size = float(np.sqrt((left @ left) * (right @ right)))
+    return float(np.sign(answer)) * float(left @ right) / size if size > 1e-30 and weight > 0 else 0.0
 
 
 def _alive(parts: list[np.ndarray]) -> bool:
@@ -149,15 +161,21 @@ def _alive(parts: list[np.ndarray]) -> bool:
 
 def _acausal(sample: Sampled, found: Response) -> Iterator[Finding]:
     gain = min(found.causal - found.future, found.single[0] - found.single[1])
-    if found.rows < MIN_ROWS * 3 or gain < FUTURE_GAIN or found.agrees < 0:
+    if found.rows < MIN_ROWS * 3 or gain < FUTURE_GAIN or found.agrees < AGAINST:
         return
     yield Finding(
         "actions_shifted",
         f"{sample.name}: action.{found.action}",
         f"the change of state.{found.state} is explained by the command of the row after it: {1 - found.future:.0%} of it, "
         f"against {1 - found.causal:.0%} by commands already given; rows of actions stand at least one step too late",
-        "error",
-        {"explained_by_future": 1 - found.future, "explained_by_causal": 1 - found.causal, "rows": found.rows, "single": found.single},
+        "error" if found.agrees > SURE else "warning",
+        {
+            "explained_by_future": 1 - found.future,
+            "explained_by_causal": 1 - found.causal,
+            "agrees": found.agrees,
+            "rows": found.rows,
+            "single": found.single,
+        },
         "move the actions one row earlier when converting (drop the first action and the last state), and convert again.",
         {"rows ahead": list(found.single), "unexplained": list(found.single.values())},
     )
