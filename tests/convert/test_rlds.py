@@ -181,6 +181,9 @@ def test_from_a_url_nothing_stays_behind(tmp_path):
     assert convert(tmp_path, f"file://{FOLDER}", "--cache", str(tmp_path / "cache")) == 0
     assert len(Dataset.open(tmp_path / "out")) == 3
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    shutil.rmtree(tmp_path / "out")
+    assert convert(tmp_path, f"file://{FOLDER}") == 0
+    assert not (tmp_path / "out.cache").exists()
 
 
 def test_folders_that_are_none(tmp_path, copy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "Convert a dataset (RLDS, LeRobot, HDF5, video, ...) into shards, by what its card says."
 EXAMPLES = """
 vla convert rlds data/raw/bridge_dataset/1.0.0 --card my_bridge.yaml --out data/bridge --workers 8
-vla convert rlds gs://gresearch/robotics/bridge/0.1.0 --card my_bridge.yaml --out data/bridge --resume
+vla convert rlds gs://gresearch/robotics/bridge/0.1.0 --card bridge_oxe --out data/bridge --resume
 vla convert lerobot data/raw/pusht --dry-run
 vla convert hdf5 data/raw/mine --card mine.yaml --out data/mine --image-size 256 --limit-episodes 10
 vla convert --list
@@ -68,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
     robot = load_embodiment(args.embodiment) if args.embodiment else None
     card = Card.find(args.card, robot) if args.card else None
-    cache = args.cache or (Path(f"{args.out}.cache") if args.out else Path("vla-convert.cache"))
     options = {**(card.reader if card else {}), **_options(args.option)}
-    opening = partial(open_reader, args.format, args.source, options, cache, args.plugin, args.reader)
+    opening = partial(open_reader, args.format, args.source, options, _cache(args), args.plugin, args.reader)
     if card is None:
         _show_features(opening(), args.json)
         return 0
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _convert(opening: Callable[[], Reader], card: Any, args: argparse.Namespace) -> int:
     from vla.convert.engine import convert
     from vla.convert.estimate import check_disk, estimate
+    from vla.convert.lanes import LANES
 
     settings = _settings(args)
     expected = estimate(opening, card, settings.encoding, settings.workers)
@@ -88,10 +89,17 @@ def _convert(opening: Callable[[], Reader], card: Any, args: argparse.Namespace)
     if args.dry_run:
         return 1 if expected.problems else 0
     if settings.limit_episodes is None and not args.no_disk_check:
-        check_disk(expected.bytes, args.out)
+        held_at_once = expected.source.bytes * min(LANES, expected.parts) // expected.parts if "://" in args.source else 0
+        check_disk(expected.bytes + held_at_once, args.out)
     report = _with_bar(lambda show: convert(opening, card, args.out, settings, show), expected.episodes)
+    if args.cache is None:
+        shutil.rmtree(_cache(args), ignore_errors=True)  # what killed runs have left there; files of this one are gone already
     _show_report(report, args.out, args.json)
     return 0
+
+
+def _cache(args: argparse.Namespace) -> Path:
+    return args.cache or Path(f"{args.out or 'vla-convert'}.cache")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
