@@ -134,6 +134,28 @@ def test_a_flipped_bit_is_named_and_never_decoded(dataset, tmp_path):
     assert frame_number(spoiled, 0, 8) == 8 and frame_number(spoiled, 0, 16) == 16
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda table: {"key": table.key + 20},
+        lambda table: {"key": table.key - 100},
+        lambda table: {"size": -table.size},
+        lambda table: {"size": table.size + (1 << 30)},
+        lambda table: {"offset": table.offset[::-1].copy()},
+        lambda table: {"offset": table.offset + (1 << 40)},
+        lambda table: {"offset": table.offset + 3},
+    ],
+    ids=["key after", "key before", "negative size", "huge size", "offsets back", "offsets beyond", "offsets beside"],
+)
+def test_an_index_that_lies_is_damaged_and_reads_nothing_large(dataset, monkeypatch, spoil):
+    lying = Dataset.open(dataset.folder)
+    stored = lying.episode(0)
+    tables = {**stored.cameras, "wrist": replace(stored.cameras["wrist"], **spoil(stored.cameras["wrist"]))}
+    monkeypatch.setattr(lying, "episode", lambda index: replace(stored, cameras=tables))
+    with pytest.raises(Damaged, match=r"camera 'wrist' frame 13|shard-00000"):
+        lying.frame(0, "wrist", 13)
+
+
 def test_a_packet_that_does_not_decode_is_a_bad_sample():
     mp4 = encode_mp4([numbered(i) for i in range(9)], 10)
     table = packet_table(mp4)
