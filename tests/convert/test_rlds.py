@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from vla.cli import main
 from vla.convert.raw import Encoded, Pixels, RawEpisode, Unreadable
 from vla.convert.rlds import Rlds
 from vla.convert.store import Store
-from vla.convert.tfrecord import Broken, parse_example, records
+from vla.convert.tfrecord import CHUNK_BYTES, Broken, parse_example, records
 from vla.data.shard import Dataset, verify
 from vla.errors import Damaged, UserError
 
@@ -276,6 +277,21 @@ def test_examples_come_back(values):
     for name, value in values.items():
         assert (found[name] == value) if isinstance(value, list) else np.array_equal(found[name], value)
         assert isinstance(value, list) or not len(value) or found[name].dtype == value.dtype
+
+
+def test_integers_take_the_room_of_their_own_type():
+    values = np.random.default_rng(0).integers(0, 256, 600_000)
+    data = example_bytes({"a": values})
+    tracemalloc.start()
+    found = parse_example(data, {"a": np.dtype(np.uint8)})["a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.dtype == np.uint8 and np.array_equal(found, values)
+    assert peak < 3 * len(values) + 60 * CHUNK_BYTES, peak
+    with pytest.raises(Damaged, match="no uint8"):
+        parse_example(example_bytes({"a": np.array([1, 256])}), {"a": np.dtype(np.uint8)})
+    with pytest.raises(Damaged, match="no uint8"):
+        parse_example(example_bytes({"a": np.array([-1])}), {"a": np.dtype(np.uint8)})
 
 
 @given(st.binary(max_size=120))

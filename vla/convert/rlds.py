@@ -55,7 +55,7 @@ class Rlds(Reader):
     def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
         shard = self._shard(part)
         leaves = [leaf for leaf in self._leaves if self._reads(leaf)]
-        keys = {key for leaf in leaves for key in _keys(leaf)}
+        keys = {key: dtype for leaf in leaves for key, dtype in _keys(leaf).items()}
         number = -1
         with self.store.local(part) as path:
             for number, record in enumerate(records(path)):
@@ -119,10 +119,12 @@ def to_episode(name: str, values: Mapping[str, Value], leaves: Sequence[Leaf], f
     return RawEpisode(name, steps, columns, texts, pictures, facts=known)
 
 
-def _keys(leaf: Leaf) -> tuple[str, ...]:
+def _keys(leaf: Leaf) -> dict[str, np.dtype]:
+    """The names of a feature in a record, and what its integers are stored as."""
+    own = numpy_dtype(leaf) if leaf.kind in ("column", "pixels") else np.dtype(np.int64)
     if leaf.ragged:
-        return (leaf.key, f"{leaf.key}/ragged_flat_values", f"{leaf.key}/ragged_row_lengths_0")
-    return (leaf.key,)
+        return {leaf.key: own, f"{leaf.key}/ragged_flat_values": own, f"{leaf.key}/ragged_row_lengths_0": np.dtype(np.int64)}
+    return {leaf.key: own}
 
 
 def _count(values: Mapping[str, Value], leaves: Sequence[Leaf]) -> int:
@@ -158,7 +160,7 @@ def _numbers(leaf: Leaf, values: Mapping[str, Value], steps: int) -> np.ndarray:
         found = np.zeros(0)
     if len(found) != steps * math.prod(size or 0 for size in shape):
         raise SchemaError(f"'{leaf.name}' holds {len(found)} numbers for {steps} steps of shape {shape}")
-    return found.astype(dtype).reshape(steps, *(size or 0 for size in shape))
+    return found.astype(dtype, copy=False).reshape(steps, *(size or 0 for size in shape))
 
 
 def _even(leaf: Leaf, values: Mapping[str, Value], steps: int) -> tuple[Value, tuple[int | None, ...]]:

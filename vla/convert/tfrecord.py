@@ -8,7 +8,7 @@ checked against what is there before it is used, and nothing is copied that was 
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from vla.errors import Damaged, UserError
 
 MAX_RECORD_BYTES = 2 << 30
 """protobuf's own limit for one message."""
+CHUNK_BYTES = 1 << 18
 _MASK = 0xA282EAD8
+_INT64 = np.dtype(np.int64)
 
 Value = list[bytes] | np.ndarray
-"""What one name holds: list of bytes; float32 (n,); int64 (n,)."""
+"""What one name holds: list of bytes; float32 (n,); integers (n,)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ def records(path: Path) -> Iterator[bytes | Broken]:
             number += 1
 
 
-def parse_example(data: bytes, wanted: Container[str] | None = None) -> dict[str, Value]:
-    """A serialised Example -> {name: values}, of the names in `wanted` alone. Damaged where it is no such message."""
+def parse_example(data: bytes, wanted: Mapping[str, np.dtype] | None = None) -> dict[str, Value]:
+    """A serialised Example -> {name: values}, of the names in `wanted` alone. Damaged where it is no such message.
+
+    `wanted`: name -> what its integers are stored as in memory (int64 takes eight times the room of the uint8 that a picture is);
+    one that does not fit is Damaged.
+    """
     found: dict[str, Value] = {}
     view = memoryview(data)
     try:
@@ -64,7 +70,7 @@ def parse_example(data: bytes, wanted: Container[str] | None = None) -> dict[str
                 if inner == 1:
                     name, feature = _entry(entry)
                     if wanted is None or name in wanted:
-                        found[name] = _feature(feature)
+                        found[name] = _feature(feature, _INT64 if wanted is None else wanted[name])
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise Damaged(f"no tf.train.Example: {error}") from error
     return found
@@ -80,14 +86,14 @@ def _entry(view: memoryview) -> tuple[str, memoryview]:
     return name, feature
 
 
-def _feature(view: memoryview) -> Value:
+def _feature(view: memoryview, dtype: np.dtype) -> Value:
     for field, values in _fields(view):
         if field == 1:
             return [bytes(value) for inner, value in _fields(values) if inner == 1]
         if field == 2:
             return _floats(values)
         if field == 3:
-            return _integers(values)
+            return _integers(values, dtype)
     return []
 
 
@@ -101,9 +107,25 @@ def _floats(view: memoryview) -> np.ndarray:
     return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0, np.float32)
 
 
-def _integers(view: memoryview) -> np.ndarray:
-    parts = [_varints(np.frombuffer(value, np.uint8)) for field, value in _fields(view, scalars=True) if field == 1]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0, np.int64)
+def _integers(view: memoryview, dtype: np.dtype) -> np.ndarray:
+    kind = dtype if dtype.kind in "iu" else _INT64
+    parts = [part for field, value in _fields(view, scalars=True) if field == 1 for part in _chunks(np.frombuffer(value, np.uint8), kind)]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0, kind)
+
+
+def _chunks(raw: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The integers of a packed list, some at a time: what it takes to unpack them is bounded."""
+    start = 0
+    while start < len(raw):
+        stop = min(start + CHUNK_BYTES, len(raw))
+        while stop < len(raw) and raw[stop - 1] >= 0x80:  # not inside one
+            stop += 1
+        found = _varints(raw[start:stop])
+        kept = found.astype(dtype)
+        if dtype != _INT64 and (kept.astype(np.int64) != found).any():
+            raise Damaged(f"integers that are no {dtype}")
+        yield kept
+        start = stop
 
 
 def _varints(raw: np.ndarray) -> np.ndarray:
