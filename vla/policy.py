@@ -33,6 +33,10 @@ class Policy:
         self._calls += 1
         return self.act_batch([observation], [self._calls])[0]
 
+    def facts(self) -> dict[str, float]:
+        """What sampling has met so far and a result should state, such as the share of chunks whose codes needed repair."""
+        return self.model.decoder.facts()
+
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         """One chunk per observation. `keys` seed each row's noise: a row's chunk does not depend on the others in the batch."""

@@ -18,6 +18,7 @@ from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.tokens import AutoregressiveTokens
 from vla.errors import UserError
 from vla.noise import Noise
+from vla.policy import Policy
 
 VQ = VQCodes(scales=(1, 2), vocabulary=8, latent=8, width=32, fit_steps=60, fit_batch=16)
 ARM = (robot("arm", 4, 3, 4),)
@@ -112,3 +113,4 @@ def test_how_often_fast_was_guided_is_counted():
         model.sample(batch, Noise(batch.position_B))
     assert model.decoder.chunks == 8
     assert 0 < model.decoder.facts()["repair_rate"] <= 1  # an untrained head knows nothing of lengths
+    assert Policy(holds, model).facts() == model.decoder.facts()  # which evaluations put into their results

@@ -101,8 +101,9 @@ def evaluate(
     finally:
         rollouts.close()
     parent_cpu = time.process_time() - cpu
+    said = getattr(actor, "facts", dict)()  # after acting: what only acting can tell
     return EvalResult(
-        policy=facts,
+        policy={**facts, **said},
         suite=suite.name,
         embodiment=suite.embodiment.name,
         held_out=suite.held_out,
