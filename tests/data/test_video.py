@@ -156,6 +156,8 @@ def test_jpegs_hold_the_same_frames(tmp_path):
     assert np.abs(decode_jpeg(half).astype(int) - small).mean() < 5
     blocks = np.asarray(next(images_at(path, [1.0]))).reshape(32, 2, 24, 2, 3).mean((1, 3))
     assert np.abs(small - blocks).mean() < 4  # every pixel counts, none is skipped
+    wide = write_video(tmp_path / "w.mp4", [numbered(0, 48, 86)])
+    assert [decode_jpeg(next(jpegs_at(wide, [0.0], short_side=side))).shape for side in (24, 23)] == [(24, 44, 3), (23, 41, 3)]
     (same,) = jpegs_at(path, [1.0], short_side=480)
     assert decode_jpeg(same).shape == (64, 48, 3)
 

@@ -112,10 +112,13 @@ def jpegs_at(
 
 
 def shrunk(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
-    """(H, W) of a frame, upright, when its shorter side is at most `short_side`."""
+    """(H, W) of a frame, upright, when its shorter side is at most `short_side`. Even where that is, as 4:2:0 wants it."""
     height, width = (frame.width, frame.height) if turns(frame) % 2 else (frame.height, frame.width)
-    share = min(short_side / min(height, width), 1.0)
-    return max(round(height * share), 1), max(round(width * share), 1)
+    if min(height, width) <= short_side:
+        return height, width
+    unit = 2 - short_side % 2
+    longer = unit * round(short_side * max(height, width) / min(height, width) / unit)
+    return (short_side, longer) if height <= width else (longer, short_side)
 
 
 def frames_at(path: str | Path, time_s: Sequence[float] | np.ndarray) -> Iterator[av.VideoFrame]:
