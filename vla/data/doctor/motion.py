@@ -21,6 +21,8 @@ FRAME_RATIO = 3.0
 ARM_RATIO = 1.5
 SCALES = {"rad": ((180 / math.pi, "degrees"),), "m": ((1000.0, "millimetres"), (100.0, "centimetres"))}
 """Unit -> (factor, what the numbers then are)."""
+NEAR = 2.5
+"""A controller that goes only a part of each step, or further, changes a unit's factor by as much."""
 SPEED_LIMITS = {"rad": 15.0, "m": 6.0}
 """No arm is faster (per second): the quickest industrial wrists turn at about 10 rad/s."""
 MAX_ANGLE = 4 * math.pi
@@ -85,7 +87,7 @@ def _scale(sample: Sampled, action: Field) -> Iterator[Finding]:
         return
     for factor, name in SCALES[action.unit]:
         for sign in (1, -1):
-            if abs(math.log(ratio) - sign * math.log(factor)) < math.log(1.8):
+            if abs(math.log(ratio) - sign * math.log(factor)) < math.log(NEAR):
                 which = ("the action is", "action") if sign > 0 else ("the state is", "state")
                 yield Finding(
                     "wrong_unit" if name != "degrees" else "degrees_for_radians",

@@ -157,12 +157,19 @@ def _against_action(sample: Sampled, state: Field, action: Field) -> Iterator[Fi
     if not rows:
         return
     verdict = weigh(np.array(square), np.array(rows), ANGLE_RATIO)
-    if verdict is not None and verdict.declared > MIN_ANGLE:
+    # A small step read in degrees is no step: where the hand lags behind, that fits well and says nothing.
+    small = verdict is not None and (action.frame == "absolute" or "degrees" in hypotheses[verdict.winner])
+    if verdict is not None and (verdict.declared > MIN_ANGLE or not small):
         yield _mismatch(sample, state, action, hypotheses, verdict)
         return
     if action.frame != "absolute":
-        command = [rotations(u[: len(x) - 1], action.unit, "declared").as_rotvec() for x, u in _both(sample, state, action)]
-        yield from _axes(sample, state, action.name, command, [x for x, _ in _both(sample, state, action)])
+        pairs = _both(sample, state, action)
+        command = [
+            u[: len(x) - 1] if action.unit == "axis_angle" else rotations(u[: len(x) - 1], action.unit, "declared").as_rotvec()
+            for x, u in pairs
+        ]
+        scaled = list(_scale(sample, state, action, command, [x for x, _ in pairs])) if action.unit == "axis_angle" else []
+        yield from scaled or _axes(sample, state, action.name, command, [x for x, _ in pairs])
 
 
 def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tuple[str, str, str]], verdict: object) -> Finding:
@@ -186,6 +193,25 @@ def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tup
     return Finding(
         KINDS[odd], names, f"action and state disagree {where}; they fit if {who} {TELL[odd]} {better}", "error", numbers, FIX[odd]
     )
+
+
+def _scale(sample: Sampled, state: Field, action: Field, command: list[np.ndarray], x: list[np.ndarray]) -> Iterator[Finding]:
+    """Steps of rotation whose size is 57.3 times (or a 57.3th of) what the hand turns by."""
+    asked, done = [], []
+    for w, rows in zip(command, x, strict=True):
+        turns = rotations(rows, state.unit, "declared")
+        asked.append(np.linalg.norm(w, axis=1))
+        done.append((turns[1:] * turns[:-1].inv()).magnitude())
+    ratio = float(np.sqrt((np.concatenate(asked) ** 2).mean() / max(float((np.concatenate(done) ** 2).mean()), 1e-30)))
+    if abs(math.log(max(ratio, 1e-30)) - math.log(180 / math.pi)) < math.log(2.5):
+        yield Finding(
+            "degrees_for_radians",
+            f"{sample.name}: action.{action.name}",
+            f"declared axis_angle in radians, but the steps are {ratio:.3g} times what the hand turns by: they are in degrees",
+            "error",
+            {"ratio": ratio},
+            FIX["degrees"],
+        )
 
 
 def _both(sample: Sampled, state: Field, action: Field) -> list[tuple[np.ndarray, np.ndarray]]:
