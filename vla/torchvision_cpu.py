@@ -2,7 +2,7 @@
 
 `import torchvision` 0.2x registers fake kernels for operators that its compiled library defines; with a torch without CUDA that library
 does not load, and the import stops with "operator torchvision::nms does not exist". The schemas alone are enough for the import:
-transforms.v2 and timm then work. torchvision.io and ops.nms do not.
+transforms.v2, timm and the model classes of transformers (which import it too) then work. torchvision.io and ops.nms do not.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,9 @@ def test_spread_over_memory_and_disk(name, tmp_path):
     torch.testing.assert_close(states(got), states(want), atol=1e-6, rtol=1e-6)
     with pytest.raises(UserError, match="offload_folder"):
         spread(build_empty(config), tmp_path / "model.safetensors", devices)
+    moved = spread(copy.deepcopy(want), None, devices, offload_folder=str(tmp_path / "moved"))
+    assert moved.language.layers[2].self_attn.q_proj.weight.is_meta
+    torch.testing.assert_close(states(moved), states(want), atol=1e-6, rtol=1e-6)
     limits = {"max_memory": {"cpu": 4 * count_parameters(want) // 2}, "offload_folder": str(tmp_path / "half")}
     half = spread(build_empty(config).eval(), tmp_path / "model.safetensors", **limits)
     assert any(p.is_meta for p in half.parameters()) and not all(p.is_meta for p in half.parameters())

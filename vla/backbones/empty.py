@@ -39,23 +39,31 @@ def restore_buffers(module: nn.Module, config: Any, *args: Any) -> None:
         owner._buffers[name.rpartition(".")[2]] = buffer.to(own[name].device if not own[name].is_meta else "cpu")
 
 
-def spread(module: nn.Module, checkpoint: Path, devices: Mapping[Any, Any] | str = "auto", dtype: Any = None, **limits: Any) -> nn.Module:
-    """Loads `checkpoint` (safetensors, or its folder) into a module that was built empty, over GPUs, memory and disk, by accelerate.
+def spread(
+    module: nn.Module,
+    checkpoint: Path | None,
+    devices: Mapping[Any, Any] | str = "auto",
+    *,
+    max_memory: Mapping[Any, Any] | None = None,
+    offload_folder: str | None = None,
+    dtype: Any = None,
+) -> nn.Module:
+    """Puts a module over GPUs, memory and disk, by accelerate: with the weights of `checkpoint` (safetensors, or its folder) where it was
+    built empty, or with its own (None).
 
-    `devices`: a map of module names, or "auto"; `limits`: `max_memory`, `offload_folder`. Layers are never split.
+    `devices`: a map of module names, or "auto": as many whole layers as `max_memory` allows on each, the rest in `offload_folder`.
     """
     accelerate = _accelerate()
-    whole = {name for each in module.modules() for name in (getattr(each, "_no_split_modules", None) or ())}
     if devices == "auto":
-        devices = accelerate.infer_auto_device_map(
-            module, max_memory=limits.get("max_memory"), no_split_module_classes=sorted(whole), dtype=dtype
-        )
-    if "disk" in devices.values() and not limits.get("offload_folder"):
+        whole = {name for each in module.modules() for name in (getattr(each, "_no_split_modules", None) or ())}
+        devices = accelerate.infer_auto_device_map(module, max_memory=max_memory, no_split_module_classes=sorted(whole), dtype=dtype)
+    assert isinstance(devices, Mapping)
+    if "disk" in devices.values() and not offload_folder:
         raise UserError("the devices do not hold this model: give offload_folder, a folder on disk for the rest")
-    folder = limits.get("offload_folder")
-    accelerate.load_checkpoint_in_model(module, str(checkpoint), device_map=dict(devices), dtype=dtype, offload_folder=folder)
+    if checkpoint is not None:
+        accelerate.load_checkpoint_in_model(module, str(checkpoint), device_map=dict(devices), dtype=dtype, offload_folder=offload_folder)
     main = next((each for each in devices.values() if each not in ("cpu", "disk")), "cpu")  # accelerate looks for a GPU
-    return accelerate.dispatch_model(module, device_map=dict(devices), offload_dir=folder, main_device=main)
+    return accelerate.dispatch_model(module, device_map=dict(devices), offload_dir=offload_folder, main_device=main)
 
 
 def _accelerate() -> Any:
