@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +17,9 @@ from safetensors.numpy import load, save
 
 from vla.data import format as fmt
 from vla.data.admit import anchors, check_episode
+from vla.data.segments import Segment, segments
 from vla.errors import SchemaError, UserError
-from vla.types import Episode, Frames, Span, VideoFrames
+from vla.types import Episode, Frames, VideoFrames
 
 
 class ShardWriter:
@@ -83,13 +84,13 @@ class ShardWriter:
                 f"{self.info.name}: episode '{episode.id}' has video from {sorted(_video(episode))}; the first had it from "
                 f"{sorted(self._video)}. A camera is JPEG or video in all of a dataset."
             )
-        segments = list(_segments(episode, self.max_shard_bytes))
-        names = {fmt.episode_key(self.info.name, segment.episode.id) for segment in segments}
+        parts = list(segments(episode, self.max_shard_bytes))
+        names = {fmt.episode_key(self.info.name, part.episode.id) for part in parts}
         if names & self._groups:
             raise SchemaError(f"{self.info.name}: episode '{episode.id}': its name, or one of a segment of it, is taken")
         self._groups |= names
-        for segment in segments:
-            group = self._group(segment)
+        for part in parts:
+            group = self._group(part)
             if self._open and self._open.rows and self._open.bytes + group.bytes > self.max_shard_bytes:
                 self._uncommitted.append(self._open)
                 self._open = None
@@ -161,7 +162,7 @@ class ShardWriter:
         self._shards += reversed(records)
         self._uncommitted = []
 
-    def _group(self, segment: _Segment) -> _Group:
+    def _group(self, segment: Segment) -> _Group:
         episode, cameras = segment.episode, self._cameras or ()
         record = {
             "id": episode.id,
@@ -186,19 +187,8 @@ class ShardWriter:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """A run of steps of one episode, as an episode of its own; spans and frame steps count from `first_step`."""
-
-    episode: Episode
-    parent: str
-    index: int
-    count: int
-    first_step: int
-
-
-@dataclass(frozen=True)
 class _Group:
-    segment: _Segment
+    segment: Segment
     key: int
     names: list[str]
     members: list[bytes]
@@ -331,60 +321,6 @@ class _Shard:
 
     def _part(self, kind: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{kind}.part")
-
-
-def _segments(episode: Episode, max_bytes: int) -> Iterator[_Segment]:
-    """The episode whole if it fits the cap, else in runs of steps that do; a single step is never divided."""
-    row = sum(8 * values.shape[-1] for values in (episode.state, episode.action) if values is not None)
-    bytes_of_step = np.full(episode.steps, 8 + row, np.int64)
-    may_cut = np.ones(episode.steps, bool)
-    for frames in episode.frames.values():
-        member = fmt.pack_camera(frames)
-        np.add.at(bytes_of_step, frames.step, member.size + 16)
-        if member.key is not None:
-            may_cut &= _at_key_frames(np.asarray(frames.step), member.key, episode.steps)
-    room = max(max_bytes - 1024 * (4 + len(episode.frames)), 1)
-    cuts, used, latest = [0], 0, (0, 0)  # latest: the last step since the cut at which one may be, and the bytes up to it
-    for step, size in enumerate(bytes_of_step):
-        latest = (step, used) if may_cut[step] and used else latest
-        if used and used + size > room and latest[0] > cuts[-1]:
-            cuts.append(latest[0])
-            used -= latest[1]
-        used += int(size)
-    if len(cuts) == 1:
-        yield _Segment(episode, episode.id, 0, 1, 0)
-        return
-    videos = {camera: _pieces(frames, cuts) for camera, frames in episode.frames.items() if isinstance(frames, VideoFrames)}
-    for index, (start, stop) in enumerate(zip(cuts, [*cuts[1:], episode.steps], strict=True)):
-        part = _slice(episode, start, stop, f"{episode.id}-{index}", {camera: pieces[index] for camera, pieces in videos.items()})
-        yield _Segment(part, episode.id, index, len(cuts), start)
-
-
-def _at_key_frames(step_N: np.ndarray, key_N: np.ndarray, steps: int) -> np.ndarray:
-    """bool (steps,): where a video's next frame is a key frame, or there is none: a group of pictures is never divided."""
-    following = np.searchsorted(step_N, np.arange(steps))
-    return np.append(key_N == np.arange(len(key_N)), True)[following]
-
-
-def _pieces(frames: VideoFrames, cuts: list[int]) -> list[bytes]:
-    from vla.data.gop import cut_mp4
-
-    return cut_mp4(frames.mp4, np.searchsorted(frames.step, cuts).tolist())
-
-
-def _slice(episode: Episode, start: int, stop: int, new_id: str, videos: Mapping[str, bytes]) -> Episode:
-    spans = tuple(
-        Span(span.text, max(span.start, start) - start, min(span.stop, stop) - start)
-        for span in episode.instructions
-        if span.start < stop and span.stop > start
-    )
-    frames: dict[str, Frames | VideoFrames] = {}
-    for camera, every in episode.frames.items():
-        first, last = np.searchsorted(every.step, (start, stop))
-        step = np.asarray(every.step)[first:last] - start
-        frames[camera] = Frames(step, every.jpeg[first:last]) if isinstance(every, Frames) else VideoFrames(step, videos[camera])
-    rows = {kind: values[start:stop] for kind in ("state", "action") if (values := getattr(episode, kind)) is not None}
-    return replace(episode, id=new_id, instructions=spans, time_s=episode.time_s[start:stop], frames=frames, **rows)
 
 
 def _video(episode: Episode) -> dict[str, str]:
