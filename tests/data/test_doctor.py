@@ -317,6 +317,36 @@ def test_fresh_statistics_are_no_alarm_and_damaged_ones_are(clean, tmp_path):
     assert found.kind == "stale_statistics" and found.fix
 
 
+SPACES = ("rot6d", "quat_xyzw", "axis_angle")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_doctor_stands_garbage(seed, tmp_path, monkeypatch):
+    """Zeros, constants, huge and wild numbers, single steps: findings or none, but never an accident."""
+    rng = np.random.default_rng(seed)
+    base = make(
+        Robot("junk", rotation=SPACES[seed % 3], frame=("absolute", "step")[seed % 2], episodes=6, steps=12, image_every=4, seed=seed)
+    )
+    monkeypatch.setattr("vla.data.writer.check_episode", lambda *args: None)
+    monkeypatch.setattr("vla.embodiment.Space.check", lambda *args: None)
+
+    def spoil(episode):
+        n = int(rng.integers(1, episode.steps + 1))
+        rows = {}
+        for kind in ("state", "action"):
+            values = getattr(episode, kind)[:n]
+            fill = rng.choice([0.0, 1.0, -3e8, 1e300, np.nan, np.inf], values.shape)
+            rows[kind] = np.where(rng.uniform(size=values.shape) < rng.choice([0.02, 0.5, 1.0]), fill, values)
+        frames = {c: replace(f, step=f.step[f.step < n], jpeg=f.jpeg[: int((f.step < n).sum())]) for c, f in episode.frames.items()}
+        time_s = np.sort(rng.uniform(0, 5, n)) if seed % 2 else episode.time_s[:n]
+        return replace(episode, time_s=time_s, frames=frames, instructions=(Span("", 0, n),), **rows)
+
+    folder = base.each(spoil).write(tmp_path / "junk")
+    monkeypatch.undo()
+    report = check_dataset(folder, full=False)
+    assert not report.sound and {"not_finite", "outlier"} & kinds(report) and json.dumps(report.to_json())
+
+
 def test_video_without_actions_is_looked_at_too(tmp_path):
     with ShardWriter(tmp_path / "v", DatasetInfo(name="v", supervision="none")) as writer:
         for name in "abc":

@@ -50,7 +50,7 @@ def polarity(sample: Sampled, action: Field, state: Field) -> tuple[float, np.nd
             r_E, n_E = np.array([_correlation(a, b, lag) for a, b in zip(u, answer, strict=True)]).T
             found.append((float((r_E * n_E).sum() / max(n_E.sum(), 1)), np.clip(r_E, -1, 1), n_E))
     most = max(abs(pooled) for pooled, _, _ in found)
-    return next(row for row in found if abs(row[0]) >= 0.8 * most)  # the shortest lag that says as much
+    return next(row for row in found if abs(row[0]) >= 0.8 * most - 1e-12)  # the shortest lag that says as much
 
 
 def _direction(sample: Sampled, action: Field, state: Field) -> Iterator[Finding]:

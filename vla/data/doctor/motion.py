@@ -75,7 +75,9 @@ def _scale(sample: Sampled, action: Field) -> Iterator[Finding]:
     u, x = sample.action(action.name), sample.state(action.name)
     if action.frame != "absolute":
         u, x = _windows(sample, u, x)
-    left, right = ([e - e.mean(0) for e in parts] for parts in (u, x))
+    left, right = ([e - e.mean(0) for e in parts if len(e)] for parts in (u, x))
+    if not left:
+        return
     a, b = np.concatenate(left), np.concatenate(right)
     if len(a) < 20 or min(np.abs(a).max(), np.abs(b).max()) < 1e-9:
         return

@@ -74,9 +74,12 @@ def rotations(rows: np.ndarray, unit: str, convention: str) -> Rotation:
     if unit == "axis_angle":
         return Rotation.from_rotvec(rows * (math.pi / 180 if convention == "degrees" else 1.0))
     if unit == "quat_xyzw":
+        rows = np.where(np.linalg.norm(rows, axis=1, keepdims=True) > 1e-6, rows, np.array([0.0, 0.0, 0.0, 1.0]))
         return Rotation.from_quat(np.roll(rows, -1, axis=1) if convention == "wxyz" else rows)
     if convention == "interleaved":
         rows = rows[:, [0, 2, 4, 1, 3, 5]]
+    spans = np.linalg.norm(np.cross(rows[:, :3], rows[:, 3:]), axis=1, keepdims=True) > 1e-6
+    rows = np.where(spans, rows, np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
     first = rows[:, :3] / np.linalg.norm(rows[:, :3], axis=1, keepdims=True)
     second = rows[:, 3:] - (rows[:, 3:] * first).sum(1, keepdims=True) * first
     second = second / np.linalg.norm(second, axis=1, keepdims=True)

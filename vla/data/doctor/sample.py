@@ -18,6 +18,8 @@ Progress = Callable[[str], None]
 
 MAX_ROWS = 2000
 """Rows of one episode that are looked at, from its first."""
+BEYOND = 1e9
+"""No number of a robot is larger; what is (an outlier, told as one) is cut here, so that its square is still a number."""
 THUMB = 32
 """Frames are looked at in so many pixels, square."""
 
@@ -125,11 +127,11 @@ class Sampled:
 
 
 def _held(rows: np.ndarray | None) -> np.ndarray | None:
-    if rows is None or np.isfinite(rows).all():
+    if rows is None or (np.abs(rows) < BEYOND).all():  # NaN is not below anything
         return rows
     fine = np.isfinite(rows)
     last = np.maximum.accumulate(np.where(fine, np.arange(len(rows))[:, None], 0), axis=0)
-    return np.nan_to_num(np.take_along_axis(rows, last, 0), posinf=0.0, neginf=0.0)
+    return np.clip(np.nan_to_num(np.take_along_axis(rows, last, 0), posinf=0.0, neginf=0.0), -BEYOND, BEYOND)
 
 
 def pick(dataset: Dataset, count: int, seed: int) -> np.ndarray:
