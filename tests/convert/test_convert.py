@@ -86,6 +86,15 @@ def test_too_many_bad_episodes_stop_it(tmp_path):
         Dataset.open(tmp_path / "out")
 
 
+def test_a_source_of_which_nothing_is_left_says_why(tmp_path):
+    with pytest.raises(
+        TooManyBad, match="no episode was stored: 2 of 2 episodes are bad .2 nonfinite.; left out by the card: none. part-0: ep"
+    ):
+        convert(toy(parts=1, per_part=2, bad={0, 1}), card(), tmp_path / "out", Settings(**SMALL, max_bad=1.0))
+    with pytest.raises(TooManyBad, match="left out by the card: 4 episodes: shorter than 99 steps"):
+        convert(toy(parts=1), card(drop={"shorter_than": 99}), tmp_path / "other", Settings(**SMALL))
+
+
 def test_what_the_card_leaves_out_is_counted(tmp_path):
     drop = {"episodes": [{"column": "success", "equals": False, "why": "failures"}], "first_steps": 1}
     report = convert(toy(), card(drop=drop), tmp_path / "out", Settings(**SMALL))
@@ -273,6 +282,7 @@ def test_the_command_with_a_reader_card_and_robot_of_ones_own(tmp_path, capsys, 
     assert main([*common, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "8 episodes in 2 parts" in said and "not in the card: is_last" in said
+    assert "action gripper" in said and "open01" in said and "front: 6 pictures of 24 x 32" in said and "do 0" in said
     assert main([*common, "--out", str(tmp_path / "out"), "--workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 8
     assert len(Dataset.open(tmp_path / "out")) == 8

@@ -87,6 +87,8 @@ def _convert(opening: Callable[[], Reader], card: Any, args: argparse.Namespace)
     if not args.json or args.dry_run:
         _show_estimate(expected, card.name, args.json)
     if args.dry_run:
+        if expected.first is not None and not args.json:
+            _show_episode(expected.first, card)
         return 1 if expected.problems else 0
     if settings.limit_episodes is None and not args.no_disk_check:
         held_at_once = expected.source.bytes * min(LANES, expected.parts) // expected.parts if "://" in args.source else 0
@@ -193,6 +195,28 @@ def _show_estimate(expected: Estimate, name: str, as_json: bool) -> None:
         print(f"not in the card: {', '.join(expected.unused)}")
     for problem in expected.problems:
         print(f"problem: {problem}")
+
+
+def _show_episode(episode: Any, card: Any) -> None:
+    """The first episode as it would be stored: what its numbers reach shows a wrong unit or polarity at a glance."""
+    import simplejpeg
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("field", "unit", "frame", "lowest", "highest", title=f"{episode.id}: {episode.steps} steps at {episode.rate_hz} Hz")
+    for kind, space, rows in (("state", card.state_space, episode.state), ("action", card.action_space, episode.action)):
+        for name, values in (space.unpack(rows) if space else {}).items():
+            of, low, high = space.field(name), values.min(0), values.max(0)
+            spans = [" ".join(f"{value:.3g}" for value in ends) for ends in (low, high)]
+            table.add_row(f"{kind} {name}", of.unit, of.frame, *spans)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for role, frames in episode.frames.items():
+        if hasattr(frames, "jpeg"):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(frames.jpeg[0])
+            console.print(f"{role}: {len(frames.jpeg)} pictures of {height} x {width}")
+    for span in episode.instructions[:5]:
+        console.print(f"steps {span.start}..{span.stop}: {span.text}", markup=False)
 
 
 def _show_report(report: Report, out: Path, as_json: bool) -> None:

@@ -118,6 +118,7 @@ class _State:
                 if self.how.limit_episodes is not None and self.writer.episodes >= self.how.limit_episodes:
                     break
         self.report.episodes = self.writer.episodes
+        self.report.check_any()
 
     def _slot(self, slot: Slot) -> None:
         record, report = self._open[slot.part], self.report

@@ -28,7 +28,8 @@ MARGIN = 1.1
 @dataclass(frozen=True)
 class Estimate:
     """`episodes`, `seconds`: None where nothing says how much there is. `bytes`: of the shards. `sampled`: episodes it stands on;
-    without any, `bytes` is that of the source. `unused`: what the source has and the card does not mention. `first`: what went wrong."""
+    without any, `bytes` is that of the source. `unused`: what the source has and the card does not mention. `first`: the first of the
+    sampled episodes, to look at. `problems`: what was wrong with others."""
 
     parts: int
     source: Size
@@ -49,7 +50,10 @@ def estimate(open_reader: Callable[[], Reader], card: Card, encoding: Encoding, 
     parts, size, mapper = reader.parts(), reader.size(), Mapper(card, encoding, reader.rate_hz)
     if not parts:
         raise UserError("the source has no parts: nothing to convert")
-    seconds, written, problems, ended = [], [], [], False
+    seconds: list[float] = []
+    written: list[int] = []
+    problems: list[str] = []
+    ended = False
     first: Episode | None = None
     start_s = time.monotonic()
     raws = reader.episodes(parts[0])

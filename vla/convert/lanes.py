@@ -21,7 +21,7 @@ import numpy as np
 
 from vla.convert.fields import BadEpisode
 from vla.convert.mapping import Mapper
-from vla.convert.raw import Reader, Unreadable
+from vla.convert.raw import RawEpisode, Reader, Unreadable
 from vla.convert.report import Bad
 from vla.data.format import episode_key
 from vla.errors import Damaged, UserError
@@ -126,17 +126,20 @@ def _part(job: Job, reader: Reader, part: str, note: Callable[[], None]) -> Iter
             return
         if raw is None:
             return
-        if isinstance(raw, Unreadable):
-            yield Slot(part, raw.id, bad=Bad(part, raw.id, "damaged", raw.detail))
-        elif _is_stored(job, raw.id):
-            yield Slot(part, raw.id, stored=True)
-        else:
-            try:
-                mapped = job.mapper.episode(raw)
-            except (BadEpisode, Damaged) as error:  # Damaged: columns and pictures that a reader reads when they are asked for
-                yield Slot(part, raw.id, bad=Bad(part, raw.id, getattr(error, "cause", "damaged"), str(error)))
-                continue
-            yield Slot(part, raw.id, mapped.episode, mapped.dropped)
+        slot, raw = _slot(job, part, raw), None  # all lanes wait at the next line, and none needs its raw episode any more
+        yield slot
+
+
+def _slot(job: Job, part: str, raw: RawEpisode | Unreadable) -> Slot:
+    if isinstance(raw, Unreadable):
+        return Slot(part, raw.id, bad=Bad(part, raw.id, "damaged", raw.detail))
+    if _is_stored(job, raw.id):
+        return Slot(part, raw.id, stored=True)
+    try:
+        mapped = job.mapper.episode(raw)
+    except (BadEpisode, Damaged) as error:  # Damaged: columns and pictures that a reader reads when they are asked for
+        return Slot(part, raw.id, bad=Bad(part, raw.id, getattr(error, "cause", "damaged"), str(error)))
+    return Slot(part, raw.id, mapped.episode, mapped.dropped)
 
 
 def _is_stored(job: Job, episode_id: str) -> bool:

@@ -51,11 +51,21 @@ class Report:
 
     def check_rate(self, max_bad: float) -> None:
         """TooManyBad, with the first of them, when more than this share of the episodes tried were bad."""
-        count = self.bad.total()
-        if count > max(GRACE, max_bad * self.tried):
-            causes = ", ".join(f"{number} {cause}" for cause, number in self.bad.most_common())
-            listed = "; ".join(map(str, self.listed[:3]))
-            raise TooManyBad(f"{count} of {self.tried} episodes are bad ({causes}), more than the allowed {max_bad:.1%}: {listed}")
+        if self.bad.total() > max(GRACE, max_bad * self.tried):
+            raise TooManyBad(f"{self._bad()}, more than the allowed {max_bad:.1%}: {self._first()}")
+
+    def check_any(self) -> None:
+        """TooManyBad, with the reasons, when not one episode was stored."""
+        if not self.episodes:
+            dropped = ", ".join(f"{count} {what}" for what, count in self.dropped.items()) or "none"
+            raise TooManyBad(f"no episode was stored: {self._bad()}; left out by the card: {dropped}. {self._first()}".rstrip())
+
+    def _bad(self) -> str:
+        causes = ", ".join(f"{number} {cause}" for cause, number in self.bad.most_common())
+        return f"{self.bad.total()} of {self.tried} episodes are bad ({causes or 'no cause'})"
+
+    def _first(self) -> str:
+        return "; ".join(map(str, self.listed[:3]))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -60,13 +60,9 @@ class Rlds(Reader):
         with self.store.local(part) as path:
             for number, record in enumerate(records(path)):
                 name = f"{shard.split}-{shard.number:05d}-{number:06d}"
-                if isinstance(record, Broken):
-                    yield Unreadable(name, record.detail)
-                    continue
-                try:
-                    yield to_episode(name, parse_example(record, keys), leaves, {"file": part, "record": number})
-                except (Damaged, SchemaError) as error:
-                    yield Unreadable(name, f"record {number}: {error}")
+                found = _read_record(name, record, leaves, keys, {"file": part, "record": number})
+                del record  # not held while somebody looks at the episode
+                yield found
         if shard.records is not None and number + 1 != shard.records:
             raise Damaged(f"{part} holds {number + 1} records; dataset_info.json says {shard.records}")
 
@@ -95,6 +91,17 @@ class Rlds(Reader):
     def __getstate__(self) -> dict[str, Any]:
         kept = ("store", "steps", "splits", "partial", "wanted")
         return {name: value for name, value in vars(self).items() if name in kept}
+
+
+def _read_record(
+    name: str, record: bytes | Broken, leaves: Sequence[Leaf], keys: Mapping[str, np.dtype], facts: Mapping[str, Any]
+) -> RawEpisode | Unreadable:
+    if isinstance(record, Broken):
+        return Unreadable(name, record.detail)
+    try:
+        return to_episode(name, parse_example(record, keys), leaves, facts)
+    except (Damaged, SchemaError) as error:
+        return Unreadable(name, f"record {facts['record']}: {error}")
 
 
 def to_episode(name: str, values: Mapping[str, Value], leaves: Sequence[Leaf], facts: Mapping[str, Any]) -> RawEpisode:

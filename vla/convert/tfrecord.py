@@ -47,9 +47,7 @@ def records(path: Path) -> Iterator[bytes | Broken]:
                 raise Damaged(f"{path}: the length of record {number} (byte {place}) fails its checksum")
             if length > min(MAX_RECORD_BYTES, size - place - 16):
                 raise Damaged(f"{path}: record {number} (byte {place}) claims {length} bytes; {max(size - place - 16, 0)} are left")
-            data = file.read(length)
-            (check,) = struct.unpack("<I", file.read(4))
-            yield data if _masked(crc32c(data)) == check else Broken(f"record {number} (byte {place}) fails its checksum")
+            yield _checked(file.read(length), file.read(4), f"record {number} (byte {place}) fails its checksum")
             place += 16 + length
             number += 1
 
@@ -179,6 +177,10 @@ def _varint(view: memoryview, place: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise Damaged("an integer of more than 10 bytes")
+
+
+def _checked(data: bytes, check: bytes, detail: str) -> bytes | Broken:
+    return data if _masked(_crc32c()(data)) == int.from_bytes(check, "little") else Broken(detail)
 
 
 def _masked(crc: int) -> int:
