@@ -284,6 +284,17 @@ def test_a_trusted_dataset_betrays_what_is_consistent_in_itself(clean, tmp_path)
     assert "swapped_arms" in kinds(check_dataset(tmp_path / "bad", full=False, like=tmp_path / "good"), "error")
 
 
+def test_two_fixed_cameras_exchanged_everywhere_show_in_a_trusted_dataset(tmp_path):
+    robot = replace(BASES["fixed_cameras"], episodes=6, steps=40, seed=3)
+    good = make(robot)
+    exchanged = good.each(lambda e: replace(e, frames={"third_person": e.frames["side"], "side": e.frames["third_person"]}))
+    good.write(tmp_path / "good")
+    exchanged.write(tmp_path / "bad")
+    assert check_dataset(tmp_path / "bad", full=False).sound  # alone, they are two fixed cameras
+    assert "swapped_cameras" in kinds(check_dataset(tmp_path / "bad", full=False, like=tmp_path / "good"), "error")
+    assert "swapped_cameras" not in kinds(check_dataset(tmp_path / "good", full=False, like=tmp_path / "good"))
+
+
 def test_a_dataset_of_a_mixture_whose_gripper_goes_the_other_way(clean, tmp_path):
     def command(made):  # a dimensionless gripper: what 1 means stands nowhere
         robot = made.embodiment()
@@ -367,8 +378,14 @@ def test_the_command_line_says_how_bad_and_writes_the_page(clean, tmp_path, caps
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") >= 4 and page.count("data:image/jpeg;base64,") >= 12 and "degrees_for_radians" in page
     assert "http" not in page.replace("http-equiv", "")  # needs nothing from elsewhere
+    other = clean("pose_rot6d").write(tmp_path / "other")  # of another robot
     assert main(["check", str(bad), "--sample", "0"]) == 0  # bytes alone are sound
-    for wrong in (["--sample", "-1"], ["--like", str(tmp_path / "nowhere")], ["--html", str(tmp_path / "no" / "x.html"), "--sample", "0"]):
+    for wrong in (
+        ["--sample", "-1"],
+        ["--like", str(tmp_path / "nowhere")],
+        ["--like", str(other)],
+        ["--html", str(tmp_path / "no" / "x.html"), "--sample", "0"],
+    ):
         assert main(["check", str(bad), *wrong]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -62,8 +62,9 @@ def check_dataset(
     `budget`: how much it looks at (0 episodes: nothing). `like`: a dataset of the same robot that is known to be good.
     UserError where there is no dataset.
     """
-    from vla.data.doctor.examine import examine, examine_together, sample_of
+    from vla.data.doctor.examine import examine, ordered, sample_of
     from vla.data.doctor.sample import Budget
+    from vla.data.doctor.siblings import compare_with
 
     budget = budget or Budget()
     damage = _damage(folder, full, "")
@@ -76,8 +77,8 @@ def check_dataset(
         samples = [sample_of(dataset, budget, VAL_FRACTION, progress=progress)]
         findings = examine(samples[0])
         if like is not None:
-            trusted = sample_of(Dataset.open(like), budget, VAL_FRACTION, f"{Dataset.open(like).info.name} (as it should be)", progress)
-            findings += examine_together([trusted, samples[0]])
+            trusted = sample_of(Dataset.open(like), budget, VAL_FRACTION, str(like), progress)
+            findings = ordered([*findings, *compare_with(trusted, samples[0])])
     return Report("dataset", folder, tuple(findings), dataset_facts(dataset, full), tuple(samples))
 
 

@@ -5,6 +5,7 @@ A mistake made in a whole dataset, in state and action alike, is consistent with
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,19 +14,22 @@ import numpy as np
 from vla.data.doctor import grippers, lag
 from vla.data.doctor.finding import Finding
 from vla.data.doctor.sample import MAX_ROWS, Sampled
+from vla.errors import UserError
 from vla.normalize import dimension_names
 
 APART = 3.0
 """Ranges (q01..q99) whose centres are so many half-ranges apart, or whose widths differ by RATIO, contradict each other."""
 RATIO = 20.0
+VIEWS = 0.6
+"""Exchanged cameras must differ from the other dataset's by at most this share of what the declared ones do."""
 SWAP = 0.35
 """Exchanged fields must fit the other dataset with at most this share of the distance that the declared ones have."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What should be alike in all datasets of a robot. `gripper`: action field -> correlation with the opening; `lag`: channel ->
-    rows; `state`, `action`: rows of all sampled episodes."""
+    """What should be alike in all datasets of a robot. `gripper`: action field -> correlation with the opening; `lags`: channel ->
+    (rows, unexplained share); `state`, `action`: rows of all sampled episodes; `views`: role -> what it shows on average."""
 
     name: str
     sample: Sampled
@@ -33,6 +37,7 @@ class Signature:
     lags: dict[str, tuple[int, float]]
     state: np.ndarray
     action: np.ndarray
+    views: dict[str, np.ndarray]
 
 
 def signature(sample: Sampled) -> Signature:
@@ -43,7 +48,22 @@ def signature(sample: Sampled) -> Signature:
         if found is not None:
             lags[action.name] = (found.lag, min(found.single.values()))
     state, action = (np.concatenate([getattr(t, kind)[:MAX_ROWS] for t in sample.traces]) for kind in ("state", "action"))
-    return Signature(sample.name, sample, direction, lags, state, action)
+    views = {
+        camera: np.mean([films[camera].colour for _, films in sample.films], axis=0) for camera in sample.dataset.cameras if sample.films
+    }
+    return Signature(sample.name, sample, direction, lags, state, action, views)
+
+
+def compare_with(trusted: Sampled, sample: Sampled) -> list[Finding]:
+    """What `sample` contradicts in a dataset known to be good. UserError where the two cannot be compared."""
+    names = [s.dataset.info.robot.name if s.moves and s.dataset.info.robot else "" for s in (trusted, sample)]
+    if not all(names) or names[0] != names[1]:
+        shown = " and ".join(f"'{name}'" if name else "video" for name in names)
+        raise UserError(f"{trusted.dataset.folder} and {sample.dataset.folder} are of {shown}; give a dataset of the same robot")
+    one, other = signature(sample), signature(trusted)
+    if not _same_spaces(one, other):
+        raise UserError(f"{trusted.dataset.folder} records other fields, units or frames of '{names[0]}' than {sample.dataset.folder}")
+    return list(against(one, [other], names[0]))
 
 
 def compare(samples: Sequence[Sampled]) -> Iterator[Finding]:
@@ -87,6 +107,29 @@ def against(one: Signature, others: Sequence[Signature], robot: str) -> Iterator
             )
     for kind in ("state", "action"):
         yield from _ranges(one, others, kind, robot)
+    yield from _views(one, others)
+
+
+def _views(one: Signature, others: Sequence[Signature]) -> Iterator[Finding]:
+    """Two roles that show here what each other shows elsewhere."""
+    for a, b in itertools.combinations(one.views, 2):
+        votes = []
+        for other in others:
+            if a in other.views and b in other.views:
+                own, crossed = (
+                    float(np.abs(one.views[a] - other.views[x]).mean() + np.abs(one.views[b] - other.views[y]).mean())
+                    for x, y in ((a, b), (b, a))
+                )
+                votes.append((own, crossed))
+        if votes and all(crossed < VIEWS * own for own, crossed in votes):
+            yield Finding(
+                "swapped_cameras",
+                f"{one.name}: {a}, {b}",
+                f"each shows what the other shows in {_names(others)} (difference {votes[0][0]:.3f} as declared, {votes[0][1]:.3f} exchanged)",
+                "error",
+                {"as_declared": votes[0][0], "exchanged": votes[0][1]},
+                "exchange the two roles when converting.",
+            )
 
 
 def _ranges(one: Signature, others: Sequence[Signature], kind: str, robot: str) -> Iterator[Finding]:
