@@ -194,6 +194,7 @@ def test_sizes_are_those_that_cogact_publishes(size, want_M):
         decoder = config.build(4096, Roster(("robot",), 16, 7, 7))
     count = sum(p.numel() for p in decoder.parameters())
     assert abs(count / 1e6 - want_M) < 0.6 + 0.01 * want_M, f"{count / 1e6:.1f}M"
+    assert decoder.path.alphas_cumprod_K.device.type == "cpu"  # no weight: it must be there when weights come later
 
 
 def test_the_expert_of_pi0_has_its_published_size():

@@ -179,8 +179,10 @@ class _Pooled(Conditioning):
 
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
         if self.query_1D is None:
-            last_B = torch.where(prefix.valid_BS, torch.arange(len(prefix), device=prefix.valid_BS.device), -1).argmax(1)
-            pooled_BD = backbone(prefix).x_BSD[torch.arange(len(last_B)), last_B]
+            place_S = torch.arange(len(prefix), device=prefix.valid_BS.device)
+            last_B11 = torch.where(prefix.valid_BS, place_S, 0).amax(1)[:, None, None]
+            x_BSD = backbone(prefix).x_BSD
+            pooled_BD = x_BSD.gather(1, last_B11.expand(-1, 1, x_BSD.shape[-1]))[:, 0]
         else:
             x_B1D = self.query_1D.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
             pooled_BD = backbone(prefix.cat(suffix_tokens(prefix, x_B1D, causal=False))).last(1)[:, 0]

@@ -115,4 +115,5 @@ def squared_cosine(steps: int) -> Tensor:
         return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
 
     beta_K = [min(1 - f((k + 1) / steps) / f(k / steps), 0.999) for k in range(steps)]
-    return torch.cumprod(1 - torch.tensor(beta_K, dtype=torch.float64), dim=0)
+    # On the CPU also when a model is built without weights (meta device): these are no weights, and no file brings them back.
+    return torch.cumprod(1 - torch.tensor(beta_K, dtype=torch.float64, device="cpu"), dim=0)
