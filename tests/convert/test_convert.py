@@ -122,6 +122,25 @@ convert(source, card(), Path(out), Settings(workers=int(workers), max_shard_byte
 """
 
 
+WATCHED = """
+def stop(progress):
+    if progress.report.tried == TURN:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def until(out: Path, turn: int, workers: int, resume: bool) -> list[str]:
+    """The command of a conversion whose main process kills itself at a turn, after it has printed its workers' ids."""
+    code = "import multiprocessing, os, signal" + RUN.replace("convert(source", WATCHED.replace("TURN", str(turn)) + "convert(source")
+    code = code.replace('resume=resume == "1"))', 'resume=resume == "1"), stop)')
+    return [sys.executable, "-c", code, str(out), "-1", "", str(workers), str(int(resume))]
+
+
+def run_until(out: Path, turn: int, workers: int, resume: bool) -> subprocess.CompletedProcess:
+    return subprocess.run(until(out, turn, workers, resume), cwd=ROOT, capture_output=True, text=True)
+
+
 def run(out: Path, kill: int, spare: Path, workers: int, resume: bool) -> subprocess.CompletedProcess:
     words = [sys.executable, "-c", RUN, str(out), str(kill), str(spare), str(workers), str(int(resume))]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -139,6 +158,16 @@ def test_killed_at_an_episode_and_resumed_it_gives_the_same_bytes(tmp_path, kill
     report = convert(source, card(), tmp_path / "out", Settings(**SMALL, max_bad=1.0, resume=True))
     assert report.episodes == 35 and report.bad == {"nonfinite": 1} and report.tried == 36
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_again_and_again(tmp_path, workers):
+    convert(toy(parts=18, per_part=2, bad={7}), card(), tmp_path / "whole", Settings(**SMALL, max_bad=1.0))
+    for number, turn in enumerate([9, 18, 27, 36]):  # of a run that counts from the start each time
+        assert run_until(tmp_path / "out", turn, workers, number > 0).returncode == -signal.SIGKILL
+    report = convert(toy(parts=18, per_part=2, bad={7}), card(), tmp_path / "out", Settings(**SMALL, max_bad=1.0, resume=True))
+    assert report.episodes == 35 and digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
 @pytest.mark.faults
@@ -169,15 +198,7 @@ def test_a_dead_worker_ends_it_by_name_and_it_resumes(tmp_path):
 
 @pytest.mark.faults
 def test_workers_end_when_the_main_process_is_killed(tmp_path):
-    watched = """
-def stop(progress):
-    if progress.report.tried == 20:
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-    code = "import multiprocessing, os, signal" + RUN.replace("convert(source", watched + "convert(source").replace('"1"))', '"1"), stop)')
-    words = [sys.executable, "-c", code, str(tmp_path / "out"), "-1", "", "2", "0"]
-    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(until(tmp_path / "out", 20, 2, False), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pids = child.stdout.read().split()  # comes to its end when every process that holds the pipe has ended
     assert child.wait() == -signal.SIGKILL and len(pids) == 2
     for pid in pids:
