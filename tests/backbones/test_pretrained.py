@@ -227,6 +227,11 @@ def test_hub_ids_must_be_pinned_and_gates_name_their_key(hub, monkeypatch):
         UserError, match=r"acme/gated is gated: accept its licence at https://huggingface.co/acme/gated, then `hf auth login`"
     ):
         from_pretrained("acme/gated", revision=COMMIT)
+    config = replace(FAMILIES["smolvlm"], origin=Origin("acme/gated", COMMIT))
+    with pytest.raises(UserError, match="acme/gated is gated"):
+        config.build().load_pretrained()
+    with pytest.raises(UserError, match="pinned revision"):
+        replace(config, origin=Origin("acme/gated")).build().load_pretrained()
     with pytest.raises(UserError, match="no model 'acme/absent' on the hub"):
         from_pretrained("acme/absent", revision=COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

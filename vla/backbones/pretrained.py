@@ -170,27 +170,21 @@ def _pixels(family: type, origin: Origin, model_type: str) -> dict[str, Any]:
 
 
 def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
-    """By the library's own loader, which knows older names; only safetensors."""
+    """By the library's own loader, which knows older names."""
+    folder = _weights_folder(origin)
     import transformers
 
     from vla.backbones.parse import library_config
 
     with_head = backbone.head is not None
     name = backbone.config.library_class.replace("Model", "ForConditionalGeneration") if with_head else backbone.config.library_class
-    config = library_config(backbone.config.library)
-    revision = {} if Path(origin.source).is_dir() else {"revision": origin.revision}
-    settings = {"config": config, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": "auto"}
-    if not revision:
-        _check_safetensors(Path(origin.source))
-    else:
-        _check_hub(origin)
-    load = getattr(transformers, name).from_pretrained
-    whole, info = _hub(origin, lambda: load(origin.source, **settings, **revision))
+    settings = {"config": library_config(backbone.config.library), "use_safetensors": True, "dtype": "auto"}
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # it would raise without naming the shapes
+    whole, info = getattr(transformers, name).from_pretrained(folder, **settings, **told)
     if info["mismatched_keys"]:
         key, theirs, mine = sorted(info["mismatched_keys"])[0]
-        raise SchemaError(
-            f"{origin.source}: '{key}' has the shape {tuple(theirs)}, not {tuple(mine)}; not the weights of this configuration"
-        )
+        shapes = f"{tuple(theirs)}, not {tuple(mine)}"
+        raise SchemaError(f"{origin.source}: '{key}' has the shape {shapes}; these are not the weights of this configuration")
     if info["missing_keys"]:
         raise SchemaError(f"{origin.source}: weights of another model. Missing: {sorted(info['missing_keys'])[:3]}")
     inner = whole.model if with_head else whole
@@ -198,29 +192,32 @@ def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
     return {**found, "head.weight": whole.lm_head.weight.detach()} if with_head else found
 
 
-def _check_safetensors(folder: Path) -> None:
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} has no *.safetensors; weights in other formats (pickles can run code) are not read")
-
-
 def _prismatic_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
     """OpenVLA's published layout: names as ours, save for the LayerScale and what was cut away."""
     from safetensors.torch import load_file
 
-    if Path(origin.source).is_dir():
-        _check_safetensors(Path(origin.source))
-        files = sorted(Path(origin.source).glob("*.safetensors"))
-    else:
-        index = _json(origin, "model.safetensors.index.json")
-        files = [fetch(origin, name) for name in sorted(set(index["weight_map"].values()))]
     found = {}
     renames = {"vision_backbone.": "vision.", "language_model.model.": "language.", "language_model.lm_head.": "head."}
-    for file in files:
+    for file in sorted(_weights_folder(origin).glob("*.safetensors")):
         for key, tensor in load_file(file).items():
             for theirs, ours in renames.items():
                 key = key.replace(theirs, ours, 1) if key.startswith(theirs) else key
             found[key.replace(".scale_factor", ".gamma")] = tensor
     return {key: tensor for key, tensor in found.items() if not _cut_away(key, backbone)}
+
+
+def _weights_folder(origin: Origin) -> Path:
+    """A folder with safetensors and JSON: the given one, or the hub's in the cache."""
+    folder = Path(origin.source)
+    if not folder.is_dir():
+        _check_hub(origin)
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json"]
+        folder = Path(_hub(origin, lambda: snapshot_download(origin.source, revision=origin.revision, allow_patterns=patterns)))
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{origin.source} has no *.safetensors; weights in other formats (pickles can run code) are not read")
+    return folder
 
 
 def _cut_away(key: str, backbone: Any) -> bool:
