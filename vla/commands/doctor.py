@@ -28,6 +28,7 @@ PACKAGES = {
     "sim": ("mujoco", "metaworld", "gymnasium", "gymnasium-robotics", "gym-aloha", "dm-control", "av"),
     "train": ("deepspeed", "accelerate", "peft", "tensorboard", "timm", "torchvision"),
     "serve": ("websockets", "msgpack"),
+    "convert": ("av", "fsspec", "google-crc32c", "h5py", "pyarrow"),
 }
 """Extra -> distributions whose presence is reported; '' is what every use needs."""
 BACKENDS = ("egl", "osmesa", "glfw")
