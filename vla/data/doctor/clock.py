@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vla.data.doctor.finding import Finding
-from vla.data.doctor.sample import MAX_ROWS, Sampled
+from vla.data.doctor.sample import Sampled
 
 RATE_TOLERANCE = 0.02
 """Of the rate. 29.97 for 30 is within it, 24 for 25 is not."""
@@ -22,7 +22,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
     back, wrong, uneven, gaps = [], [], [], []
     ratios = []
     for trace in sample.traces:
-        dt = np.diff(trace.time_s[:MAX_ROWS])
+        dt = np.diff(trace.time_s)
         if not len(dt):
             continue
         if not np.isfinite(dt).all() or (dt <= 0).any():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla.data.doctor.finding import Finding
-from vla.data.doctor.sample import MAX_ROWS, Sampled
+from vla.data.doctor.sample import Sampled
 from vla.data.format import held_out
 from vla.data.keyed import mix
 from vla.data.reader import StoredEpisode
@@ -179,11 +179,11 @@ def _idle(sample: Sampled) -> Iterator[Finding]:
 def _speed(sample: Sampled, trace: StoredEpisode) -> np.ndarray:
     """How fast state and action change, each number in its own usual motion; smoothed over 5 rows. float (steps - 1,)."""
     assert trace.state is not None and trace.action is not None and sample.action_space is not None
-    total = np.zeros(min(len(trace.state), MAX_ROWS) - 1)
+    total = np.zeros(len(trace.state) - 1)
     relative = np.concatenate([[f.frame != "absolute" and f.unit not in ROTATION_UNITS] * f.size for f in sample.action_space.fields])
-    action = np.abs(np.diff(trace.action[:MAX_ROWS], axis=0))
+    action = np.abs(np.diff(trace.action, axis=0))
     action[:, relative] = np.abs(trace.action[: len(action)])[:, relative]  # a step that is not zero asks for motion
-    for change in (np.abs(np.diff(trace.state[:MAX_ROWS], axis=0)), action):
+    for change in (np.abs(np.diff(trace.state, axis=0)), action):
         usual = np.nanquantile(change, 0.95, axis=0)
         total = total + (change / np.where(usual > 1e-9, usual, np.inf)).max(1)
     return np.convolve(np.pad(total, 2, mode="edge"), np.full(5, 0.2), "valid")

@@ -217,8 +217,8 @@ def _edges(sample: Sampled, made_of_states: bool) -> Iterator[Finding]:
 
     Actions made of states end with a row twice by nature: the last state has no next one.
     """
-    rows = [trace.action[:MAX_ROWS] for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
-    whole = [len(trace.action) <= MAX_ROWS for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
+    rows = [trace.action for trace in sample.traces if trace.action is not None and len(trace.action) > 8]
+    whole = [len(action) < MAX_ROWS for action in rows]
     if len(rows) < 6:
         return
     inner = np.concatenate([(np.diff(a[2:-2], axis=0) == 0).all(1) for a in rows]).mean()

@@ -52,7 +52,7 @@ class Film:
 
 @dataclass
 class Sampled:
-    """`traces`: whole stored episodes, rows read no further than MAX_ROWS by those who look."""
+    """What is looked at of one dataset; everything is read when it is first asked for, and kept."""
 
     dataset: Dataset
     budget: Budget
@@ -66,9 +66,13 @@ class Sampled:
 
     @cached_property
     def traces(self) -> list[StoredEpisode]:
-        """The episodes looked at; a number that is none (counted elsewhere) holds its value of the row before."""
-        stored = (self.dataset.episode(int(index)) for index in self.episode_N)
-        return [replace(trace, state=_held(trace.state), action=_held(trace.action)) for trace in stored]
+        """The episodes looked at, their first MAX_ROWS; a number that is none (counted elsewhere) holds its value of the row before."""
+        found = []
+        for index in self.episode_N:
+            trace = self.dataset.episode(int(index))
+            rows = {kind: _held(values) for kind in ("state", "action") if (values := getattr(trace, kind)) is not None}
+            found.append(replace(trace, time_s=trace.time_s[:MAX_ROWS], anchors=trace.anchors[trace.anchors < MAX_ROWS], **rows))
+        return found
 
     @property
     def state_space(self) -> Space | None:
@@ -87,13 +91,13 @@ class Sampled:
         """One array (steps, size) per trace."""
         assert self.state_space is not None
         where = self.state_space.slices()[name]
-        return [trace.state[:MAX_ROWS, where] for trace in self.traces if trace.state is not None]
+        return [trace.state[:, where] for trace in self.traces if trace.state is not None]
 
     def action(self, name: str) -> list[np.ndarray]:
         """One array (steps, size) per trace."""
         assert self.action_space is not None
         where = self.action_space.slices()[name]
-        return [trace.action[:MAX_ROWS, where] for trace in self.traces if trace.action is not None]
+        return [trace.action[:, where] for trace in self.traces if trace.action is not None]
 
     @cached_property
     def films(self) -> list[tuple[StoredEpisode, dict[str, Film]]]:
@@ -115,7 +119,7 @@ class Sampled:
 
     def _film(self, trace: StoredEpisode, camera: str) -> Film | None:
         table = trace.cameras[camera]
-        first, count = busiest(trace, table.step, self.budget.frames)
+        first, count = busiest(trace, table.step[table.step < trace.steps], self.budget.frames)
         if count < 3:
             return None
         grey, colour = [], []
@@ -126,8 +130,9 @@ class Sampled:
         return Film(np.asarray(table.step[first : first + count]), np.stack(grey), np.mean(colour, axis=0))
 
 
-def _held(rows: np.ndarray | None) -> np.ndarray | None:
-    if rows is None or (np.abs(rows) < BEYOND).all():  # NaN is not below anything
+def _held(rows: np.ndarray) -> np.ndarray:
+    rows = rows[:MAX_ROWS].copy() if len(rows) > MAX_ROWS else rows  # a copy lets the rest go
+    if (np.abs(rows) < BEYOND).all():  # NaN is not below anything
         return rows
     fine = np.isfinite(rows)
     last = np.maximum.accumulate(np.where(fine, np.arange(len(rows))[:, None], 0), axis=0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vla.data.doctor import grippers, lag
 from vla.data.doctor.finding import Finding
-from vla.data.doctor.sample import MAX_ROWS, Sampled
+from vla.data.doctor.sample import Sampled
 from vla.errors import UserError
 from vla.normalize import dimension_names
 
@@ -47,7 +47,7 @@ def signature(sample: Sampled) -> Signature:
         found = lag.respond(sample.action(action.name), sample.state(state.name), action.name, state.name)
         if found is not None:
             lags[action.name] = (found.lag, min(found.single.values()))
-    state, action = (np.concatenate([getattr(t, kind)[:MAX_ROWS] for t in sample.traces]) for kind in ("state", "action"))
+    state, action = (np.concatenate([getattr(t, kind) for t in sample.traces]) for kind in ("state", "action"))
     views = {
         camera: np.mean([films[camera].colour for _, films in sample.films], axis=0) for camera in sample.dataset.cameras if sample.films
     }
@@ -125,7 +125,7 @@ def _views(one: Signature, others: Sequence[Signature]) -> Iterator[Finding]:
             yield Finding(
                 "swapped_cameras",
                 f"{one.name}: {a}, {b}",
-                f"each shows what the other shows in {_names(others)} (difference {votes[0][0]:.3f} as declared, {votes[0][1]:.3f} exchanged)",
+                f"each shows what the other does in {_names(others)} ({votes[0][0]:.3f} apart as declared, {votes[0][1]:.3f} exchanged)",
                 "error",
                 {"as_declared": votes[0][0], "exchanged": votes[0][1]},
                 "exchange the two roles when converting.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla.data.doctor.finding import Finding
-from vla.data.doctor.sample import MAX_ROWS, Sampled
+from vla.data.doctor.sample import Sampled
 from vla.embodiment import Space
 from vla.normalize import DEGENERATE_SHARE, dimension_names
 
@@ -34,7 +34,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
     for kind, space in (("state", sample.state_space), ("action", sample.action_space)):
         if space is None or not space.size:
             continue
-        rows = np.concatenate([e[:MAX_ROWS] for t in sample.traces if (e := getattr(t, kind)) is not None] or [np.zeros((0, space.size))])
+        rows = np.concatenate([e for t in sample.traces if (e := getattr(t, kind)) is not None] or [np.zeros((0, space.size))])
         rows = rows[np.isfinite(rows).all(1)]
         found = scan(sample, kind, space.size)
         where = f"{sample.name}: {kind}"
