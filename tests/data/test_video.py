@@ -261,3 +261,24 @@ def test_times_must_be_times(tmp_path):
         with pytest.raises(UserError, match="finite seconds"):
             next(images_at(path, times))
     assert list(images_at(path, [])) == []
+
+
+@pytest.mark.parametrize("name", ["b-frames 29.97", "open groups", "vp9 in webm", "mpeg4 in avi", "mpeg2 in ts"])
+def test_whatever_is_damaged_ends_in_frames_or_an_error_of_ours(tmp_path, name):
+    path, rng = make(tmp_path, name, 40), np.random.default_rng(6)
+    data, outcomes = path.read_bytes(), {"frames": 0, "refused": 0}
+    for trial in range(40):
+        spoiled = bytearray(data)
+        for _ in range(int(rng.integers(1, 6))):  # anywhere, or in the headers
+            spoiled[int(rng.integers(len(data) if trial % 2 else min(len(data), 1500)))] = int(rng.integers(256))
+        path.write_bytes(spoiled[: int(rng.integers(len(data)))] if trial % 3 == 2 else spoiled)
+        for read in (lambda: [probe(path)], lambda: frame_times(path), lambda: images_at(path, rng.uniform(0, 1.4, 4))):
+            try:
+                found = list(read())
+            except UserError as error:
+                assert path.name in str(error)
+                outcomes["refused"] += 1
+            else:
+                assert all(image.ndim == 3 for image in found if isinstance(image, np.ndarray))
+                outcomes["frames"] += 1
+    assert min(outcomes.values()) >= 10

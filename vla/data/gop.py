@@ -235,7 +235,7 @@ def _mux(like: bytes, packets: Sequence[av.Packet]) -> bytes:
 def _opened(mp4: bytes) -> Iterator[tuple[Any, Any]]:
     av = import_av()
     try:
-        container = av.open(io.BytesIO(mp4), options={"protocol_whitelist": "none", "format_whitelist": "mov"})
+        container = av.open(io.BytesIO(mp4), options={"protocol_whitelist": "none", "format_whitelist": "mov"}, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise SchemaError(f"no readable mp4 ({error.strerror or error})") from error
     with container:
@@ -243,12 +243,16 @@ def _opened(mp4: bytes) -> Iterator[tuple[Any, Any]]:
             raise SchemaError(f"an mp4 of {len(container.streams)} streams; a camera is one video stream and nothing else")
         stream = container.streams.video[0]
         context = stream.codec_context
-        if not 0 < context.width * context.height <= MAX_PIXELS:
-            raise SchemaError(f"video of {context.height} x {context.width} pixels; at most {MAX_PIXELS}")
+        if context is None or not 0 < context.width * context.height <= MAX_PIXELS:
+            raise SchemaError(
+                "video of no known codec"
+                if context is None
+                else f"video of {context.height} x {context.width} pixels; at most {MAX_PIXELS}"
+            )
         try:
             yield container, stream
-        except av.FFmpegError as error:
-            raise SchemaError(f"no readable mp4 ({error.strerror})") from error
+        except (av.FFmpegError, IndexError) as error:  # IndexError: a stream that the header did not announce
+            raise SchemaError(f"no readable mp4 ({error})") from error
 
 
 class _Kept(threading.local):

@@ -238,7 +238,7 @@ class _Cursor:
     def _restart(self, at: int | None) -> None:
         """Begins to decode at the key frame that the file has at or before `at`; None: where it stands, which is its start."""
         if at is not None:
-            self.container.seek(at, stream=self.stream, backward=True, any_frame=False)
+            self._jump(at)
         self._packets: set[int] = set()
         self._last = (-1, 0)
         self._from: int | None = None
@@ -246,6 +246,17 @@ class _Cursor:
         self._broken = False
         self._frames = self._decode()
         self._next = next(self._frames, None)
+
+    def _jump(self, at: int) -> None:
+        """Moves the demuxer; to the start where the file's index does not serve, so that the way is long and right."""
+        av = import_av()
+        for place in (at, self._first):
+            try:
+                self.container.seek(place, stream=self.stream, backward=True, any_frame=False)
+                return
+            except av.FFmpegError as error:
+                reason = error.strerror
+        raise Damaged(f"{self.path}: unreadable ({reason}); the file is damaged or cut")
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Sound frames in the order shown, from the first key frame on."""
@@ -292,7 +303,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
         raise UserError(f"no video file {path}")
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
-        container = av.open(f"file:{path}", options=options)  # `file:`, so that a name with a colon is no protocol
+        # `file:`, so that a name with a colon is no protocol.
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise Damaged(f"{path} is no video that can be read ({error.strerror or error})") from error
     with container:
@@ -300,6 +312,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
             raise Damaged(f"{path} holds no video stream")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None or stream.time_base is None:
+            raise Damaged(f"{path}: a video stream of no known codec, or without a clock")
         if not 0 < context.width * context.height <= MAX_PIXELS:
             raise Damaged(f"{path}: frames of {context.height} x {context.width} pixels; at most {MAX_PIXELS} are decoded")
         context.options = {"max_pixels": str(MAX_PIXELS)}  # the decoder's own check, where the header lied
@@ -311,22 +325,20 @@ def _packets(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
     av = import_av()
     try:
         yield from container.demux(stream)
-    except av.FFmpegError as error:
-        raise Damaged(f"{path}: unreadable ({error.strerror}); the file is damaged or cut") from error
+    except (av.FFmpegError, IndexError) as error:  # IndexError: a stream that the header did not announce
+        raise Damaged(f"{path}: unreadable ({error}); the file is damaged or cut") from error
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
     av = import_av()
     try:
         yield from container.decode(stream)
-    except av.FFmpegError:
+    except (av.FFmpegError, IndexError):
         return
 
 
 def _clock(container: Any, stream: Any) -> tuple[int, float]:
     """(tick of the stream at which the file starts, seconds per tick)."""
-    if stream.time_base is None:
-        raise Damaged("a video stream without a clock")
     start_s = Fraction(container.start_time or 0, 1_000_000)
     start = round(start_s / stream.time_base)
     if stream.start_time is not None and abs(stream.start_time - start) * stream.time_base < Fraction(1, 1000):
