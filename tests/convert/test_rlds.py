@@ -360,6 +360,12 @@ def test_bytes_that_are_no_text_survive(tmp_path):
     assert [text.encode("utf-8", "surrogateescape") for text in episode.texts["t"]] == [packed, b"\xff\x00"]
 
 
+def test_a_folder_that_says_how_many_files_and_not_how_many_records(tmp_path):
+    reader = tiny(tmp_path, {"a": tensor([3])}, {"steps/a": np.zeros(6, np.float32)})
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"name": "t", "splits": [{"name": "train", "numShards": "1"}]}))
+    assert reader.size().episodes is None and [episode.steps for episode in everything(reader)] == [2]
+
+
 def test_an_episode_without_steps_is_one_of_none(tmp_path):
     (episode,) = everything(tiny(tmp_path, {"a": tensor([3])}, {"steps/a": np.zeros(0, np.float32)}))
     assert episode.steps == 0

@@ -110,7 +110,9 @@ def read_shards(store: Store, splits: tuple[str, ...], partial: bool) -> list[Sh
 
 
 def _shards_of(dataset: str, split: str, row: Mapping[str, Any]) -> Iterator[Shard]:
-    lengths = [int(length) for length in row.get("shardLengths", [])]
+    lengths: list[int | None] = [int(length) for length in row.get("shardLengths", [])]
+    if not lengths:  # as versions before 4 wrote it
+        lengths = [None] * int(row.get("numShards", 0))
     template = str(row.get("filepathTemplate") or TEMPLATE)
     for number, length in enumerate(lengths):
         place = {"SHARD_INDEX": f"{number:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
