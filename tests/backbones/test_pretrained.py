@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -185,17 +186,37 @@ def test_weights_of_another_shape_or_model_and_pickles_are_refused(tmp_path):
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does for a gated and for an absent model."""
+    """Answers as the hub does: acme/gated is gated, acme/model is the server's folder, and there is nothing else."""
 
     def do_HEAD(self) -> None:
-        gated = "/acme/gated/" in self.path
-        self.send_response(403 if gated else 404)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("X-Error-Message", "Access to model is restricted")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self._answer(body=False)
 
-    do_GET = do_HEAD
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        folder = self.server.folder
+        if "acme/gated" in self.path:
+            return self._send(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted"}, b"")
+        if folder is None or "acme/model" not in self.path:
+            return self._send(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"")
+        if self.path.startswith("/api/"):
+            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            tree = [{"type": "file", "path": name, "size": size, "oid": COMMIT} for name, size in sizes.items()]
+            repository = {"id": "acme/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sizes]}
+            info = tree if "/tree/" in self.path else repository
+            return self._send(200, {"Content-Type": "application/json"}, json.dumps(info).encode() if body else b"")
+        data = (folder / self.path.split("/")[-1].split("?")[0]).read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        return self._send(200, headers, data, with_body=body)
+
+    def _send(self, status: int, headers: dict[str, str], data: bytes, with_body: bool = True) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -204,6 +225,7 @@ class _Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    server.folder = None
     Thread(target=server.serve_forever, daemon=True).start()
     import huggingface_hub.constants
 
@@ -216,6 +238,21 @@ def hub(monkeypatch, tmp_path):
     yield server
     server.shutdown()
     server.server_close()
+
+
+@torch.no_grad()
+def test_a_pinned_hub_id_becomes_a_backbone(hub, tmp_path):
+    """Configuration, tokenizer and weights over the hub's own protocol; afterwards, the cache serves without it."""
+    hub.folder = published("smolvlm", tmp_path / "published")
+    (hub.folder / "modeling_evil.py").write_text("raise SystemExit")
+    config = from_pretrained("acme/model", revision=COMMIT, prompt=FAMILIES["smolvlm"].prompt)
+    assert config.origin == Origin("acme/model", COMMIT)
+    one, two = config.build().eval(), SmolVLM.from_pretrained(str(hub.folder), prompt=FAMILIES["smolvlm"].prompt).build().eval()
+    assert one.load_pretrained() == [f"backbone from acme/model at {COMMIT[:8]}: {len(one.state_dict())} tensors"]
+    two.load_pretrained()
+    torch.testing.assert_close(states(one), states(two), atol=0, rtol=0)
+    cached = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_symlink() or path.suffix in (".py", ".json"))
+    assert "modeling_evil.py" not in cached and "config.json" in cached
 
 
 def test_hub_ids_must_be_pinned_and_gates_name_their_key(hub, monkeypatch):
