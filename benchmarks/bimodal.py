@@ -127,7 +127,7 @@ def draw(plans: Mapping[str, Plans], path: Path) -> None:
             panel.plot(*path_TA.T, color="tab:blue" if passed else "tab:red", linewidth=0.8, alpha=0.6)
         panel.set(title=f"{name}\n{found.passed.mean():.0%} pass", xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
         panel.title.set_fontsize(10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
