@@ -12,6 +12,7 @@ from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
 from vla.decoders.base import total_loss
 from vla.decoders.conditioning import _LayerKeysValues
 from vla.decoders.dit import DiT
+from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
 
 ALL = {**BACKBONES, **FAMILIES}
@@ -181,6 +182,27 @@ def test_gradient_checkpointing_changes_nothing(made):
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_cached_equals_uncached(made):
+    """Behind a prefix that ran once and left its cache, a decoder finds the loss, gradients and actions that it finds in joint passes."""
+    model, collate = made
+    batch = batch_of(collate, samples(5))
+    noise, found = Noise(batch.position_B, 2), []
+    for wrap in (lambda backbone, prefix: (backbone, prefix), once):
+        model.zero_grad()
+        loss = total_loss(model.decoder.loss(*wrap(model.backbone, model.prefix(batch)), batch.target, noise))
+        loss.backward()
+        with torch.no_grad():
+            actions = model.decoder.sample(*wrap(model.backbone, model.prefix(batch)), batch.spec, noise)
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None), actions])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def once(backbone, prefix):
+    shared = OncePerPrefix(backbone, prefix)
+    return shared, shared.prefix
 
 
 @pytest.mark.parametrize("name", ["joint", pytest.param("flow_in_context", marks=pytest.mark.slow)])
