@@ -139,7 +139,7 @@ def collate(samples: list[Sample]) -> dict[str, np.ndarray]:
 
 def look(images: np.ndarray) -> int:
     """The consumer reads of every frame."""
-    return int(images.reshape(-1, SIZE, SIZE, 3)[:, ::56, ::56].sum())
+    return int(images[..., 0, 0, 0].sum())
 
 
 def ours(pipeline: Pipeline, workers: int) -> Iterator[None]:

@@ -117,6 +117,17 @@ def test_chunks_are_in_the_robots_rate(tmp_path, recorded_hz):
         np.testing.assert_allclose(sample.action_TA[sample.valid_T], want[sample.valid_T])
 
 
+def test_encoding_by_shift_is_encoding(tmp_path):
+    """The short way through `Targets.chunk` gives the bits of `Embodiment.encode`, negative zeros aside."""
+    episode = make_episode("e", 30)
+    pipeline = one(write(tmp_path / "d", [episode]))
+    assert pipeline._feeds[0].targets._shift is not None
+    for sample in pipeline.samples(range(30)):
+        i = sample.step
+        want = ROBOT.encode(episode.action[i : i + 4], episode.state[i])
+        np.testing.assert_array_equal(sample.action_TA[: len(want)], want)
+
+
 def test_frame_pairs_are_the_asked_time_apart(tmp_path):
     folder = write(tmp_path / "d", [make_episode("long", 60), make_episode("tiny", 3)])
     pipeline = one(folder, future_gap_s=(0.5, 1.5), seed=2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vla.data.quarantine import BadSample
 from vla.data.reader import StoredEpisode
-from vla.embodiment import Embodiment, Space, resample
+from vla.embodiment import ROTATION_UNITS, Embodiment, Space, resample
 from vla.errors import SchemaError
 
 
@@ -71,12 +71,34 @@ class Targets:
             rows = resample(recorded, self.recorded, from_hz, to_hz, max(count, 1))
         if not episode.finite_action and not np.isfinite(rows).all():
             raise BadSample("nonfinite", f"the chunk at step {step} holds NaN or infinity")
-        if not self.plain:
+        if self._shift is not None and episode.state is not None and episode.finite_action and episode.finite_state:
+            rows = rows - episode.state[step].take(self._shift[0]) * self._shift[1]
+        elif not self.plain:
             state_P = np.zeros(0) if episode.state is None else episode.state[step]  # of a robot whose state nobody recorded
             rows = self.robot.encode(rows, state_P, self.recorded)
         if len(rows) < T:
             rows = np.concatenate([rows, np.repeat(rows[-1:], T - len(rows), axis=0)])
         return rows, self._valid[min(count, T)]
+
+    def _same(self, name: str) -> bool:
+        a, b = self.robot.state.field(name), self.robot.action.field(name)
+        return (a.size, a.unit) == (b.size, b.unit)
+
+    @cached_property
+    def _shift(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(column of the state, 1 or 0) for each action column, where encoding is to take the state from some of them: what `encode`
+        does, bit for bit, for a tenth of its time. None where there is more to it."""
+        state, action = self.robot.state, self.robot.action
+        if self.plain or any(f.unit in ROTATION_UNITS for f in (*self.recorded.fields, *state.fields)):
+            return None
+        column, factor = np.zeros(action.size, np.int64), np.zeros(action.size)
+        for name, where in action.slices().items():
+            old, new = self.recorded.field(name).frame, action.field(name).frame
+            if (old, new) == ("absolute", "from_state") and name in state.slices() and self._same(name):
+                column[where], factor[where] = np.arange(*state.slices()[name].indices(state.size)), 1.0
+            elif old != new:
+                return None
+        return column, factor
 
     @cached_property
     def _valid(self) -> np.ndarray:
