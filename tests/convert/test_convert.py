@@ -207,6 +207,16 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path):
 
 
 @pytest.mark.faults
+def test_interrupted_it_says_so_once_and_resumes(tmp_path):
+    words = until(tmp_path / "out", 20, 2, False)
+    words[2] = words[2].replace("os.kill(os.getpid(), signal.SIGKILL)", "os.killpg(os.getpgid(0), signal.SIGINT)")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, start_new_session=True)
+    assert done.returncode != 0 and done.stderr.count("Traceback") == 1 and "KeyboardInterrupt" in done.stderr
+    report = convert(toy(parts=18, per_part=2, bad={7}), card(), tmp_path / "out", Settings(**SMALL, max_bad=1.0, resume=True))
+    assert report.episodes == 35 and report.resumed > 0
+
+
+@pytest.mark.faults
 def test_resuming_something_else_is_refused(tmp_path):
     assert run(tmp_path / "out", 22, tmp_path / "spare", 0, False).returncode == -signal.SIGKILL
     source = toy(parts=18, per_part=2, bad={7})

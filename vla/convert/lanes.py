@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,7 @@ def _work(job: Job, lanes: Sequence[int], sender: Connection, reading: Any) -> N
     def note(part: int) -> None:
         reading.value = part
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process gets it too, says so, and ends this one
     ahead: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
     sending = threading.Thread(target=_send, args=(ahead, sender), daemon=True)
     sending.start()
@@ -192,8 +194,6 @@ def _work(job: Job, lanes: Sequence[int], sender: Connection, reading: Any) -> N
             ahead.put(slot)
     except UserError as error:
         ahead.put(_Failure(str(error), error.exit_code))
-    except KeyboardInterrupt:
-        return  # the main process got it too, and says so
     ahead.put(None)
     sending.join()
 
