@@ -387,6 +387,22 @@ def test_a_flipped_chunk_is_damaged(tmp_path):
         read(Hdf5(path))
 
 
+def test_altered_bytes_end_in_an_error_of_ours_or_in_nothing(tmp_path):
+    path = write_demos(tmp_path / "a.hdf5")
+    rng, whole, refused = np.random.default_rng(7), path.read_bytes(), 0
+    reader = Hdf5(path, layout="demos", texts={"language": "/data@problem_info#language_instruction"})
+    for _ in range(60):
+        altered = bytearray(whole)
+        for place in rng.integers(8000, size=3):  # where the structure lies
+            altered[place] = int(rng.integers(256))
+        path.write_bytes(bytes(altered))
+        try:
+            read(reader)
+        except Damaged:
+            refused += 1
+    assert refused > 10
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no file like"):
         Hdf5(tmp_path)

@@ -224,6 +224,27 @@ def test_the_episodes_after_a_bad_one_are_read(copied):
         assert isinstance(second, Unreadable) and second.id == "episode-000001" and (first.steps, third.steps) == (7, 1)
 
 
+@pytest.mark.parametrize("name", ["lerobot_v30_images", "lerobot_v21_videos"])
+def test_altered_bytes_end_in_an_error_of_ours_or_in_nothing(copied, name):
+    folder = copied(name)
+    rng = np.random.default_rng(7)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".mp4")
+    refused = 0
+    for _ in range(60):
+        path = files[int(rng.integers(len(files)))]
+        whole = path.read_bytes()
+        altered = bytearray(whole)
+        for place in rng.integers(len(whole), size=2):
+            altered[place] = int(rng.integers(256))
+        path.write_bytes(bytes(altered))
+        try:
+            read(folder)
+        except UserError:
+            refused += 1
+        path.write_bytes(whole)
+    assert refused > 20 and len(read(folder)) == 3
+
+
 def test_a_picture_may_lie_beside_its_row_and_nowhere_else(copied, tmp_path):
     folder = copied("lerobot_v30_images")
     (folder / "one.png").write_bytes(LeRobotPng)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.convert.hdf5_beside import clip, json_text, metadata
-from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, opened
+from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, named, opened
 from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import episode_id
 from vla.errors import Damaged, SchemaError, UnknownName, UserError
@@ -83,9 +83,10 @@ class Hdf5(Reader):
     def features(self) -> Sequence[Feature]:
         part = self.parts()[0]
         for _, group in self._groups(part):
-            found = self._members(part, group, self._steps(part, group))
-            columns = [Feature(name, "column", str(m.dtype), m.shape[1:]) for name, m in found.columns.items()]
-            pictures = [Feature(name, "pictures", str(m.dtype), m.shape[1:]) for name, m in found.pictures.items()]
+            with named(f"{self.files[part]}: {group.name}"):
+                found = self._members(part, group, self._steps(part, group))
+                columns = [Feature(name, "column", str(m.dtype), m.shape[1:]) for name, m in found.columns.items()]
+                pictures = [Feature(name, "pictures", str(m.dtype), m.shape[1:]) for name, m in found.pictures.items()]
             videos = [Feature(name, "pictures", "video") for name in self.layout.videos]
             return [*columns, *pictures, *videos, *(Feature(name, "text") for name in (*found.texts, *self.layout.texts))]
         raise SchemaError(f"{self.source}: {part} holds no episode at '{self.layout.episodes}'")
@@ -107,7 +108,8 @@ class Hdf5(Reader):
 
     def _episode_or_reason(self, part: str, name: str, group: h5py.Group) -> RawEpisode | Unreadable:
         try:
-            return self._episode(part, name, group)
+            with named(f"{self.files[part]}: {name or '/'}"):
+                return self._episode(part, name, group)
         except (Damaged, SchemaError) as error:  # of this episode: the next may be sound
             return Unreadable(episode_id(part, name), str(error))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.convert.safe import require
-from vla.errors import Damaged, SchemaError
+from vla.errors import Damaged, SchemaError, UserError
 
 if TYPE_CHECKING:
     import h5py
@@ -37,7 +37,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file for reading; what h5py cannot read is Damaged, with the file's name."""
     h5py = require("h5py")
-    with _named(str(path)):
+    with named(str(path)):
         if not path.is_file():
             raise Damaged(f"{path} is missing")
         with h5py.File(path, "r") as file:
@@ -122,7 +122,7 @@ class Member:
     def rows(self, start: int, stop: int | None) -> np.ndarray:
         """Rows start <= i < stop; a dataset without rows is read whole."""
         self._check_size(start, stop)
-        with _named(self.where):
+        with named(self.where):
             return np.asarray(self.dataset[start:stop] if self.shape else self.dataset[()])
 
     def texts(self) -> list[str]:
@@ -130,7 +130,7 @@ class Member:
         if self.kind != "text":
             raise SchemaError(f"{self.where} holds {self.dtype}, not text")
         self._check_size(0, None)
-        with _named(self.where):
+        with named(self.where):
             values = self.dataset[()]
         return [as_text(value) for value in np.atleast_1d(values).reshape(-1).tolist()]
 
@@ -187,7 +187,7 @@ def attribute(target: Any, name: str, where: str) -> Any:
         raise SchemaError(f"{where}: {target.name} has no attribute '{name}'; it has {sorted(target.attrs)[:20]}")
     if _kind(target.attrs.get_id(name).dtype) in (None, "bytes"):
         raise SchemaError(f"{where}: attribute '{name}' of {target.name} is of a type that is not read")
-    with _named(where):
+    with named(where):
         return target.attrs[name]
 
 
@@ -231,9 +231,11 @@ def _check_link(group: Any, name: str, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Errors of h5py as Damaged, with the place."""
+def named(where: str) -> Iterator[None]:
+    """Errors of h5py as Damaged, with the place. Altered bytes surface as any of these, wherever they are first looked at."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise Damaged(f"{where} does not read as HDF5: {' '.join(str(error).split())[:300]}") from error

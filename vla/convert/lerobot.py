@@ -18,7 +18,7 @@ import numpy as np
 
 from vla.convert.lerobot_meta import BOOKKEEPING, EpisodeRow, Info, read_episodes, read_texts
 from vla.convert.raw import Clip, Encoded, Feature, RawEpisode, Reader, Size, Unreadable
-from vla.convert.safe import inside, require, video_facts
+from vla.convert.safe import inside, reading_parquet, require, video_facts
 from vla.errors import Damaged, SchemaError, UnknownName
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class LeRobot(Reader):
         for row in rows:
             table = stream.take(row.length, f"episode {row.index}")
             try:
-                episode: RawEpisode | Unreadable = self._episode(row, table, stream.path)
+                with reading_parquet(stream.path):
+                    episode: RawEpisode | Unreadable = self._episode(row, table, stream.path)
             except (Damaged, SchemaError) as error:  # of this episode: the next may be sound
                 episode = Unreadable(row.id, str(error))
             yield episode
@@ -204,18 +205,21 @@ class _Rows:
     def __init__(self, path: Path) -> None:
         pq = require("pyarrow.parquet")
         self.path = path
-        with _named(path):
-            self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, thrift_string_size_limit=64 << 20)
-        metadata = self._file.metadata
-        for number in range(metadata.num_row_groups):
-            claimed = metadata.row_group(number).total_byte_size
-            if claimed > MAX_ROW_GROUP_BYTES:
-                raise Damaged(f"{path}: row group {number} claims {claimed} bytes; at most {MAX_ROW_GROUP_BYTES} are read")
-        self.names: list[str] = list(self._file.schema_arrow.names)
+        with reading_parquet(path):
+            # Checksums are compared where the writer gave some; LeRobot's own writer does not.
+            limits = {"thrift_string_size_limit": 64 << 20, "page_checksum_verification": True}
+            self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, **limits)
+            metadata = self._file.metadata
+            for number in range(metadata.num_row_groups):
+                claimed = metadata.row_group(number).total_byte_size
+                if claimed > MAX_ROW_GROUP_BYTES:
+                    raise Damaged(f"{path}: row group {number} claims {claimed} bytes; at most {MAX_ROW_GROUP_BYTES} are read")
+            self.names: list[str] = list(self._file.schema_arrow.names)
         self._left: list[pa.RecordBatch] = []
 
     def start(self, columns: list[str]) -> None:
-        self._batches = self._file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
+        with reading_parquet(self.path):
+            self._batches = self._file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
 
     def take(self, count: int, what: str) -> pa.Table:
         """The next `count` rows. Damaged where the file ends before."""
@@ -241,24 +245,8 @@ class _Rows:
             raise Damaged(f"{self.path} goes on after its last episode, {last}: the episode table is shorter than the file")
 
     def _next(self) -> pa.RecordBatch | None:
-        with _named(self.path):
+        with reading_parquet(self.path):
             return next(self._batches, None)
-
-
-class _named:
-    """Errors of pyarrow as Damaged, with the file's name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        if not self.path.is_file():
-            raise Damaged(f"{self.path} is missing")
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        pa = require("pyarrow")
-        if isinstance(error, (pa.ArrowException, OSError)):
-            raise Damaged(f"{self.path} does not read as parquet: {' '.join(str(error).split())[:300]}") from error
 
 
 def _numbers(column: pa.ChunkedArray, shape: Sequence[int | None], where: str) -> np.ndarray:

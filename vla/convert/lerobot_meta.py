@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from vla.convert.safe import fill, inside, require
+from vla.convert.safe import fill, inside, reading_parquet, require
 from vla.data.format import MAX_JSON_BYTES
 from vla.errors import Damaged, SchemaError, UserError
 
@@ -170,7 +170,10 @@ def read_episodes(folder: Path, info: Info) -> Iterator[EpisodeRow]:
 def read_texts(folder: Path, info: Info) -> dict[str, dict[int, str]]:
     """{"task": {task_index: text}}, and "subtask" where the dataset has them."""
     if info.major == "2":
-        return {"task": {int(row["task_index"]): str(row["task"]) for row in _lines(folder / "meta" / "tasks.jsonl")}}
+        try:
+            return {"task": {int(row["task_index"]): str(row["task"]) for row in _lines(folder / "meta" / "tasks.jsonl")}}
+        except (KeyError, TypeError) as error:
+            raise SchemaError(f"{folder}: meta/tasks.jsonl has a row without {error}") from error
     texts = {"task": _parquet_texts(folder, "task")}
     if "subtask_index" in info.features:
         texts["subtask"] = _parquet_texts(folder, "subtask")
@@ -221,8 +224,8 @@ def _parquet_episodes(folder: Path, info: Info) -> Iterator[EpisodeRow]:
 
 def _parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a table in the meta folder, a few at a time; the other columns (statistics) are not read."""
-    pa, pq = require("pyarrow"), require("pyarrow.parquet")
-    try:
+    pq = require("pyarrow.parquet")
+    with reading_parquet(path):
         file = pq.ParquetFile(path, thrift_string_size_limit=MAX_JSON_BYTES)
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
@@ -234,18 +237,14 @@ def _parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
                 if any(value is None for value in row.values()):
                     raise SchemaError(f"{path} has empty cells: {[name for name, value in row.items() if value is None]}")
                 yield row
-    except (pa.ArrowException, OSError) as error:
-        raise Damaged(f"{path} does not read as parquet: {' '.join(str(error).split())[:300]}") from error
 
 
 def _parquet_texts(folder: Path, name: str) -> dict[int, str]:
     """meta/tasks.parquet: a pandas frame whose index is the text."""
     pq = require("pyarrow.parquet")
-    path = folder / "meta" / f"{name}s.parquet"
-    if not path.is_file():
-        raise Damaged(f"{path} is missing")
-    inside(folder, f"meta/{name}s.parquet")
-    column = next((c for c in (name, "__index_level_0__") if c in pq.read_schema(path).names), name)
+    path = inside(folder, f"meta/{name}s.parquet")
+    with reading_parquet(path):
+        column = next((c for c in (name, "__index_level_0__") if c in pq.read_schema(path).names), name)
     return {int(row[f"{name}_index"]): str(row[column]) for row in _parquet_rows(path, [f"{name}_index", column])}
 
 

@@ -309,7 +309,7 @@ class _Table:
             self._number, self._bytes, self._rows = self._number + 1, 0, 0
             path = self.root / self.folder / "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet".format(**self.place)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema, compression="snappy")
+            self._writer = pq.ParquetWriter(path, table.schema, compression="snappy", write_page_checksum=True)
         self._writer.write_table(table)
         self._bytes, self._rows = self._bytes + table.nbytes, self._rows + len(table)
         return self.place

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ def video_facts(path: Path) -> VideoFacts:
     if not path.is_file():
         raise Damaged(f"{path} is missing")
     return probe(path)
+
+
+@contextlib.contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Errors of pyarrow as Damaged, with the file's name; so is a missing file."""
+    pa = require("pyarrow")
+    if not path.is_file():
+        raise Damaged(f"{path} is missing")
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        raise Damaged(f"{path} does not read as parquet: {' '.join(str(error).split())[:300]}") from error
 
 
 def require(module: str, extra: str = "convert") -> Any:
