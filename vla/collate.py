@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla.embodiment import Embodiment
 from vla.errors import SchemaError, StatsMissing
+from vla.goals import GOAL, with_goal
 from vla.normalize import RobotNormalizer
 from vla.reasoning import text_ids
 from vla.roster import Roster
@@ -20,13 +21,15 @@ from vla.types import ActionSpec, Batch, Observation, Sample, Target
 @dataclass(frozen=True)
 class Collate:
     """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
-    sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none)."""
+    sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none). `goal_share`: of the samples with a
+    `future`, which are told what to do by that image instead of words (vla/goals.py)."""
 
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
     inputs: Callable[[Sequence[Observation]], dict[str, Tensor]]
     codes: int = 0
     text: int = 0
+    goal_share: float = 0.0
 
     def __post_init__(self) -> None:
         for robot in self.embodiments:
@@ -71,7 +74,7 @@ class Collate:
 
     def samples(self, samples: Sequence[Sample], sources: Mapping[str, int]) -> Batch:
         """A training batch. `sources`: index of each source's name, for the books."""
-        batch = self.observations([sample.observation for sample in samples])
+        batch = self.observations([with_goal(sample, self.goal_share) for sample in samples])
         mask_BTA = batch.spec.mask_BTA.numpy()
         action_BTA = np.zeros(mask_BTA.shape, dtype=np.float32)
         label_BTA = np.zeros(mask_BTA.shape, dtype=bool)
@@ -111,7 +114,7 @@ class Collate:
 
 
 def _ordered(obs: Observation, robot: Embodiment) -> Observation:
-    """Cameras in the robot's order, whatever the order they came in; another set of roles is an error."""
-    if set(obs.images) != set(robot.cameras):
+    """Cameras in the robot's order, whatever the order they came in, then a goal image if there is one; other roles are an error."""
+    if set(obs.images) - {GOAL} != set(robot.cameras):
         raise SchemaError(f"cameras {sorted(obs.images)} given; '{robot.name}' has the roles {sorted(robot.cameras)}")
-    return replace(obs, images={role: obs.images[role] for role in robot.cameras})
+    return replace(obs, images={role: obs.images[role] for role in (*robot.cameras, GOAL) if role in obs.images})

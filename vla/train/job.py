@@ -40,10 +40,11 @@ class Job:
     held_out: Pipeline | None
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    goal_share: float = 0.0
 
     @cached_property
     def collate(self) -> Collate:
-        return self.contents.collate(self.model)
+        return replace(self.contents.collate(self.model), goal_share=self.goal_share)
 
     @cached_property
     def sources(self) -> dict[str, int]:
@@ -104,7 +105,7 @@ def assemble(
         if recorded is not None and recorded.name not in by_name:
             fix = f"Source '{source.name}' was recorded on it: add it to the run's embodiments, or take the source out of the mixture."
             raise UnknownName("embodiment", recorded.name, by_name, fix)
-    train = Pipeline(mixture, by_name, "train", run.seed, history_s=run.history_s, latents=run.latents)
+    train = Pipeline(mixture, by_name, "train", run.seed, history_s=run.history_s, latents=run.latents, future_gap_s=run.goal_gap_s)
     if train.order.length is not None and train.order.length < run.steps * run.batch_size:
         raise UserError(
             f"run '{run.name}' needs {run.steps * run.batch_size:,} samples; with its caps the mixture '{mixture.name}' has "
@@ -124,7 +125,7 @@ def assemble(
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
-    job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes))
+    job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes), 0.5 if run.goal_gap_s else 0.0)
     if model.decoder.fits and not resumed:
         model.decoder.fit(_first_targets(job, min(model.decoder.fits, run.steps * run.batch_size)))
     return job
@@ -174,7 +175,7 @@ def _model(run: Run, origin: tuple[Contents, Mapping[str, Tensor]] | None) -> Mo
 def _held_out(run: Run, mixture: Mixture, robots: Mapping[str, Embodiment]) -> Pipeline | None:
     if mixture.val_fraction == 0:
         return None
-    return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents)
+    return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents, future_gap_s=run.goal_gap_s)
 
 
 def _normalizers(

@@ -34,7 +34,8 @@ class Run:
     optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
     rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
     which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
-    `freeze`: prefixes of parameter names. `history_s`: times of the observed frames relative to now. `latents`: name of the latent
+    `freeze`: prefixes of parameter names. `history_s`: times of the observed frames relative to now. `goal_gap_s`: (least, most) seconds
+    ahead of an image that tells half of the samples what to do, instead of words (vla/goals.py). `latents`: name of the latent
     codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
@@ -57,6 +58,7 @@ class Run:
     freeze: tuple[str, ...] = ()
     normalization: Method = "quantile"
     history_s: tuple[float, ...] = (0.0,)
+    goal_gap_s: tuple[float, float] | None = None
     latents: str | None = None
     augment: Augment | None = None
     validate_every: int = 0
