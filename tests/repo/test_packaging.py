@@ -125,6 +125,15 @@ def test_the_installed_command_answers_away_from_the_checkout(installed, tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (0, f"vla {__version__}\n", "")
 
 
+def test_cards_are_found_by_name_away_from_the_checkout(installed, tmp_path):
+    cards = [path.stem for path in tracked(".yaml", under=("data_mixtures",)) if path.parts[1] == "sources"]
+    code = f"from vla.convert.card import Card, card_names; print(*card_names()); print(Card.find({cards[0]!r}).name)"
+    env = {"PYTHONPATH": str(installed), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    listed, found = done.stdout.splitlines()
+    assert listed.split() == sorted(cards) and found == cards[0], done.stderr
+
+
 def test_the_clients_wheel_holds_the_client_alone(tmp_path):
     install(build(ROOT / "client", tmp_path / "dist"), tmp_path / "site")
     assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"vla_client"}
