@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import struct
 from fractions import Fraction
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from vla.data import video
-from vla.data.video import frame_times, images, images_at, jpegs_at, probe
+from vla.data.video import frame_times, image_at, images, images_at, jpegs_at, probe
 from vla.errors import Damaged, UserError
 
 from .videos import number_of, numbered, sequential, write_video
@@ -40,10 +41,10 @@ def test_random_frames_are_those_of_a_sequential_decoder(tmp_path, name):
     assert [number_of(image) for image in want] == list(range(240))
     times = frame_times(path)
     assert len(times) == 240 and (np.diff(times) > 0).all()
-    numbers = rng.integers(0, 240, 100)
+    numbers = rng.integers(0, 240, 60)
     for number, image in zip(numbers, images(path, numbers), strict=True):
         np.testing.assert_array_equal(image, want[number], err_msg=f"frame {number}")
-    at = rng.uniform(0, 240 / probe(path).rate_hz - 0.002, 100)  # between frames: the last that began
+    at = rng.uniform(0, 240 / probe(path).rate_hz - 0.002, 60)  # between frames: the last that began
     for when, image in zip(at, images_at(path, at), strict=True):
         assert number_of(image) == np.searchsorted(times, when + 0.001, side="right") - 1
 
@@ -54,6 +55,35 @@ def test_a_thousand_random_frames_in_any_order(tmp_path):
     wrong = [n for n, image in zip(numbers, images(path, numbers), strict=True) if not np.array_equal(image, want[n])]
     assert wrong == []
     assert [number_of(image) for image in images(path, np.arange(600))] == list(range(600))
+
+
+def read_and_compare(path, want, seed):
+    for number in np.random.default_rng(seed).integers(0, len(want), 60):
+        np.testing.assert_array_equal(image_at(path, number / 30), want[number])
+
+
+def test_single_frames_of_many_files_and_in_forked_processes(tmp_path):
+    paths = [write_video(tmp_path / f"{i}.mp4", 60, options={"bf": "2", "g": "12"}) for i in range(video.KEPT_OPEN + 2)]
+    want = sequential(paths[0])
+    for _ in range(2):
+        for path in paths:
+            np.testing.assert_array_equal(image_at(path, 1.0), want[30])
+    assert len(video._kept_open()) == video.KEPT_OPEN
+    read_and_compare(paths[-1], want, 0)
+    children = [multiprocessing.get_context("fork").Process(target=read_and_compare, args=(paths[-1], want, seed)) for seed in (1, 2)]
+    for child in children:
+        child.start()
+    read_and_compare(paths[-1], want, 3)  # at the same time, on what was one open file
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    write_video(paths[-1], [numbered(7)] * 30)  # another file by the same name
+    assert number_of(image_at(paths[-1], 0.5)) == 7
+    with pytest.raises(Damaged, match="ends at 1"):
+        image_at(paths[-1], 1.5)
+    assert number_of(image_at(paths[-1], 0.5, size=(48, 64))) == 7
+    with pytest.raises(UserError, match="no video file"):
+        image_at(tmp_path / "gone.mp4", 0.0)
 
 
 def test_a_frame_costs_its_group_and_not_the_file(tmp_path, monkeypatch):

@@ -9,7 +9,9 @@ PyAV is the one library: it carries its own FFmpeg, decodes as fast as anything 
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 MAX_FRAMES = 4_000_000
 """Of one file: 18 hours at 60 Hz. A table of more times is not built."""
 ROUNDING_S = 1e-3
+KEPT_OPEN = 8
+"""Files that a thread keeps open for `image_at`."""
 SEEK_AFTER_S = 1.0
 """A frame further ahead than this, and than key frames lie apart, is sought rather than decoded up to."""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
@@ -84,6 +88,27 @@ def images_at(path: str | Path, time_s: Sequence[float] | np.ndarray, size: tupl
     video ends before; UserError where the file cannot be opened at all.
     """
     return (rgb(frame, size) for frame in frames_at(path, time_s))
+
+
+def image_at(path: str | Path, time_s: float, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One frame, as `images_at` gives it, for reading files at random: each thread keeps the last few files open, since opening one
+    costs more than decoding a frame."""
+    kept = _kept_open()
+    try:
+        facts = os.stat(path)
+        key = (str(path), facts.st_mtime_ns, facts.st_size)
+    except OSError as error:
+        raise UserError(f"no video file {path}") from error
+    if key not in kept:
+        kept[key] = _Cursor(path, *_open(path))
+        if len(kept) > KEPT_OPEN:
+            kept.popitem(last=False)[1].container.close()
+    kept.move_to_end(key)
+    try:
+        return rgb(kept[key].show(float(time_s)), size)
+    except Damaged:
+        kept.pop(key).container.close()
+        raise
 
 
 def images(path: str | Path, numbers: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
@@ -297,6 +322,12 @@ class _Cursor:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    container, stream = _open(path)
+    with container:
+        yield container, stream
+
+
+def _open(path: str | Path) -> tuple[Any, Any]:
     """(container, first video stream) of a file on disk: no URL, no playlist, no frame larger than MAX_PIXELS."""
     av = import_av()
     if not Path(path).is_file():
@@ -307,18 +338,32 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise Damaged(f"{path} is no video that can be read ({error.strerror or error})") from error
-    with container:
-        if not container.streams.video:
-            raise Damaged(f"{path} holds no video stream")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context is None or stream.time_base is None:
-            raise Damaged(f"{path}: a video stream of no known codec, or without a clock")
-        if not 0 < context.width * context.height <= MAX_PIXELS:
-            raise Damaged(f"{path}: frames of {context.height} x {context.width} pixels; at most {MAX_PIXELS} are decoded")
-        context.options = {"max_pixels": str(MAX_PIXELS)}  # the decoder's own check, where the header lied
-        context.thread_count = 1
-        yield container, stream
+    try:
+        return container, _video_stream(path, container)
+    except Damaged:
+        container.close()
+        raise
+
+
+def _video_stream(path: str | Path, container: Any) -> Any:
+    if not container.streams.video:
+        raise Damaged(f"{path} holds no video stream")
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None or stream.time_base is None:
+        raise Damaged(f"{path}: a video stream of no known codec, or without a clock")
+    if not 0 < context.width * context.height <= MAX_PIXELS:
+        raise Damaged(f"{path}: frames of {context.height} x {context.width} pixels; at most {MAX_PIXELS} are decoded")
+    context.options = {"max_pixels": str(MAX_PIXELS)}  # the decoder's own check, where the header lied
+    context.thread_count = 1
+    return stream
+
+
+def _kept_open() -> OrderedDict[tuple, _Cursor]:
+    """This thread's open files. A forked process begins anew: it shares the places in its parent's files."""
+    if getattr(_LOCAL, "process", None) != os.getpid():
+        _LOCAL.process, _LOCAL.cursors = os.getpid(), OrderedDict()
+    return _LOCAL.cursors
 
 
 def _packets(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
