@@ -36,7 +36,7 @@ from vla.data import format as fmt
 from vla.data.quarantine import BadSample, TooManyBad
 from vla.data.reader import CameraTable, Dataset, Pool, StoredEpisode
 from vla.data.remote import Cache
-from vla.data.video import images_at
+from vla.data.video import image_at
 from vla.errors import Damaged, UserError
 from vla.types import Episode, Frames, Span
 
@@ -170,7 +170,7 @@ class Shot:
     def decode(self, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (H, W, 3), turned and cropped as the card says, in `out` if that has its shape. BadSample if it does not decode."""
         try:
-            (image,) = images_at(self.path, [self.time_s])
+            image = image_at(self.path, self.time_s)
         except Damaged as error:
             raise BadSample("decode", f"{self.where}: {error}") from error
         if self.camera.colour == "bgr":
