@@ -75,7 +75,7 @@ def decode(path: Path, to_rgb: bool) -> None:
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):
             if to_rgb:
-                frame.to_ndarray(format="rgb24")
+                frame.reformat(format="rgb24", threads=1).to_ndarray()  # its default starts threads for every frame
 
 
 def card(store: str) -> Card:
