@@ -1,8 +1,12 @@
 """HDF5 files, whatever their arrangement: where episodes, steps, texts and videos lie is data (`Layout`), not code.
 
-    demos    many episodes a file:   data/demo_3/{actions, states, obs/<name>, ...}      robomimic, LIBERO (docs/datasets/overview.md)
-    file     one episode a file:     action, observations/{qpos, qvel, images/<camera>}  ACT, ALOHA (aloha_scripts/record_episodes.py)
-    folder   one episode a folder:   trajectory.h5 of nested groups, metadata_*.json, recordings/MP4/<serial>.mp4      DROID, raw
+    demos    many episodes a file:   data/demo_3/{actions, states, obs/<name>, ...}
+    file     one episode a file:     action, observations/{qpos, qvel, images/<camera>}
+    folder   one episode a folder:   trajectory.h5 of nested groups, metadata_*.json, recordings/MP4/<serial>.mp4
+
+`demos` is robomimic's (ARISE-Initiative/robomimic, docs/datasets/overview.md) and LIBERO's. `file` is ACT's and ALOHA's
+(MarkFzp/mobile-aloha, aloha_scripts/record_episodes.py; compressed: MarkFzp/act-plus-plus, compress_data.py). `folder` is DROID's as
+recorded (droid-dataset/droid, droid/camera_utils/recording_readers/mp4_reader.py: a frame of each video for each step).
 
 Columns are named by their path in the episode: `obs/ee_pos`, `observations/qpos`. Pictures are (steps, H, W, 3) bytes, JPEGs or PNGs
 padded with zeros to one length (ALOHA's compressed recordings), of variable length, or frames of an mp4 beside the file.
