@@ -24,6 +24,7 @@ from vla.cli import main
 from vla.convert.engine import Settings, convert
 from vla.convert.estimate import estimate
 from vla.convert.pictures import Encoding
+from vla.convert.raw import Encoded, RawEpisode
 from vla.convert.report import JOURNAL, Journal
 from vla.convert.store import Store
 from vla.data.quarantine import TooManyBad
@@ -99,6 +100,21 @@ def test_what_the_card_leaves_out_is_counted(tmp_path):
     drop = {"episodes": [{"column": "success", "equals": False, "why": "failures"}], "first_steps": 1}
     report = convert(toy(), card(drop=drop), tmp_path / "out", Settings(**SMALL))
     assert report.dropped == {"episodes: failures": 4, "steps: first of the episode": 8} and report.episodes == 8
+
+
+@pytest.mark.parametrize("steps", [1, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_episodes_of_one_step_and_of_very_many(tmp_path, steps):
+    one = sources.jpeg(sources.picture(0))
+
+    class Long(Toy):
+        def episodes(self, part: str) -> Iterator:
+            pictures = {"image": Encoded(np.arange(steps), [one] * steps)}
+            columns = {"state": np.zeros((steps, 3)), "action": np.ones((steps, 4)), "is_last": np.arange(steps) == steps - 1}
+            yield RawEpisode(part, steps, columns, {"task": ["wait"]}, pictures)
+
+    report = convert(partial(Long, parts=2), card(), tmp_path / "out", Settings(workers=0))
+    dataset = Dataset.open(tmp_path / "out")
+    assert report.steps == dataset.steps == 2 * steps and not verify(tmp_path / "out")
 
 
 def test_a_repeated_id_is_refused_by_name(tmp_path):

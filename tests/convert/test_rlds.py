@@ -212,8 +212,8 @@ def test_folders_that_are_none(tmp_path, copy):
         Rlds(copy).features()
 
 
-def test_a_file_cut_anywhere_is_damaged(copy):
-    whole = (copy / FIRST).read_bytes()
+def test_every_episode_that_a_cut_file_has_lost_is_named(copy):
+    whole, ids = (copy / FIRST).read_bytes(), [episode.id for episode in Rlds(copy).episodes(FIRST)]
     counts = json.loads((copy / "dataset_info.json").read_text())["splits"][0]["shardLengths"]
     boundaries = [0]
     while boundaries[-1] < len(whole):
@@ -221,8 +221,28 @@ def test_a_file_cut_anywhere_is_damaged(copy):
     assert len(boundaries) == int(counts[0]) + 1
     for cut in sorted({*np.linspace(0, len(whole) - 1, 60).astype(int).tolist(), *boundaries[:-1]}):
         (copy / FIRST).write_bytes(whole[:cut])
-        with pytest.raises(Damaged, match=FIRST):
-            list(Rlds(copy).episodes(FIRST))
+        found = list(Rlds(copy).episodes(FIRST))
+        kept = sum(end <= cut for end in boundaries[1:])
+        assert [isinstance(episode, Unreadable) for episode in found] == [False] * kept + [True] * (int(counts[0]) - kept)
+        assert FIRST in found[-1].detail and ids == [episode.id for episode in found]
+
+
+def test_more_records_than_were_declared_are_no_whole_file(copy):
+    data = (copy / FIRST).read_bytes()
+    (copy / FIRST).write_bytes(data + data)
+    with pytest.raises(Damaged, match="dataset_info.json says"):
+        list(Rlds(copy).episodes(FIRST))
+
+
+def test_lost_episodes_count_against_the_rate(tmp_path, copy, capsys):
+    (copy / FIRST).write_bytes((copy / FIRST).read_bytes()[:-1])
+    assert convert(tmp_path, str(copy), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bad"] == {"damaged": 1}
+    (copy / FIRST).write_bytes(b"")
+    shutil.rmtree(tmp_path / "out")
+    assert convert(tmp_path, str(copy), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bad"]["damaged"] + found["episodes"] == 3
 
 
 def test_every_flipped_bit_is_noticed(copy):
@@ -232,13 +252,10 @@ def test_every_flipped_bit_is_noticed(copy):
         broken = bytearray(whole)
         broken[place] ^= 1 << (place % 8)
         (copy / FIRST).write_bytes(broken)
-        found, damaged = [], False
-        try:
-            found = list(Rlds(copy).episodes(FIRST))
-        except Damaged as error:
-            damaged = "fails its checksum" in str(error) or "claims" in str(error)
+        found = list(Rlds(copy).episodes(FIRST))
         bad = [episode for episode in found if isinstance(episode, Unreadable)]
-        assert damaged or (len(bad) == 1 and [episode.id for episode in found] == good and "checksum" in bad[0].detail)
+        assert bad and [episode.id for episode in found] == good
+        assert all("fails its checksum" in episode.detail for episode in bad)
 
 
 def test_a_giant_length_allocates_nothing(tmp_path):

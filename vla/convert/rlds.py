@@ -56,14 +56,21 @@ class Rlds(Reader):
         shard = self._shard(part)
         leaves = [leaf for leaf in self._leaves if self._reads(leaf)]
         keys = {key: dtype for leaf in leaves for key, dtype in _keys(leaf).items()}
-        number = -1
+        place = f"{shard.split}-{shard.number:05d}"
+        number, lost = -1, ""
         with self.store.local(part) as path:
-            for number, record in enumerate(records(path)):
-                name = f"{shard.split}-{shard.number:05d}-{number:06d}"
-                found = _read_record(name, record, leaves, keys, {"file": part, "record": number})
-                del record  # not held while somebody looks at the episode
-                yield found
-        if shard.records is not None and number + 1 != shard.records:
+            try:
+                for number, record in enumerate(records(path)):
+                    found = _read_record(f"{place}-{number:06d}", record, leaves, keys, {"file": part, "record": number})
+                    del record  # not held while somebody looks at the episode
+                    yield found
+            except Damaged as error:
+                if shard.records is None:
+                    raise
+                lost = str(error)
+        for missing in range(number + 1, shard.records or 0):  # each counts: a file that is cut has lost more than one
+            yield Unreadable(f"{place}-{missing:06d}", lost or f"{part} holds {number + 1} records; dataset_info.json says {shard.records}")
+        if shard.records is not None and number + 1 > shard.records:
             raise Damaged(f"{part} holds {number + 1} records; dataset_info.json says {shard.records}")
 
     def _shard(self, part: str) -> Shard:
