@@ -35,7 +35,8 @@ def check(sample: Sampled) -> Iterator[Finding]:
     swapped = list(_roles(sample)) or list(_exchanged(sample))
     yield from swapped
     if sample.moves:
-        yield from _sides(sample)
+        if not swapped:
+            yield from _sides(sample)
         for camera in sample.dataset.cameras:
             yield from _alignment(sample, camera)
     yield from _dark(sample)
@@ -66,8 +67,12 @@ def _roles(sample: Sampled) -> Iterator[Finding]:
 
 
 def _still_shares(sample: Sampled, camera: str) -> np.ndarray:
-    """Share of pixels that do not change, per filmed episode, float (E,); a dark or empty picture counts as half."""
-    return np.array([float((films[camera].grey.std(0) < STILL).mean()) for _, films in sample.films])
+    """Share of pixels that do not change but with the light of the whole picture, per filmed episode, float (E,)."""
+    shares = []
+    for _, films in sample.films:
+        grey = films[camera].grey
+        shares.append(float(((grey - grey.mean((1, 2), keepdims=True)).std(0) < STILL).mean()))
+    return np.array(shares)
 
 
 def _exchanged(sample: Sampled) -> Iterator[Finding]:
@@ -117,23 +122,28 @@ def _sides(sample: Sampled) -> Iterator[Finding]:
         if not arms[own] or not arms[other]:
             continue
         pairs = {side: [_change_and_motion(sample, t, films[camera], arms[side]) for t, films in sample.films] for side in (own, other)}
-        heard = {own: _partial(pairs[own], pairs[other]), other: _partial(pairs[other], pairs[own])}
-        if heard[other] > 0.35 and heard[other] > heard[own] + 0.3:
+        found = None
+        for quick, least, margin in ((True, 0.35, 0.3), (False, 0.6, 0.4)):  # trends alike by chance need more to be believed
+            heard = {side: _partial(pairs[side], pairs[other if side == own else own], quick) for side in (own, other)}
+            if heard[other] > least and heard[other] > heard[own] + margin:
+                found = heard
+        if found is not None:
             yield Finding(
                 "swapped_arms",
                 f"{sample.name}: {camera}",
-                f"its picture moves with the {other} arm (correlation {heard[other]:.2f}), not with the {own} one ({heard[own]:.2f})",
+                f"its picture moves with the {other} arm (correlation {found[other]:.2f}), not with the {own} one ({found[own]:.2f})",
                 "error",
-                {f"correlation_{side}": float(value) for side, value in heard.items()},
+                {f"correlation_{side}": float(value) for side, value in found.items()},
                 f"exchange the two arms in state and action, or the cameras of the wrists; see which of them '{camera}' shows.",
             )
 
 
-def _partial(pairs: list[tuple[np.ndarray, np.ndarray]], rivals: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Correlation of change with one arm's motion, once the other arm's is taken out."""
-    y = np.concatenate([c - c.mean() for c, _ in pairs])
-    a = np.concatenate([m - m.mean() for _, m in pairs])
-    b = np.concatenate([m - m.mean() for _, m in rivals])
+def _partial(pairs: list[tuple[np.ndarray, np.ndarray]], rivals: list[tuple[np.ndarray, np.ndarray]], quick: bool) -> float:
+    """Correlation of the picture's change with one arm's motion, the other arm's (and, if `quick`, slow trends) taken out."""
+    y, a, b = (
+        np.concatenate([_quick(v) if quick else v - v.mean() for v in values])
+        for values in ([c for c, _ in pairs], [m for _, m in pairs], [m for _, m in rivals])
+    )
     if (size := float(b @ b)) > 1e-12:
         y, a = y - b * float(y @ b) / size, a - b * float(a @ b) / size
     size = float(np.sqrt((y @ y) * (a @ a)))

@@ -111,4 +111,4 @@ def _dimensions(where: str, space: Space, rows: np.ndarray, found: Scan) -> Iter
             )
     if constant:
         text = f"{', '.join(constant[:6])}{', ...' if len(constant) > 6 else ''} {'does' if len(constant) == 1 else 'do'} not change"
-        yield Finding("near_constant", where, text, "warning" if len(constant) < len(names) else "error", {"dimensions": constant})
+        yield Finding("near_constant", where, text, "warning", {"dimensions": constant})
