@@ -31,6 +31,8 @@ class Canvas:
         """`block`: uint8 (bytes,), from the start of a page; every array cut from it keeps it alive."""
         self.block, self.wanted, self.pointed_to, self._used = block, SHIFT, False, SHIFT
         self.address = block.__array_interface__["data"][0]
+        self._cuts: dict[int, tuple[int, np.ndarray]] = {}  # by id, of arrays that are kept alive by it
+        _canvases[id(block)] = self
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> np.ndarray | None:
         """An array to be filled, or None where the block has no room left."""
@@ -40,7 +42,13 @@ class Canvas:
         if start + size > len(self.block):
             return None
         self._used = start + size
-        return np.ndarray(shape, dtype, self.block, start)
+        array = np.ndarray(shape, dtype, self.block, start)
+        self._cuts[id(array)] = start, array
+        return array
+
+    def start(self, array: np.ndarray) -> int:
+        """Where an array that was cut from it begins; -1 for any other object. Cheaper than to ask the array."""
+        return self._cuts.get(id(array), (-1,))[0]
 
     def offset(self, array: np.ndarray) -> int | None:
         """Where a C-contiguous array lies in the block; None if it is elsewhere."""
@@ -105,21 +113,19 @@ def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """`np.stack`, without a copy where the arrays lie one after the other in one block, as a batch's images do. Not to be written
     to by whoever did not make the arrays."""
     first = arrays[0]
-    base, step = first.base, 0
-    if isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.ndim == 1:
-        start = first.__array_interface__["data"][0]
-        for number, array in enumerate(arrays):
-            place = array.__array_interface__["data"][0] - start
-            if number == 1:
-                step = place
-            alike = array.base is base and array.shape == first.shape and array.dtype == first.dtype and array.flags.c_contiguous
-            if not alike or place != number * step or (number and step < first.nbytes):
-                break
-        else:
-            offset = start - base.__array_interface__["data"][0]
-            strides = (step or first.nbytes, *first.strides)
-            return np.ndarray((len(arrays), *first.shape), first.dtype, base, offset, strides)
-    return np.stack(arrays)
+    canvas = _canvases.get(id(first.base))
+    if canvas is None or canvas.block is not first.base:
+        return np.stack(arrays)
+    starts = [canvas.start(array) for array in arrays]
+    step = starts[1] - starts[0] if len(starts) > 1 else first.nbytes
+    even = step >= first.nbytes and starts == list(range(starts[0], starts[0] + step * len(starts), step)) and starts[0] >= 0
+    if not even or any(array.shape != first.shape or array.dtype != first.dtype for array in arrays):
+        return np.stack(arrays)
+    return np.ndarray((len(arrays), *first.shape), first.dtype, canvas.block, starts[0], (step, *first.strides))
+
+
+_canvases: weakref.WeakValueDictionary[int, Canvas] = weakref.WeakValueDictionary()
+"""By the id of their block, so that an array's base tells what it was cut from."""
 
 
 def _nameless_file() -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import io
 import mmap
 import multiprocessing
-import multiprocessing.connection
 import os
+import select
 import signal
 import struct
 import sys
@@ -119,13 +119,16 @@ class _Worker:
         )
         self._process.start()
         theirs.close()
+        self._ready = select.poll()  # kept: `Connection.poll` makes one anew each time
+        for fd in (self._conn.fileno(), self._process.sentinel):
+            self._ready.register(fd, select.POLLIN)
 
     def receive(self, timeout_s: float) -> Any:
-        if not self._conn.poll() and not multiprocessing.connection.wait([self._conn, self._process.sentinel], timeout_s):
+        if not self._ready.poll(timeout_s * 1000):
             raise _Gone(f"gave nothing for {timeout_s:g} s, and was stopped,")
         try:
-            if not self._conn.poll():
-                raise EOFError
+            if not any(fd == self._conn.fileno() for fd, _ in self._ready.poll(0)):
+                raise EOFError  # only the process's end was seen
             data = self._conn.recv_bytes()
         except (EOFError, ConnectionError):
             self._process.join(5)
@@ -193,9 +196,11 @@ def _work(side: _Side, make: Make, begin: Callable[[int, np.ndarray], None], num
         return canvas
 
     made = make(iter(numbers), next_canvas)
+    asked = select.poll()
+    asked.register(side.conn.fileno(), select.POLLIN)
     while True:
-        while not allowed or side.conn.poll():
-            if not side.conn.poll(_PARENT_CHECK_S):
+        while not allowed or asked.poll(0):
+            if not asked.poll(_PARENT_CHECK_S * 1000):
                 if os.getppid() != side.parent:
                     return
                 continue
