@@ -16,7 +16,7 @@ from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
 
 ALL = {**BACKBONES, **FAMILIES}
-QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "latent", "joint")
+QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "latent")
 """Decoders whose overfitting is a quick test, one of each kind; of the others it is a slow one."""
 QUICK_ON_ALL = ("joint",)
 """Decoders that quick tests run on every family of backbones: a causal suffix, and K noise samples over its keys and values."""
