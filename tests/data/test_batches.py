@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 
+from vla.data.memory import stacked
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.shard import DatasetInfo, ShardWriter
+from vla.data.workers import LoaderFailed
 from vla.errors import Damaged, UserError
 
 from .episodes import ROBOT, make_episode
@@ -135,6 +143,102 @@ def test_a_pipeline_goes_to_a_spawned_process(folders):
     assert len(sent) < 50_000  # datasets are opened again there; no frames travel
     arrived = ForkingPickler.loads(sent)
     assert names(arrived.samples(range(40, 60))) == names(pipeline.samples(range(40, 60)))
+
+
+def _note(ledger, *row):
+    ledger.append(row)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_workers_give_one_global_sequence(folders, world):
+    """The ledger holds each position once, with the same sample, for 0, 1, 2 and 8 workers."""
+    want = [row[:4] for row in rows(open_pipeline(folders), batch_size=12, count=8, prefetch=0)]
+    for workers in (0, 1, 2, 8) if world < 3 else (0, 2):
+        ledger: list[tuple] = []
+        for rank in range(world):
+            pipeline = open_pipeline(folders, ledger=partial(_note, ledger))
+            rows(pipeline, batch_size=12 // world, count=8, rank=rank, world=world, workers=workers)
+        assert len(ledger) == 96 and sorted(ledger) == want
+
+
+def images(samples):
+    """What a backbone does, but for the model: images joined, numbers as tensors."""
+    import torch
+
+    front = stacked([sample.observation.images["front"] for sample in samples])
+    return {"front": torch.from_numpy(front), "position": np.array([sample.position for sample in samples]), "rest": "text"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_stay_what_they_were_while_they_are_held(folders, workers):
+    """Memory is used again only once nothing refers to it: all batches are kept, and compared at the end."""
+    pipeline = open_pipeline(folders, cache_bytes=0)
+    held = [batch for _, batch in pipeline.batches(batch_size=6, count=20, collate=images, workers=workers)]
+    plain = open_pipeline(folders)
+    for number, batch in enumerate(held):
+        assert batch["position"].tolist() == list(range(number * 6, number * 6 + 6)) and batch["rest"] == "text"
+        want = np.stack([sample.observation.images["front"] for sample in plain.samples(batch["position"])])
+        np.testing.assert_array_equal(batch["front"].numpy(), want)
+
+
+def test_memory_is_used_again(folders):
+    pipeline = open_pipeline(folders, cache_bytes=0)
+    places = [batch["front"].data_ptr() for _, batch in pipeline.batches(batch_size=6, count=20, collate=images, workers=1)]
+    assert len(set(places)) <= 6
+
+
+def test_a_collate_that_joins_images_copies_none(folders):
+    seen = []
+
+    def collate(samples):
+        roles = [[sample.observation.images[role] for sample in samples] for role in ("front", "wrist")]
+        joined = [stacked(role) for role in roles]
+        seen.append([np.shares_memory(batch, role[0]) for batch, role in zip(joined, roles, strict=True)])
+        for batch, role in zip(joined, roles, strict=True):
+            np.testing.assert_array_equal(batch, np.stack(role))
+        return len(samples)
+
+    assert [n for _, n in open_pipeline(folders, cache_bytes=0).batches(batch_size=6, count=4, collate=collate)] == [6] * 4
+    assert seen == [[True, True]] * 4
+    one, two = np.zeros((2, 3)), np.ones((2, 3))
+    np.testing.assert_array_equal(stacked([one, two]), np.stack([one, two]))
+
+
+def die(how, at):
+    def collate(samples):
+        if samples[0].position >= at:
+            if how == "hang":
+                time.sleep(600)
+            os.kill(os.getpid(), how)
+        return len(samples)
+
+    return collate
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [(signal.SIGKILL, r"was killed \(out of memory\?\)"), (signal.SIGSEGV, "crashed with SIGSEGV"), ("hang", "gave nothing for 1 s")],
+)
+def test_a_loader_process_that_dies_or_hangs_is_named_with_its_sample(folders, how, says):
+    pipeline = open_pipeline(folders)
+    batches = pipeline.batches(batch_size=5, collate=die(how, 15), workers=2, timeout_s=1.0)
+    assert [next(batches)[1] for _ in range(3)] == [5, 5, 5]
+    with pytest.raises(
+        LoaderFailed, match=f"loader process 1 of 2 {says}.* at position 19: source '(one|two)', shard-00000, episode 'e"
+    ) as error:
+        next(batches)
+    assert error.value.exit_code == 1
+    children = multiprocessing.active_children()
+    assert not [child for child in children if child.name.startswith("vla-loader")]
+
+
+def test_a_mistake_in_a_loader_process_shows_its_traceback_once(folders, capfd):
+    def collate(samples):
+        return 1 / (samples[0].position - 5)
+
+    with pytest.raises(LoaderFailed, match="ended with exit code 1 .its traceback is above. at position 9"):
+        list(open_pipeline(folders).batches(batch_size=5, count=3, collate=collate, workers=1))
+    assert capfd.readouterr().err.count("ZeroDivisionError") == 1
 
 
 def test_nonsense_is_refused(folders):

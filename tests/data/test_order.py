@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -150,6 +152,23 @@ def test_a_capped_source_leaves_its_place_to_the_others_in_proportion():
     source, _ = order.at(np.arange(5000))
     assert (source == 0).sum() == 200 and (source[:300] == 0).sum() == 180 and not (source[400:] == 0).any()
     assert abs((source[400:] == 1).mean() - 0.75) < 0.002
+
+
+def test_a_source_may_have_a_window_of_its_own():
+    """Its samples then come from two shards at a time; the other source's are those of an order without windows."""
+    plain = sources([1.0, 1.0], [700, 600], shards=7)
+    own = [plain[0], replace(plain[1], window=2)]
+    source, index = Order(own, 5, block=100).at(np.arange(1200))
+    want_source, want_index = Order(plain, 5, block=100).at(np.arange(1200))
+    np.testing.assert_array_equal(source, want_source)
+    np.testing.assert_array_equal(index[source == 0], want_index[source == 0])
+    drawn = index[source == 1]
+    assert sorted(drawn.tolist()) == list(range(600))
+    end = np.cumsum(plain[1].samples_per_shard)
+    first_window = np.searchsorted(end, drawn[:150], side="right")  # three blocks; two shards hold more than 170
+    assert len(set(first_window.tolist())) == 2
+    with pytest.raises(UserError, match="at least 1"):
+        Order([replace(plain[0], window=0)], 0)
 
 
 def test_adding_a_source_reshuffles_nothing():

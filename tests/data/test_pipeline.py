@@ -117,6 +117,54 @@ def test_chunks_are_in_the_robots_rate(tmp_path, recorded_hz):
         np.testing.assert_allclose(sample.action_TA[sample.valid_T], want[sample.valid_T])
 
 
+@pytest.mark.parametrize("rate_hz", [Fraction(3), Fraction(10), Fraction(30000, 1001), Fraction(50)])
+def test_windows_of_mixed_rates_are_equal_in_seconds(tmp_path, rate_hz):
+    """What is seen lies the asked time back, and the chunk reaches the asked time ahead, to within one tick, whatever the rate."""
+    episode = make_episode("e", int(4 * rate_hz), rate_hz=rate_hz)
+    ramp = np.tile(episode.time_s[:, None], (1, 4)) / 10  # each command is its own time
+    folder = write(tmp_path / "d", [replace(episode, state=ramp, action=ramp)])
+    pipeline = one(folder, {"arm": replace(ROBOT, action=ROBOT.command, horizon=8)}, history_s=(-0.9, -0.2, 0.0))
+    tick_s, checked = 1 / float(rate_hz), 0
+    for sample in pipeline.samples(range(episode.steps)):
+        now_s = episode.time_s[sample.step]
+        if now_s < 0.9:
+            continue
+        checked += 1
+        seen_s = sample.observation.state[:, 0] * 10
+        assert np.abs(seen_s - (now_s + np.array([-0.9, -0.2, 0.0]))).max() <= tick_s / 2 + 1e-6
+        ahead_s = sample.action_TA[sample.valid_T, 0] * 10 - now_s
+        np.testing.assert_allclose(ahead_s, (np.arange(8) / 10)[sample.valid_T], atol=tick_s)
+        assert abs(sample.valid_T.sum() / 10 - min(0.8, episode.time_s[-1] + tick_s - now_s)) < 0.1 + 1e-6
+    assert checked > episode.steps / 2
+
+
+def test_loss_masks_of_short_and_very_long_episodes(tmp_path):
+    """Lengths 1 and 3 (below the horizon of 4), and 100,000 steps with a frame every 1,000."""
+    long = make_episode("long", 100_000, every=(1000, 1000))
+    folder = write(tmp_path / "d", [make_episode("dot", 1), make_episode("short", 3), long])
+    samples = one(folder, block=104).samples(range(104))
+    sums = {name: sorted(int(s.valid_T.sum()) for s in samples if s.episode == name) for name in ("dot", "short", "long")}
+    assert sums == {"dot": [1], "short": [1, 2, 3], "long": [4] * 100}
+    last = make_episode("end", 1000, every=(999, 999))
+    folder = write(tmp_path / "end", [last])
+    assert sorted(int(s.valid_T.sum()) for s in one(folder, block=2).samples(range(2))) == [1, 4]
+    with pytest.raises(SchemaError, match="steps >= 1"):
+        write(tmp_path / "none", [replace(make_episode("a", 1), time_s=np.zeros(0), state=np.zeros((0, 4)), action=np.zeros((0, 4)))])
+
+
+def test_sources_marked_so_carry_no_latent_codes(tmp_path):
+    folders = [write(tmp_path / name, [make_episode("a", 10)]) for name in ("with", "without")]
+    model = "ab12" * 16
+    write_latents(Dataset.open(folders[0]), model, np.arange(20).reshape(10, 2))
+    with pytest.raises(StatsMissing, match="If source 'without' is to have none, say `latents: false`"):
+        Pipeline(Mixture.of(folders, val_fraction=0.0), ROBOTS, latents=model)
+    (tmp_path / "m.yaml").write_text("val_fraction: 0\nsources: [{path: with}, {path: without, latents: false}]")
+    mixture = Mixture.load(tmp_path / "m.yaml", tmp_path)
+    samples = Pipeline(mixture, ROBOTS, latents=model, block=20).samples(range(20))
+    assert {(s.source, s.latent_N is None) for s in samples} == {("with", False), ("without", True)}
+    assert mixture.fingerprint()["without_latents"] == ["without"]
+
+
 def test_encoding_by_shift_is_encoding(tmp_path):
     """The short way through `Targets.chunk` gives the bits of `Embodiment.encode`, negative zeros aside."""
     episode = make_episode("e", 30)
