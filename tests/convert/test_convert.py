@@ -240,7 +240,7 @@ def test_resuming_something_else_is_refused(tmp_path):
         convert(source, card(licence="MIT"), tmp_path / "out", Settings(**SMALL, resume=True))
     with pytest.raises(UnsafeChange, match="begun with another encoding"):
         convert(source, card(), tmp_path / "out", Settings(Encoding(quality=50), **SMALL, resume=True))
-    with pytest.raises(UnsafeChange, match="begun with another parts"):
+    with pytest.raises(UnsafeChange, match="begun with another list of files"):
         convert(toy(parts=17), card(), tmp_path / "out", Settings(**SMALL, resume=True))
     with pytest.raises(UserError, match="unfinished dataset"):
         convert(source, card(), tmp_path / "out", Settings(**SMALL))

@@ -7,6 +7,7 @@ source, card and settings give the same bytes, for any number of workers and whe
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 import time
 from collections import defaultdict
@@ -73,7 +74,9 @@ def convert(
         raise UserError("the source has no parts: nothing to convert")
     mapper = Mapper(card, how.encoding, reader.rate_hz)
     expected = reader.size().episodes
-    fingerprint = {"card": card.data, "encoding": asdict(how.encoding), "lanes": LANES, "parts": list(parts)}
+    robot = card.robot.to_json() if card.robot else None
+    names = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    fingerprint = {"card": card.data, "robot": robot, "encoding": asdict(how.encoding), "lanes": LANES, "list of files": names}
     if how.resume and any(out.glob("shard-*")) and not (out / JOURNAL).is_file():
         raise UserError(f"{out} holds shards that no unfinished conversion wrote; choose another folder")
     try:
@@ -101,9 +104,8 @@ class _State:
     def __init__(self, writer: ShardWriter, journal: Journal, how: Settings, parts: tuple[str, ...]) -> None:
         self.writer, self.journal, self.how, self.report = writer, journal, how, Report()
         self.parts_done = 0
-        self.done: dict[str, int] = {
-            part: record.slots for part, record in journal.parts.items() if part in set(parts) and all(map(writer.has, record.stored))
-        }
+        known = ((part, journal.parts[part]) for part in parts if part in journal.parts)
+        self.done: dict[str, int] = {part: record.slots for part, record in known if all(map(writer.has, record.stored))}
         self._open: dict[str, PartRecord] = defaultdict(PartRecord)
 
     def take(self, every: Iterator[Slot], show: Callable[[], None]) -> None:
