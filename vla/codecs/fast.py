@@ -165,11 +165,14 @@ class FASTCodec(Codec):
             merge_M3[rank] = torch.tensor([vocabulary[left], vocabulary[right], vocabulary[left + right]])
         self.merge_M3.copy_(merge_M3), self.byte_V.copy_(byte_V), self.lowest.fill_(lowest)
         tables = self._tables()
-        if not (((tables.gain_2V == 1) & (tables.open_2V == 0)).any(1)).all():
+        ends, (opens, _) = ((tables.gain_2V == 1) & (tables.open_2V == 0)).any(1), (tables.open_2V > 0).any(1)
+        if not ends[0] or (opens and not ends[1]):
+            self.byte_V.fill_(NONE)
             raise SchemaError("this tokenizer lacks the single bytes that completing a chunk may need")
 
     def _texts(self, action_BTA: Tensor, spec: ActionSpec) -> list[str]:
-        return [_spell(_coefficients(chunk_TA, self.scale), int(self.lowest)) for chunk_TA in _chunks(action_BTA, spec)]
+        known = self._tables().known_C
+        return [_spell(_coefficients(chunk_TA, self.scale), int(self.lowest), known) for chunk_TA in _chunks(action_BTA, spec)]
 
     def _after(self, left_Bn: Tensor) -> tuple[Tensor, Tensor]:
         """(B, V) each: characters that a code completes from here (below 0: impossible), and bytes then lacking."""
@@ -197,6 +200,7 @@ class _Tables:
                 spelled[result] = spelled[left] + spelled[right]
         vocabulary = {"".join(letters[value] for value in piece): code for code, piece in enumerate(spelled) if piece}
         self.spelled, self.tokenizer = spelled, _tokenizer(vocabulary, merges)
+        self.known_C = _known(set(byte_V.tolist()))
         self.begun_V = torch.tensor([sum(not 0x80 <= value < 0xC0 for value in piece) for piece in spelled])
         self.open_V = torch.tensor([sum(1 if value >= 0xC0 else -(0x80 <= value < 0xC0) for value in piece) for piece in spelled])
         moves = [[_move(piece, lacking) for piece in spelled] for lacking in (0, 1)]
@@ -213,8 +217,20 @@ def _coefficients(chunk_TA: np.ndarray, scale: float) -> np.ndarray:
     return np.around(dct_matrix(len(chunk_TA)) @ chunk_TA * scale).astype(np.int64).ravel()
 
 
-def _spell(coefficient: np.ndarray, lowest: int) -> str:
-    return "".join(map(chr, np.clip(coefficient - lowest, 0, CHARACTERS - 1)))
+def _spell(coefficient: np.ndarray, lowest: int, known_C: np.ndarray | None = None) -> str:
+    character = np.clip(coefficient - lowest, 0, CHARACTERS - 1)
+    return "".join(map(chr, character if known_C is None else known_C[character]))
+
+
+def _known(values: set[int]) -> np.ndarray:
+    """int64 (CHARACTERS,): the nearest character whose bytes a tokenizer has (the lower of two). A public fit knows the bytes of its data
+    alone, and would drop others in silence, which shifts every coefficient behind them."""
+    known = np.array([c for c in range(CHARACTERS) if values.issuperset(chr(c).encode())], dtype=np.int64)
+    if not len(known):
+        return np.arange(CHARACTERS)
+    after = np.searchsorted(known, np.arange(CHARACTERS)).clip(max=len(known) - 1)
+    low, high = known[(after - 1).clip(min=0)], known[after]
+    return np.where(np.abs(np.arange(CHARACTERS) - low) <= np.abs(high - np.arange(CHARACTERS)), low, high)
 
 
 def _move(piece: bytes, lacking: int) -> tuple[int, int]:
