@@ -267,7 +267,9 @@ class LibraryBackbone(Backbone):
         """Chooses the implementation of the language model; vision keeps the library's choice."""
         from transformers.utils import is_flash_attn_2_available
 
-        plain = "sdpa" if self.language._supports_sdpa else "eager"
+        # Some versions of the library run Gemma 2 under sdpa all the same, and drop the cap in silence.
+        capped = getattr(self.language.config, "attn_logit_softcapping", None) is not None
+        plain = "sdpa" if self.language._supports_sdpa and not capped else "eager"
         flash = is_flash_attn_2_available()
         if wanted.startswith("flash") and not flash:
             raise UserError(f"{wanted} needs the flash-attn package and a GPU: install it, or choose attention='auto'")
