@@ -205,7 +205,9 @@ def _sum_weights(job: Job, engine: Engine, batches: Sequence[Batch], noises: Seq
 
 def _augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:
     """The batch with its images changed; each sample by its own noise, on the device."""
-    images, contents = batch.inputs["image_BVFHW3"], job.contents
+    images, contents = batch.inputs.get("image_BVFHW3"), job.contents
+    if images is None:
+        raise UserError("`augment` changes the input image_BVFHW3 (uint8), which this backbone's collate does not give; set augment=None")
     cameras = [robot.cameras for robot in contents.embodiments]
     moved_EV = augment.moved(cameras, images.shape[1], getattr(contents.model.backbone, "cameras", ())).to(images.device)
     robotless_B = ~batch.spec.mask_BTA.any((1, 2))  # video of people stands on the roster's first row, whose cameras are not its own
