@@ -383,6 +383,20 @@ def test_a_folder_that_says_how_many_files_and_not_how_many_records(tmp_path):
     assert reader.size().episodes is None and [episode.steps for episode in everything(reader)] == [2]
 
 
+def test_a_file_name_that_leads_elsewhere_is_no_file_of_the_dataset(tmp_path, copy):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    shutil.copy(copy / FIRST, tmp_path / "secret")
+    for template in ("../secret", str(tmp_path / "secret")):
+        info["splits"][0]["filepathTemplate"] = template
+        (copy / "dataset_info.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match="none of its 2 files is there"):
+            Rlds(copy).parts()
+    info["splits"][0]["filepathTemplate"] = "{DATASET.__class__}"
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="path template"):
+        Rlds(copy).parts()
+
+
 def test_an_episode_without_steps_is_one_of_none(tmp_path):
     (episode,) = everything(tiny(tmp_path, {"a": tensor([3])}, {"steps/a": np.zeros(0, np.float32)}))
     assert episode.steps == 0

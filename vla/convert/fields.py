@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from vla.convert.raw import RawEpisode
 from vla.convert.vocabulary import UNIT_FACTORS, Binarise, FieldMap, Gripper, Packed
 from vla.embodiment import ROTATION_UNITS, Field, from_rotation, to_rotation
 from vla.errors import SchemaError, UserError
+
+if TYPE_CHECKING:
+    from scipy.spatial.transform import Rotation
 
 MAX_PACKED_BYTES = 1 << 20
 """Numbers of one step inside a string; what unpacks to more is hostile."""
@@ -64,7 +68,8 @@ def compute(how: FieldMap, field: Field, raw: RawEpisode, state: Mapping[str, tu
         row = int(np.flatnonzero(~np.isfinite(values).all(-1))[0])
         raise BadEpisode("nonfinite", f"{_from(how)}: step {row} holds NaN or infinity")
     if how.clip is not None:
-        values = values.clip(*how.clip)
+        low, high = how.clip
+        values = values.clip(low, high)
     if how.rotation:
         values = rotate(values, how.rotation, field.unit, _from(how))
     if how.gripper:
@@ -185,7 +190,7 @@ def _along(values: np.ndarray, field: Field, axes: str, turns: np.ndarray, unit:
     return base.apply(values) if axes == "tool" else values
 
 
-def _from_matrix(values: np.ndarray):
+def _from_matrix(values: np.ndarray) -> Rotation:
     from scipy.spatial.transform import Rotation
 
     matrix = values.reshape(-1, 3, 3)

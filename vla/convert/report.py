@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vla.data.quarantine import GRACE, TooManyBad
 from vla.errors import Damaged, UnsafeChange
@@ -108,7 +108,7 @@ class Journal:
             for number, line in enumerate(lines[1:], 2):
                 self._take(line, number)
             kept = b"".join(line + b"\n" for line in lines)
-            self._file = self.path.open("r+b")
+            self._file: IO[bytes] = self.path.open("r+b")
             self._file.truncate(len(kept))
             self._file.seek(len(kept))
             if lines:

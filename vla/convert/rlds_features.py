@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from vla.convert.raw import Feature
+from vla.convert.safe import fill
 from vla.convert.store import Store
 from vla.errors import Damaged, UserError
 
 MAX_JSON_BYTES = 16 << 20
 MAX_DEPTH = 32
+MAX_SHARDS = 1_000_000
 MAX_NUMBERS = 100_000_000
 """Of one feature at one step; what claims more is hostile."""
 _DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
@@ -112,13 +113,13 @@ def read_shards(store: Store, splits: tuple[str, ...], partial: bool) -> list[Sh
 def _shards_of(dataset: str, split: str, row: Mapping[str, Any]) -> Iterator[Shard]:
     lengths: list[int | None] = [int(length) for length in row.get("shardLengths", [])]
     if not lengths:  # as versions before 4 wrote it
-        lengths = [None] * int(row.get("numShards", 0))
+        lengths = [None] * min(int(row.get("numShards", 0)), MAX_SHARDS)
     template = str(row.get("filepathTemplate") or TEMPLATE)
     for number, length in enumerate(lengths):
         place = {"SHARD_INDEX": f"{number:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
         place["SHARD_X_OF_Y"] = f"{place['SHARD_INDEX']}-of-{place['NUM_SHARDS']}"
         words = {"DATASET": dataset, "SPLIT": split, "FILEFORMAT": "tfrecord", **place}
-        yield Shard(re.sub(r"\{(\w+)\}", lambda match, words=words: words[match[1]], template), split, number, length)
+        yield Shard(fill(template, words), split, number, length)
 
 
 def _leaves(node: Any, path: tuple[str, ...], shape: tuple[int | None, ...], steps: str, of_step: bool, depth: int) -> Iterator[Leaf]:

@@ -79,9 +79,9 @@ def _episode(name: str, frame: Mapping[str, np.ndarray], leaves: list[Leaf], fac
         elif leaf.kind == "text":
             texts[leaf.name] = [item.decode("utf-8", "surrogateescape") for item in held]
         elif leaf.kind == "pictures":
-            pictures[leaf.name] = Encoded(np.arange(steps), list(held))
+            pictures[leaf.name] = Encoded(np.arange(steps), [bytes(item) for item in held])
         elif leaf.kind == "pixels":
-            pictures[leaf.name] = Pixels(np.arange(steps), list(held))
+            pictures[leaf.name] = Pixels(np.arange(steps), list(np.asarray(held)))
         else:
             columns[leaf.name] = np.asarray(held)
     return RawEpisode(name, steps, columns, texts, pictures, facts=known)
@@ -133,7 +133,7 @@ def _pack(episode: Mapping[str, Any], steps: str, keys: list[str]) -> bytes:
         else:
             arrays[key] = np.asarray(values)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

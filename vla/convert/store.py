@@ -79,7 +79,7 @@ class Store:
             sizes = {name: row.get("size") or system.size(name) for name, row in listed.items()}  # http lists without sizes
         except UserError:
             raise
-        except (*_network_errors(), ValueError) as error:
+        except _network_errors(ValueError) as error:
             raise UserError(f"{self.root} cannot be listed: {error}") from error
         if not listed:
             raise UserError(f"there is nothing at {self.root}")
@@ -165,7 +165,7 @@ class Store:
         return relative.as_posix()
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
+def _network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What fsspec's systems raise beside OSError; those whose package was not imported cannot have raised."""
     others = (("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"))
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))
+    return (OSError, *more, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))

@@ -8,7 +8,7 @@ checked against what is there before it is used, and nothing is copied that was 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,7 +187,7 @@ def _masked(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 
 
-def _crc32c():
+def _crc32c() -> Callable[[bytes], int]:
     try:
         from google_crc32c import value
     except ImportError as error:
