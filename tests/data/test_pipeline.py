@@ -8,10 +8,11 @@ import pytest
 import simplejpeg
 
 from vla.data.format import is_validation, read_header
+from vla.data.images import decode_jpeg
 from vla.data.latents import read_latents, write_latents
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
-from vla.data.quarantine import TooManyBad
+from vla.data.quarantine import BadSample, TooManyBad
 from vla.data.shard import Dataset, DatasetInfo, ShardWriter
 from vla.embodiment import Field, Space, resample
 from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserError
@@ -312,6 +313,27 @@ def test_data_that_no_writer_of_ours_made_is_still_checked(tmp_path, monkeypatch
     }
     for sample in samples:
         assert np.isfinite(sample.action_TA).all() and np.isfinite(sample.observation.state).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "decode"),
+        (b"\xff\xd8\xff", "decode"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "decode"),
+        (jpeg(3)[:300], "decode"),
+        (simplejpeg.encode_jpeg(np.zeros((6000, 6000, 3), np.uint8)), "oversize"),
+    ],
+    ids=["empty", "three bytes", "png", "cut", "huge"],
+)
+def test_images_that_are_no_jpeg_are_bad_by_cause(data, cause):
+    """With a place to decode into or without: the same verdict, and nothing is written past the place."""
+    room = np.zeros((16 * 16 * 3 + 64,), np.uint8)
+    for out in (None, room[: 16 * 16 * 3].reshape(16, 16, 3)):
+        with pytest.raises(BadSample) as error:
+            decode_jpeg(data, out)
+        assert error.value.cause == cause
+    assert not room[16 * 16 * 3 :].any()
 
 
 def test_nothing_but_bad_samples_ends_the_run(tmp_path):

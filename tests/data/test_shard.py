@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from vla.data.shard import Dataset, DatasetInfo, Pool, ShardWriter, decode, is_validation, verify
 from vla.embodiment import Field, Space
@@ -193,6 +195,12 @@ def poke(name, value):
     return change(**{name: edit})
 
 
+def cmyk():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).convert("CMYK").save(file, "JPEG")
+    return file.getvalue()
+
+
 BAD = {
     "NaN action": (poke("action", np.nan), "NaN"),
     "infinite state": (poke("state", np.inf), "NaN or infinity"),
@@ -210,6 +218,7 @@ BAD = {
         change(frames=lambda e: {**e.frames, "wrist": Frames(np.array([0]), (b"GIF89a",))}),
         "camera 'wrist': an image is no",
     ),
+    "CMYK": (change(frames=lambda e: {**e.frames, "wrist": Frames(np.array([0]), (cmyk(),))}), "CMYK image; convert to RGB"),
     "frame beyond": (
         change(frames=lambda e: {**e.frames, "wrist": Frames(np.array([12]), e.frames["wrist"].jpeg[:1])}),
         "rise within",
@@ -268,7 +277,7 @@ def copy(folder, to):
 def test_every_cut_of_a_tar_is_found(folder, tmp_path):
     data = (folder / "shard-00000.tar").read_bytes()
     boundaries = [member.offset for member in members(folder / "shard-00000.tar")]
-    cuts = {*boundaries, *np.random.default_rng(0).integers(0, len(data), 60).tolist(), len(data) - 1, len(data) - 1024}
+    cuts = {*boundaries, *np.random.default_rng(0).integers(0, len(data), 200).tolist(), len(data) - 1, len(data) - 1024}
     broken = copy(folder, tmp_path / "broken")
     for cut in sorted(cuts):
         (broken / "shard-00000.tar").write_bytes(data[:cut])
