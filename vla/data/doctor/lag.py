@@ -24,7 +24,8 @@ for feedback, which `Response.agrees` tells (docs/data-doctor.md)."""
 AGAINST, SURE = -0.3, 0.33
 """Below this `agrees`, the next command answers the state rather than causing it; above, it is no answer. In between stand both
 feedback that is often at its limits and shifted targets that are reached within a step, so that it is a warning."""
-MIN_ROWS = 60
+MIN_ROWS, SURE_ROWS = 60, 150
+"""Rows of a dimension below which nothing is measured, and no alarm is raised: a handful of episodes may all steer alike."""
 COPIED = 0.9
 """Share of exact copies from which actions are taken to be made of states."""
 
@@ -112,7 +113,15 @@ def respond(u: Sequence[np.ndarray], x: Sequence[np.ndarray], action: str, state
     if not totals[0]:
         return None
     share = totals[1:] / totals[0]
-    return Response(action, state, {2 - k: float(share[k]) for k in range(6)}, float(share[6]), float(share[7]), float(share[8]), rows)
+    return Response(
+        action,
+        state,
+        {2 - k: float(share[k]) for k in range(6)},
+        float(share[6]),
+        float(share[7]),
+        float(share[8]),
+        round(rows / totals[0]),
+    )
 
 
 def _lagged(u: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +170,7 @@ def _alive(parts: list[np.ndarray]) -> bool:
 
 def _acausal(sample: Sampled, found: Response) -> Iterator[Finding]:
     gain = min(found.causal - found.future, found.single[0] - found.single[1])
-    if found.rows < MIN_ROWS * 3 or gain < FUTURE_GAIN or found.agrees < AGAINST:
+    if found.rows < SURE_ROWS or gain < FUTURE_GAIN or found.agrees < AGAINST:
         return
     yield Finding(
         "actions_shifted",
