@@ -64,6 +64,7 @@ def chunks(folder: Path) -> tuple[torch.Tensor, Embodiment]:
 def measure(config: Any, action_BTA: torch.Tensor) -> dict[str, float]:
     """Fits on the first half, measures on the second."""
     T, A = action_BTA.shape[1:]
+    torch.manual_seed(0)
     codec = config.build(Roster(("robot",), T, A, 1))
     half = len(action_BTA) // 2
     start = time.perf_counter()

@@ -42,10 +42,10 @@ class VQCodes:
     kind: ClassVar[str] = "codec.vq"
     scales: tuple[int, ...] = (1, 1)
     vocabulary: int = 16
-    latent: int = 16
+    latent: int = 8
     width: int = 64
-    fit_steps: int = 600
-    fit_batch: int = 256
+    fit_steps: int = 1000
+    fit_batch: int = 128
     fit_lr: float = 2e-3
 
     def build(self, roster: Roster) -> VQCodec:
