@@ -10,7 +10,6 @@ import io
 import struct
 import zlib
 from collections.abc import Hashable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -45,9 +44,11 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
     """One JPEG -> uint8 (H, W, 3) RGB, in `out` if that has the image's shape. BadSample for what is no JPEG, has no RGB form, or is
     larger than MAX_PIXELS."""
     if out is not None:
-        with suppress(ValueError):  # too small for it, or no JPEG: found out below
+        try:
             if simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out).shape == out.shape:
                 return out
+        except ValueError:  # `out` is too small for it, or it is no JPEG: found out below
+            pass
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(height, width)
@@ -75,8 +76,11 @@ def decode_image(data: bytes, exif: Exif = "refuse", bits: int = 8, cmyk: bool =
         raise BadSample("decode", f"neither JPEG nor PNG ({len(data)} bytes)")
     sideways = b"Exif\0\0" in data[: 1 << 16] or b"eXIf" in data
     if data[:2] == b"\xff\xd8" and not sideways:
-        with suppress(ValueError):  # a kind of JPEG that the fast decoder does not know
+        try:
             height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            pass  # a kind of JPEG that the fast decoder does not know
+        else:
             _check_pixels(height, width)
             if kind not in ("CMYK", "YCCK"):
                 return decode_jpeg(data)
