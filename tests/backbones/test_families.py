@@ -361,3 +361,11 @@ def test_configurations_come_back_from_json(config):
 def test_a_configuration_of_another_family_is_refused():
     with pytest.raises(UserError, match="Qwen25VL is for qwen2_5_vl, not for a configuration of 'qwen3_vl'"):
         type(qwen25())(qwen3().library)
+
+
+def test_a_library_too_old_is_refused(monkeypatch):
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    monkeypatch.delattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache")
+    with pytest.raises(UserError, match=r"need transformers 5.15 or newer, this is 5\."):
+        smolvlm().build()

@@ -51,6 +51,14 @@ def test_wrong_images_are_named():
         Pixels(filter="nearest")
 
 
+def test_histories_of_different_lengths_do_not_share_a_batch():
+    longer = Observation({"front": np.zeros((2, 4, 4, 3), dtype=np.uint8)}, np.zeros((2, 2)), "open", "narrow", (-0.1, 0.0))
+    inputs, _ = stack_images([longer], ())
+    assert inputs["image_BVFHW3"].shape == (1, 1, 2, 4, 4, 3)
+    with pytest.raises(SchemaError, match="same number of history frames"):
+        stack_images([longer, seen(front=(4, 4))], ())
+
+
 def test_letterbox_is_centred_in_the_means_colour():
     image = torch.full((1, 3, 2, 6), 200, dtype=torch.uint8)
     square = letterbox(image, Pixels(fit="letterbox"))

@@ -10,12 +10,19 @@ from torch import nn
 from vla.errors import UserError
 from vla.torchvision_cpu import prepare_torchvision
 
+OLDEST = "5.15"
+"""Of transformers; 5.17 and 5.23 pass all tests of the backbones."""
+
 
 def library_config(library: Mapping[str, Any]) -> Any:
     """The library's configuration object. Weights are made in torch's default type, whatever the one they were published in."""
     prepare_torchvision()
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, __version__
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
+    if not hasattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache"):
+        why = "older ones drop the cache under gradient checkpointing, and the oldest scale Gemma's embeddings elsewhere"
+        raise UserError(f"backbones need transformers {OLDEST} or newer, this is {__version__}: {why}. pip install -U transformers")
     try:
         config = CONFIG_MAPPING[library["model_type"]].from_dict(_without_dtype(library))
     except (KeyError, TypeError, ValueError) as error:
