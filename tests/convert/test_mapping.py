@@ -79,7 +79,7 @@ def test_pngs_and_arrays_become_jpegs():
         ({"crop": [0, 0, 16, 20]}, lambda image: image[:16, :20]),
         ({"colour": "bgr"}, lambda image: image[..., ::-1]),
     ],
-    ids=str,
+    ids=["half turn", "quarter turn", "mirrored", "turned and mirrored", "cropped", "bgr"],
 )
 def test_pictures_are_turned_as_the_card_says(words, expected):
     frames = mapped(episode(), **camera(**words)).episode.frames["front"]
