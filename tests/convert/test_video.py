@@ -15,6 +15,7 @@ import pytest
 
 from tests.data.videos import number_of, numbered, write_video
 from vla.cli import main
+from vla.convert import video as video_module
 from vla.convert.card import Card
 from vla.convert.fields import BadEpisode
 from vla.convert.formats import find_reader, open_reader
@@ -272,14 +273,18 @@ def something(folder):
     (folder / "labels/train.json").write_text(json.dumps(rows))
 
 
-def test_something_something(tmp_path):
+def test_something_something(tmp_path, monkeypatch):
     something(tmp_path)
     found, refused = every(SomethingSomething(tmp_path))
     assert list(found) == ["78687", "42326"] and numbers(found["42326"]) == list(range(24)) and found["42326"].rate_hz == 12
     assert found["78687"].texts["label"] == ["holding potato"] and found["42326"].facts["placeholders"] == ["margarine", "bread"]
     assert "1.webm is missing" in refused["1"] and "no id and label" in refused["row-2"]
-    (tmp_path / "labels/train.json").write_text('{"id": 1}')
-    with pytest.raises(SchemaError, match="no list of clips"):
+    for text, message in (('{"id": 1}', "no list of clips"), ('[{"id": 1', "is no JSON"), ("[" * 100_000, "is no JSON")):
+        (tmp_path / "labels/train.json").write_text(text)
+        with pytest.raises(SchemaError, match=message):
+            SomethingSomething(tmp_path).parts()
+    monkeypatch.setattr(video_module, "MAX_JSON_BYTES", 10)
+    with pytest.raises(SchemaError, match=r"train\.json has 100000 bytes; at most 10"):
         SomethingSomething(tmp_path).parts()
 
 
@@ -325,7 +330,7 @@ def test_narrations_are_scanned_in_pieces_and_damage_is_found(tmp_path):
     for spoiled, message in (
         (text[:-5], "no whole JSON object"),
         ("[]", "no whole"),
-        ("", "empty"),
+        ("", r"narration\.json is empty"),
         ('{"a": 1}', "no whole"),
         ("}" + text, "no whole"),
     ):

@@ -28,6 +28,7 @@ PICTURES = "video"
 LONGEST_S = 60.0
 """A longer clip is divided, so that memory stays that of a minute of pictures."""
 MAX_TEXT = 10_000
+MAX_JSON_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,15 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         raise SchemaError(f"{path} is no csv ({error})") from error
 
 
-def read_json(path: Path, limit_bytes: int = 1 << 30) -> Any:
+def read_json(path: Path) -> Any:
     """A whole JSON file of annotations. SchemaError where it is none, or too large to be one."""
     try:
-        if path.stat().st_size > limit_bytes:
-            raise SchemaError(f"{path} has {path.stat().st_size} bytes; at most {limit_bytes} are read at once")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise SchemaError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read at once")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SchemaError(f"no annotations {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SchemaError(f"{path} is no JSON ({error})") from error
 
 

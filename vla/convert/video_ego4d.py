@@ -121,7 +121,7 @@ def object_places(path: Path) -> dict[str, tuple[int, int]]:
                         break
     except OSError as error:
         raise SchemaError(f"no narrations {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{path} is no JSON ({error})") from error
     if depth or not places:
         raise SchemaError(f"{path} is no whole JSON object of videos; it is cut, or another file")
