@@ -145,7 +145,7 @@ class FASTCodec(Codec):
         folder, tables = Path(folder), self._tables()
         folder.mkdir(parents=True, exist_ok=True)
         tables.tokenizer.save(str(folder / _LAYOUT[0]))
-        settings = {"scale": self.scale, "vocab_size": self.vocabulary, "min_token": int(self.lowest)}
+        settings: dict[str, Any] = {"scale": self.scale, "vocab_size": self.vocabulary, "min_token": int(self.lowest)}
         settings |= {"action_dim": None, "time_horizon": None, "processor_class": "UniversalActionProcessor"}
         (folder / _LAYOUT[1]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -196,7 +196,8 @@ class _Tables:
         merges = []
         for left, right, result in merge_M3.tolist():
             if result >= 0:
-                merges.append(tuple("".join(letters[value] for value in spelled[code]) for code in (left, right)))
+                pair = ["".join(letters[value] for value in spelled[code]) for code in (left, right)]
+                merges.append((pair[0], pair[1]))
                 spelled[result] = spelled[left] + spelled[right]
         vocabulary = {"".join(letters[value] for value in piece): code for code, piece in enumerate(spelled) if piece}
         self.spelled, self.tokenizer = spelled, _tokenizer(vocabulary, merges)

@@ -69,7 +69,7 @@ class GridCodec(Codec):
     def __init__(self, config: Grid, roster: Roster) -> None:
         super().__init__()
         self.config = config
-        self.groups = {"translation": (config.translation, config.translation_bins)}
+        self.groups: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {"translation": (config.translation, config.translation_bins)}
         if config.rotation:
             self.groups["rotation"] = (config.rotation, config.rotation_bins)
         self.roster_axes = {"fitted_E": ("E",), "gripper_E2": ("E", None)}

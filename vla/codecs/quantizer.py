@@ -165,7 +165,8 @@ class _MovingAverageVQ(_Codebooks):
             code_B = self._nearest(part_Bd, n)
             entry_Bd = self.entry_NKd[n][code_B]
             left_BZ = left_BZ - entry_Bd if self.residual else left_BZ
-            codes.append(code_B), parts.append(entry_Bd)
+            codes.append(code_B)
+            parts.append(entry_Bd)
         quantized_BZ = torch.stack(parts).sum(0) if self.residual else torch.cat(parts, dim=1)
         commitment_B = self.beta * (latent_BZ - quantized_BZ).square().mean(1)
         return Quantized(latent_BZ + (quantized_BZ - latent_BZ).detach(), torch.stack(codes, dim=1), commitment_B)
@@ -200,10 +201,12 @@ class _NSVQ(_Codebooks):
             code_B = self._nearest(part_Bd.detach(), n)
             entry_Bd = self.entry_NKd[n][code_B]
             if self.training:
+                assert noise is not None
                 error_B1 = (part_Bd - entry_Bd).norm(dim=1, keepdim=True)
                 direction_Bd = F.normalize(noise.normal(f"nsvq{n}", part_Bd.shape[1]), dim=1)
                 entry_Bd = part_Bd + error_B1 * direction_Bd
-            codes.append(code_B), parts.append(entry_Bd)
+            codes.append(code_B)
+            parts.append(entry_Bd)
         return Quantized(torch.cat(parts, dim=1), torch.stack(codes, dim=1), latent_BZ.new_zeros(len(latent_BZ)))
 
     def embed(self, code_BN: Tensor) -> Tensor:
