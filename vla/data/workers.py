@@ -9,6 +9,7 @@ Between these processes objects travel as `multiprocessing` sends them; nothing 
 
 from __future__ import annotations
 
+import gc
 import io
 import mmap
 import multiprocessing
@@ -184,6 +185,7 @@ def _work(side: _Side, make: Make, begin: Callable[[int, np.ndarray], None], num
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    gc.freeze()  # what the parent had is no garbage of ours: neither searched again and again nor copied for it
     begin(number, cell)
     allowed, size, current = side.ahead, FIRST_BYTES, -1
     canvas = Canvas(np.zeros(0, np.uint8))
