@@ -184,7 +184,7 @@ def _speed(sample: Sampled, trace: StoredEpisode) -> np.ndarray:
     action = np.abs(np.diff(trace.action, axis=0))
     action[:, relative] = np.abs(trace.action[: len(action)])[:, relative]  # a step that is not zero asks for motion
     for change in (np.abs(np.diff(trace.state, axis=0)), action):
-        usual = np.nanquantile(change, 0.95, axis=0)
+        usual = np.maximum(np.quantile(change, 0.95, axis=0), 0.2 * change.max(0))  # a lone jump is no measure, nor rounding noise
         total = total + (change / np.where(usual > 1e-9, usual, np.inf)).max(1)
     return np.convolve(np.pad(total, 2, mode="edge"), np.full(5, 0.2), "valid")
 
