@@ -18,7 +18,7 @@ import numpy as np
 
 from vla.data.doctor.finding import Finding
 from vla.data.doctor.sample import Sampled
-from vla.data.doctor.verdict import weigh
+from vla.data.doctor.verdict import Verdict, weigh
 from vla.embodiment import ROTATION_UNITS, Field
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _against_action(sample: Sampled, state: Field, action: Field) -> Iterator[Fi
     names = [(i, j) for i in conventions(state.unit) for j in conventions(action.unit)]
     frames = ("absolute", "step") if action.frame == "absolute" else ("step", "absolute")
     hypotheses = [(frame, i, j) for frame in frames for i, j in names]
-    square, rows, turned = [], [], []
+    square, rows = [], []
     for x, u in zip(sample.state(state.name), sample.action(action.name), strict=True):
         n = len(x) - 1
         if n < 4:
@@ -155,8 +155,6 @@ def _against_action(sample: Sampled, state: Field, action: Field) -> Iterator[Fi
             errors.append(float((((reached.inv() * turns[1:]).magnitude()) ** 2).sum()))
         square.append(errors)
         rows.append(n)
-        turns = rotations(x, state.unit, "declared")
-        turned.append(float((((turns[:1].inv() * turns).magnitude()) ** 2).mean()))
     if not rows:
         return
     verdict = weigh(np.array(square), np.array(rows), ANGLE_RATIO)
@@ -175,10 +173,7 @@ def _against_action(sample: Sampled, state: Field, action: Field) -> Iterator[Fi
         yield from scaled or _axes(sample, state, action.name, command, [x for x, _ in pairs])
 
 
-def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tuple[str, str, str]], verdict: object) -> Finding:
-    from vla.data.doctor.verdict import Verdict
-
-    assert isinstance(verdict, Verdict)
+def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tuple[str, str, str]], verdict: Verdict) -> Finding:
     frame, i, j = hypotheses[verdict.winner]
     where = verdict.where([t.id for t in sample.traces])
     numbers = {"angle_as_declared_rad": verdict.declared, "angle_as_found_rad": verdict.found, "episodes": len(verdict.episodes)}
