@@ -43,7 +43,7 @@ class Pool:
     gives it more.
     """
 
-    def __init__(self, shards: int = 64, episode_bytes: int = 1 << 20) -> None:
+    def __init__(self, shards: int = 48, episode_bytes: int = 1 << 20) -> None:
         self.shards, self.episode_bytes = shards, episode_bytes
         self._open: OrderedDict[tuple[str, int], ShardFiles] = OrderedDict()
         self._episodes: OrderedDict[tuple[str, int], StoredEpisode] = OrderedDict()
@@ -395,8 +395,10 @@ class ShardFiles:
         wanted = ("key", "steps", "first_step", "anchor_end") if only_index else _TABLES
         self.tables: dict[str, np.ndarray] = {name: self._array("index", name, 0, None) for name in wanted}
         self.step_end = np.cumsum(self.tables["steps"])
-        if not only_index:  # the dataset has them, for all shards
-            del self.tables["steps"], self.tables["first_step"]
+        if not only_index:  # the dataset has these, for all shards; of the others, many shards' are kept
+            del self.tables["steps"], self.tables["first_step"], self.tables["key"]
+            self.tables = {name: _small(values) for name, values in self.tables.items()}
+            self.step_end = _small(self.step_end)
 
     def __del__(self) -> None:
         for fd in self._fds.values():
@@ -452,6 +454,12 @@ class _Array:
     def __init__(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> None:
         self.dtype, self.shape, self.offset = dtype, shape, offset
         self.width, self.flat = dtype.itemsize * math.prod(shape[1:]), len(shape) == 1
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """int64 as int32 where nothing is lost."""
+    fits = not values.size or -(2**31) <= values.min() <= values.max() < 2**31
+    return values.astype(np.int32) if fits else values
 
 
 def _range(end: np.ndarray, row: int) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def _members(stem: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
     """The members of a damaged tar that are no longer what the index says, by position and checksum."""
     index = ShardFiles(stem)
     size = Path(f"{stem}.tar").stat().st_size
-    for row, member_M3 in enumerate(index.rows("member", 0, len(index.tables["key"]))):
+    for row, member_M3 in enumerate(index.rows("member", 0, len(index.step_end))):
         names = fmt.member_names(index.text("id", row), manifest["cameras"], manifest.get("video", {}))
         for name, (offset, length, crc) in zip(names, member_M3, strict=True):
             if offset + length > size:
