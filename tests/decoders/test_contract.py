@@ -9,6 +9,7 @@ import torch
 
 from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
+from vla.backbones.tiny import Tiny
 from vla.decoders.base import total_loss
 from vla.decoders.conditioning import _LayerKeysValues
 from vla.decoders.dit import DiT
@@ -55,7 +56,7 @@ def test_overfits_eight_samples(to_fit):
     model, collate = to_fit
     batch = batch_of(collate, samples(8, unlabelled=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
-    steps = 300
+    steps = 300 if isinstance(model.config.backbone, Tiny) else 800  # predicting noise through a library's model takes the most
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         noise = Noise(batch.position_B, step)
