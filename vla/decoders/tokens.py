@@ -122,6 +122,7 @@ class TokensDecoder(ActionDecoder):
         self.register_buffer("block_N", codec.blocks(roster.horizon, roster.action_width), persistent=False)
         self.register_buffer("parent_N", codec.parents(roster.horizon, roster.action_width), persistent=False)
         self.chain = bool((self.parent_N == torch.arange(len(self.parent_N)) - 1).all())
+        self.end_block = int(self.block_N[-1]) + 1  # asked once: on a GPU each answer is a wait
         self.offset = Offset(width, roster) if config.offset else None
         self.chunks = self.repaired = 0
         """Chunks sampled, and those in which the likeliest code would have made one that is too long or too short."""
@@ -198,7 +199,7 @@ class TokensDecoder(ActionDecoder):
         """The suffix: a place per code, and one more for the offset if there is one."""
         S, N = x_BSD.shape[1], exists_BN.shape[1]
         valid_BS = F.pad(exists_BN, (0, S - N), value=True)
-        block_S = F.pad(self.block_N[:N], (0, S - N), value=int(self.block_N[-1]) + 1)
+        block_S = F.pad(self.block_N[:N], (0, S - N), value=self.end_block)
         suffix = suffix_tokens(prefix, x_BSD.to(prefix.x_BSD.dtype), causal=True, valid_BS=valid_BS)
         return replace(suffix, block_BS=(prefix.next_block() + block_S).expand(valid_BS.shape))
 
