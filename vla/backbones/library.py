@@ -5,7 +5,7 @@ A family (paligemma, qwen_vl, smolvlm, prismatic) says how images become feature
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -40,7 +40,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class LibraryConfig:
+class LibraryConfig(ABC):
     """`library`: the library's own configuration by value; every size comes from it. `tokenizer`: packed by value (`pack_tokenizer`).
 
     `cameras`: the roster of roles, in the order of their images ((): as they come). `attention`: an implementation of the library, or
@@ -85,9 +85,9 @@ class LibraryConfig:
 
         return read_config(source, revision, cls, **changes)
 
+    @abstractmethod
     def build(self) -> LibraryBackbone:
         """The backbone with fresh weights, frozen and adapted as the configuration says."""
-        raise NotImplementedError
 
 
 class LibraryBackbone(Backbone):
