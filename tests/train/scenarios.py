@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vla.train.job import assemble
 from vla.train.log import Watch
 from vla.train.loop import train
 from vla.train.optim import AdamW, Zero
+from vla.train.progress import Bar
 from vla.train.ranks import Ranks
 
 
@@ -146,3 +148,21 @@ class _Killer(Watch):
     def step(self, done: int, steps: int) -> None:
         if done == self.at:
             os.kill(os.getpid(), self.number)
+
+
+def sleeps(root: str, out: str, seconds: float) -> None:
+    """Four steps of the toy run, in which the last rank sleeps a while after each; what is said goes to `said.txt` beside `out`."""
+    slow = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    with open(Path(out).with_name("said.txt"), "a") as file:
+        os.dup2(file.fileno(), 1)
+        with _Sleeper(seconds * slow) as watch:
+            train(toy_run(steps=4, log_every=4), Path(out), data_root=Path(root), near=Path(root), watch=watch)
+
+
+class _Sleeper(Bar):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def step(self, done: int, steps: int) -> None:
+        time.sleep(self.seconds)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from vla.decoders.base import total_loss
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
+from vla.train.clock import Phases
+from vla.train.memory import part_of
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Loss, WeightedSum
@@ -41,8 +43,16 @@ class Engine(ABC):
     """Computes gradients and moves weights. Methods marked *collective* must be called by every rank."""
 
     ranks: Ranks
+    phases: Phases
+    """Where the time of a step goes (vla/train/clock.py)."""
+    waits: tuple[str, ...] = ("communication",)
+    """Phases in which a rank may be waiting for others: their time says nothing about the rank itself."""
     updates: int = 0
     """Updates applied so far: Adam's step, and what the EMA's warm-up counts."""
+
+    def grad_norms(self) -> dict[str, float]:
+        """Norm of each part's gradient in the last step, over all ranks and before clipping; {} where the engine does not have them."""
+        return {}
 
     @abstractmethod
     def forward(self, batch: Batch, noise: Noise) -> Loss:
@@ -79,23 +89,26 @@ class LocalEngine(Engine):
     """Plain torch: fp32 weights, autocast for bf16, fused AdamW; with several ranks one flat all-reduce of the gradients."""
 
     def __init__(self, run: Run, model: nn.Module, ranks: Ranks) -> None:
-        self.run, self.ranks = run, ranks
+        self.run, self.ranks, self.phases = run, ranks, Phases(ranks.device)
         self.module = model.to(ranks.device)
         self.named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self.trained = [p for _, p in self.named]
         self.optimizer = run.optim.build(self.trained)
         self.shadow = [p.detach().clone() for p in self.trained] if run.ema_decay is not None else None
         self._total = torch.zeros((), device=ranks.device)
+        self._norm_P = torch.zeros(len(self.trained), device=ranks.device)
 
     def forward(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad(), self._autocast():
             return self.module(batch, noise)
 
     def forward_backward(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor], last: bool) -> Loss:
-        with self._autocast():
-            loss = self.module(batch, noise)
-        total = total_loss(loss, weights)
-        total.backward()
+        with self.phases("forward"):
+            with self._autocast():
+                loss = self.module(batch, noise)
+            total = total_loss(loss, weights)
+        with self.phases("backward"):
+            total.backward()
         self._total += total.detach()
         return detached(loss)
 
@@ -106,25 +119,42 @@ class LocalEngine(Engine):
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in self.trained]
         if self.ranks.world > 1:
-            flat = torch.cat([self._total[None], *(grad.flatten() for grad in grads)])
-            total, *summed = self.ranks.sum(flat).split([1, *(grad.numel() for grad in grads)])
-            self._total.copy_(total[0])
-            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
-        norm = torch.nn.utils.get_total_norm(grads)
-        loss, grad_norm = torch.stack([self._total, norm]).tolist()
-        applied = math.isfinite(loss) and math.isfinite(grad_norm)
-        if applied:
-            if self.run.optim.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.optim.grad_clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.updates += 1
-            if self.shadow is not None:
-                torch._foreach_lerp_(self.shadow, self.trained, 1 - ema_decay(self.run, self.updates))
-        self.optimizer.zero_grad()
-        self._total.zero_()
+            with self.phases("communication"):
+                self._sum(grads)
+        with self.phases("optimizer"):
+            self._norm_P = torch.stack(torch._foreach_norm(grads))
+            norm = torch.linalg.vector_norm(self._norm_P)
+            loss, grad_norm = torch.stack([self._total, norm]).tolist()
+            applied = math.isfinite(loss) and math.isfinite(grad_norm)
+            if applied:
+                self._apply(lr, norm)
+            self.optimizer.zero_grad()
+            self._total.zero_()
         return Update(loss, grad_norm, applied)
+
+    def grad_norms(self) -> dict[str, float]:
+        """By part (`memory.part_of`); read when a line is written, not at each step."""
+        square: dict[str, float] = {}
+        for (name, _), norm in zip(self.named, self._norm_P.tolist(), strict=True):
+            square[part_of(name)] = square.get(part_of(name), 0.0) + norm**2
+        return {part: math.sqrt(value) for part, value in square.items()}
+
+    def _sum(self, grads: list[Tensor]) -> None:
+        """Loss and gradients over all ranks, in place: one flat all-reduce."""
+        flat = torch.cat([self._total[None], *(grad.flatten() for grad in grads)])
+        total, *summed = self.ranks.sum(flat).split([1, *(grad.numel() for grad in grads)])
+        self._total.copy_(total[0])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
+
+    def _apply(self, lr: float, norm: Tensor) -> None:
+        if self.run.optim.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.optim.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.updates += 1
+        if self.shadow is not None:
+            torch._foreach_lerp_(self.shadow, self.trained, 1 - ema_decay(self.run, self.updates))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

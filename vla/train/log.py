@@ -124,10 +124,14 @@ class Log:
             self._board.close()
 
 
-def rss_mb() -> float:
-    """Resident memory of this process, in MB."""
+def memory_mb(device: torch.device) -> dict[str, float]:
+    """Of this process, in MB: resident, and on a GPU the most that was allocated since the last time."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        found = {"rss_mb": int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6}
+    if device.type == "cuda":
+        found["gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+        torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
 def _step(line: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from vla.errors import UserError
 from vla.noise import Noise
 from vla.train import checkpoint
 from vla.train.checkpoint import Progress
+from vla.train.clock import Clock, Pace
 from vla.train.engine import Engine, make_engine
 from vla.train.job import Job, assemble, step_batches
-from vla.train.log import Books, Log, Watch, rss_mb
+from vla.train.log import Books, Log, Watch, memory_mb
 from vla.train.picture import save_picture
 from vla.train.ranks import Ranks
 from vla.train.report import announce
@@ -84,17 +85,22 @@ def train(
         stack.callback(log.close)
         if ranks.first and not found.name:
             save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))
-        announce(run, job, engine, start, out, watch.say if ranks.first else lambda line: None)
+        pace = announce(run, job, engine, start, out, watch.say if ranks.first else lambda line: None)
+        clock = Clock(engine.phases, start.seconds, start.step, job.model.backbone, ranks)
+        stack.callback(clock.close)
         stop = stack.enter_context(stop_signals())
-        return _steps(run, job, engine, start, out, log, stop, watch)
+        return _steps(run, job, engine, start, out, log, stop, watch, clock, pace)
 
 
-def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: Log, stop: Stop, watch: Watch) -> Result:
-    ranks, books, clock = engine.ranks, Books(job.sources, job.robots, engine.ranks), _Clock(start)
+def _steps(
+    run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: Log, stop: Stop, watch: Watch, clock: Clock, pace: Pace
+) -> Result:
+    ranks, books = engine.ranks, Books(job.sources, job.robots, engine.ranks)
     done, validation = start, None
 
     def save() -> Path:
-        return _save(engine, job, out, replace(done, updates=engine.updates, seconds=clock.total), run, log)
+        with engine.phases("save"):
+            return _save(engine, job, out, replace(done, updates=engine.updates, seconds=clock.total), run, log)
 
     with closing(step_batches(run, job, ranks, done.step)) as batches_of_step:
         for batches in clock.waiting(batches_of_step):
@@ -128,10 +134,12 @@ def _steps(run: Run, job: Job, engine: Engine, start: Progress, out: Path, log: 
                 )
             saving = _due(done.step, run.save_every) and done.step < run.steps
             if _due(done.step, run.log_every) or saving or done.step == run.steps:
-                row = books.close()
-                log.write("train", done.step, **row, lr=lr, grad_norm=update.grad_norm, **clock.lap(done.step, run), rss_mb=rss_mb())
+                norms = {"lr": lr, "grad_norm": update.grad_norm, "grad_norms": engine.grad_norms()}
+                row = {**books.close(), **norms, **clock.lap(done.step, run.steps, pace), **memory_mb(ranks.device)}
+                log.write("train", done.step, **row)
             if _due(done.step, run.validate_every) or done.step == run.steps:
-                validation = validate(run, job, engine)
+                with engine.phases("validation"):
+                    validation = validate(run, job, engine)
                 if validation:
                     log.write("validation", done.step, **validation)
             if saving:
@@ -199,7 +207,8 @@ def _sum_weights(job: Job, engine: Engine, batches: Sequence[Batch], noises: Seq
     rows = [job.model.weights(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
     names = sorted(rows[0])
     asked = rows[0][names[0]].new_tensor(float(bool(stop.requested)))
-    summed = engine.ranks.sum(torch.stack([*(sum(row[name] for row in rows) for name in names), asked]))
+    with engine.phases("communication"):
+        summed = engine.ranks.sum(torch.stack([*(sum(row[name] for row in rows) for name in names), asked]))
     return dict(zip(names, summed, strict=False)), bool(summed[-1] > 0)
 
 
@@ -218,38 +227,3 @@ def _augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-class _Clock:
-    """Seconds of the run over all its starts, and since the last line: waiting for data, and all else."""
-
-    def __init__(self, start: Progress) -> None:
-        self._before, self._began = start.seconds, time.perf_counter()
-        self._lap_began, self._lap_step, self._waited = self._began, start.step, 0.0
-
-    @property
-    def total(self) -> float:
-        return self._before + time.perf_counter() - self._began
-
-    def waiting(self, items: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The items, with the time until each arrives counted as waiting."""
-        while True:
-            began = time.perf_counter()
-            item = next(items, None)
-            self._waited += time.perf_counter() - began
-            if item is None:
-                return
-            yield item
-
-    def lap(self, step: int, run: Run) -> dict[str, float]:
-        """Rates since the last line."""
-        now = time.perf_counter()
-        seconds, steps = now - self._lap_began, step - self._lap_step
-        facts = {
-            "seconds": self.total,
-            "data_s": self._waited / max(steps, 1),
-            "compute_s": (seconds - self._waited) / max(steps, 1),
-            "samples_per_s": steps * run.batch_size / seconds,
-        }
-        self._lap_began, self._lap_step, self._waited = now, step, 0.0
-        return facts

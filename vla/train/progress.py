@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla.train.log import Watch
 from vla.train.ranks import Ranks
+from vla.train.report import duration
 
 
 class Bar(Watch):
@@ -47,7 +48,10 @@ class Bar(Watch):
             if self._console.is_terminal:
                 self._bar.update(self._task, description=line)
             else:
-                self.say(f"step {row['step']}: {line}, {row['seconds']:.0f} s")
+                self.say(f"step {row['step']}: {line}, {row['seconds']:.0f} s, {duration(row['left_s'])} left")
+            if "straggler" in row:
+                own, middle = row["rank_slowest_s"], row["rank_median_s"]
+                self.say(f"step {row['step']}: rank {row['straggler']} is slow: {own:.3g} s a step by itself, the median {middle:.3g} s")
         elif row["kind"] == "validation" and row["loss"] is not None:
             robots = ", ".join(f"{name} {value:.4f}" for name, value in row["embodiments"].items())
             self.say(f"step {row['step']}: held-out loss {row['loss']:.4f} ({robots})")

@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from vla.noise import Noise
 from vla.train.checkpoint import Progress
+from vla.train.clock import Pace
 from vla.train.engine import Engine
+from vla.train.flops import backward_share, counted, measured_peak
 from vla.train.job import Job, show_tree
+from vla.train.memory import estimate, parameters_by_part
 from vla.train.run import Run
 
 
 def describe(run: Run, job: Job, world: int) -> list[str]:
     """Facts that need no forward pass."""
-    trained, frozen = count_parameters(job.model)
     per_rank, micro = run.batch_size // world, run.microbatches(world)
     zero = f"DeepSpeed ZeRO-{run.zero.stage}" if run.zero else "plain torch"
     return [
         show_tree(job, run.steps * run.batch_size),
         *job.notes,
         f"batch: {run.batch_size} = {world} ranks x {micro} micro-batches x {per_rank // micro}; {zero}, {run.precision}",
-        f"parameters: {trained:,} trained, {frozen:,} frozen; robots: {', '.join(job.robots)}",
+        *describe_parameters(job.model, job.robots),
     ]
 
 
-def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say: Callable[[str], None]) -> None:
-    """Collective: says the facts and the time that the run will take, from one timed forward pass."""
+def describe_parameters(model: nn.Module, robots: Sequence[str]) -> list[str]:
+    """What is trained and what is frozen, in all and by part."""
+    trained, frozen = count_parameters(model)
+    kinds = {part: dict(zip(("trained", "frozen"), pair, strict=True)) for part, pair in parameters_by_part(model).items()}
+    parts = [f"{part} {', '.join(f'{size:,} {kind}' for kind, size in pair.items() if size)}" for part, pair in kinds.items()]
+    return [f"parameters: {trained:,} trained, {frozen:,} frozen; robots: {', '.join(robots)}", f"  {'; '.join(parts)}"]
+
+
+def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say: Callable[[str], None]) -> Pace:
+    """Collective: says the facts and the time that the run will take, from one timed forward pass, whose operations are counted."""
     for line in describe(run, job, engine.ranks.world):
         say(line)
-    micro = run.microbatches(engine.ranks.world)
-    size = run.batch_size // engine.ranks.world // micro
-    batch = job.batch(job.train.samples(range(size))).to(engine.ranks.device)
-    for _ in range(2):  # the first warms up
-        began = time.perf_counter()
+    world, device = engine.ranks.world, engine.ranks.device
+    micro = run.microbatches(world)
+    size = run.batch_size // world // micro
+    batch = job.batch(job.train.samples(range(size))).to(device)
+    with counted() as operations:  # the first pass warms up
         engine.forward(batch, Noise(batch.position_B, run.seed))
-        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    engine.forward(batch, Noise(batch.position_B, run.seed))
+    seconds = time.perf_counter() - began
+    flops = operations() * (1 + backward_share(job.model)) / size
+    peak = measured_peak(device, run.precision) if device.type == "cuda" else None
+    most = f"; a matrix product here does {peak / 1e12:.0f} TFLOP/s" if peak else ""
+    say(f"operations: {flops / 1e9:.3g} GFLOP a sample, {flops * run.batch_size / 1e12:.3g} TFLOP a step{most}")
+    say(f"memory: {estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world).line()}; activations come on top")
     total = 3 * seconds * micro * (run.steps - start.step)  # backward costs about twice the forward
     begins = f"goes on at step {start.step} of" if start.step else "starts;"
     say(f"{out}: {begins} {run.steps} steps, about {duration(total)} (from one forward pass)")
     needed, free = _bytes_of_saves(run, job.model), shutil.disk_usage(out).free
     if free < needed:
         say(f"warning: checkpoints here will take about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free in {out}")
+    return Pace(run.batch_size, flops, peak, engine.waits)
 
 
 def duration(seconds: float) -> str:
@@ -56,9 +74,9 @@ def duration(seconds: float) -> str:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trained, frozen). Under ZeRO-3 a parameter is empty between uses, and `ds_numel` is its size."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, trained in sizes if not trained)
+    """(trained, frozen)."""
+    parts = parameters_by_part(model).values()
+    return sum(trained for trained, _ in parts), sum(frozen for _, frozen in parts)
 
 
 def _bytes_of_saves(run: Run, model: nn.Module) -> int:

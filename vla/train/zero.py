@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vla.decoders.base import total_loss
 from vla.errors import UserError
 from vla.noise import Noise
+from vla.train.clock import Phases
 from vla.train.engine import MOMENTS, Engine, Update, detached, ema_decay
 from vla.train.ranks import Ranks
 from vla.train.run import Run
@@ -35,7 +36,9 @@ class DeepSpeedEngine(Engine):
     def __init__(self, run: Run, model: nn.Module, ranks: Ranks) -> None:
         assert run.zero is not None
         deepspeed = _import(ranks)
-        self.run, self.ranks = run, ranks
+        self.run, self.ranks, self.phases = run, ranks, Phases(ranks.device)
+        # It reduces gradients within the backward pass, and under stage 3 fetches weights within the forward pass.
+        self.waits = ("communication", "backward", "optimizer", *(("forward",) if run.zero.stage == 3 else ()))
         self.objective = _Objective(model)
         scalars = [name for name, p in model.named_parameters() if p.dim() == 0]
         if scalars:
@@ -62,7 +65,13 @@ class DeepSpeedEngine(Engine):
 
     def forward_backward(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor], last: bool) -> Loss:
         """Adds the gradients of one micro-batch, whose loss is divided by weights summed over ranks."""
-        total = self.engine(batch, noise, weights)
+        with self.phases("forward"):
+            total = self.engine(batch, noise, weights)
+        with self.phases("backward"):
+            self._backward(total, last)
+        return detached(self.objective.take())
+
+    def _backward(self, total: Tensor, last: bool) -> None:
         self._total += total.detach()
         if last:
             self._loss = float(self.ranks.sum(self._total))
@@ -72,13 +81,13 @@ class DeepSpeedEngine(Engine):
         self.engine.backward(total * self.ranks.world, scale_wrt_gas=False)
         if not last:
             self.engine.step()  # counts the micro-batch
-        return detached(self.objective.take())
 
     def step(self, lr: float) -> Update:
         """One DeepSpeed update at `lr`; all ranks skip it together where any gradient is not finite."""
         for group in self.zero.param_groups:
             group["lr"] = lr
-        self.engine.step()
+        with self.phases("optimizer"):
+            self.engine.step()
         applied = not self.zero.overflow  # its word for a norm that is not finite; the same on all ranks
         grad_norm = float(self.engine.get_global_grad_norm()) if applied else math.inf
         if applied:
