@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vla.backbones.empty import build_empty
 from vla.presets import preset
 from vla.roster import Roster
 
+LLAMA_2_7B = 4096
+"""The width of the backbone that CogACT and UniVLA stand on."""
+
 
 def model(name: str, width: int = 7):
+    """The whole model, for heads that take their sizes from the backbone."""
     chosen = preset(name)
     return build_empty(chosen.model(), Roster(("arm",), chosen.horizon, width, width)), chosen
+
+
+def head(name: str):
+    """The decoder alone, beside a backbone of `LLAMA_2_7B`."""
+    chosen = preset(name)
+    with torch.device("meta"):
+        return chosen.decoder.build(LLAMA_2_7B, Roster(("arm",), chosen.horizon, 7, 7)), chosen
 
 
 def test_pi0():
@@ -31,8 +43,7 @@ def test_pi0():
 @pytest.mark.parametrize("size, width, depth, heads", [("s", 384, 6, 4), ("b", 768, 12, 12), ("l", 1024, 24, 16)])
 def test_cogact(size, width, depth, heads):
     """`action_model.py`, `cogactvla.py`: sizes; 100 steps, 8 repeated noises, dropout 0.1; 10 DDIM steps, guidance 1.5; chunks of 16."""
-    made, chosen = model(f"cogact_{size}")
-    decoder = made.decoder
+    decoder, chosen = head(f"cogact_{size}")
     blocks = decoder.conditioning.expert.blocks
     assert (len(blocks), blocks[0].q.in_features, blocks[0].shape.heads, blocks[0].mlp.up.out_features) == (depth, width, heads, 4 * width)
     assert decoder.conditioning.context_in.in_features == 4096 and decoder.conditioning.query_1D is None  # the last token's own state
@@ -51,7 +62,7 @@ def test_dita():
 
 def test_univla_readout():
     """`finetune_libero.py`: two attention poolings, 512 wide, beside a backbone of 4096; 12 steps."""
-    made, _ = model("univla")
-    pools = made.decoder.readout
+    decoder, _ = head("univla")
+    pools = decoder.readout
     assert [(pool.q.in_features, pool.kv.in_features, pool.heads) for pool in pools] == [(512, 4096, 512 // 64)] * 2
-    assert made.decoder.step_TD.shape == (12, 512)
+    assert decoder.step_TD.shape == (12, 512)
