@@ -17,7 +17,7 @@ EXAMPLES = """
 vla train pretrain/demo.py
 vla train finetune/forkme.py --init runs/demo --out runs/my_robot
 vla train pretrain/demo.py --resume
-vla train pretrain/demo.py --dry-run
+vla train pretrain/demo.py --dry-run --world 8 --zero 2
 vla train pretrain/demo_latent_action.py --out runs/latent_action
 vla train pretrain/demo.py:latent --latents runs/latent_action
 torchrun --nproc-per-node 2 -m vla train pretrain/demo.py --zero pretrain/zero2.json
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
     parser.add_argument("--allow-changed", action="store_true", help="resume although the run or its data have changed")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop before the first step")
+    parser.add_argument("--world", type=int, metavar="RANKS", help="with --dry-run: as if on so many ranks (default: as launched)")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets (default: $VLA_DATA, else data)")
     parser.add_argument("--init", help="checkpoint or run folder to start from")
     parser.add_argument(
@@ -53,12 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or what a stopping signal asks for (docs of `vla.train.stop`)."""
     from vla.config import load_plugin
+    from vla.errors import UserError
     from vla.latent_action.run import LatentRun
     from vla.train.loop import train
     from vla.train.progress import Bar
     from vla.train.run import load_recipe
     from vla.train.stop import EXIT_STOPPED
 
+    if args.world is not None and (args.world < 1 or not args.dry_run):
+        raise UserError("--world plans for so many ranks (1 or more): add --dry-run. A run has the ranks of its launcher, such as torchrun")
     for plugin in args.plugin:
         load_plugin(plugin)
     found = load_recipe(args.recipe)
@@ -129,14 +133,10 @@ def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
 
 
 def _dry_run(recipe: Run, args: argparse.Namespace) -> int:
-    from vla.train.job import assemble
+    from vla.train.plan import dry_run
     from vla.train.ranks import Ranks
-    from vla.train.report import describe
 
-    world = Ranks.world_size()
-    recipe.check(world)
-    job = assemble(recipe, args.data_root, args.recipe.parent)
-    for line in describe(recipe, job, world):
+    for line in dry_run(recipe, args.data_root, args.recipe.parent, args.world or Ranks.world_size()):
         print(line)
     print(f"{args.recipe} is sound; nothing was trained")
     return 0

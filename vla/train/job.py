@@ -91,10 +91,12 @@ def assemble(
     near: Path = Path(),
     verify: Literal["full", "size"] = "full",
     resumed: Path | None = None,
+    most_parameters: float = float("inf"),
 ) -> Job:
     """Opens and checks everything that `run` names; `verify`: how much of the data (see `Mixture.load`).
 
     `resumed`: the acting checkpoint that the run goes on from. Its normalisers hold, and `init`, which may be gone, is not looked at.
+    `most_parameters`: a larger model is left on the meta device, without its starting weights, for planning.
     Raises UserError, which names the fix, or Damaged.
     """
     robots = [robot if isinstance(robot, Embodiment) else _embodiment(robot, near) for robot in run.embodiments]
@@ -115,18 +117,22 @@ def assemble(
     origin = load_checkpoint(first) if first else None
     normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and (resumed or run.init_parts != ()) else None)
     contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        model = contents.build()
-    if not resumed and (origin is None or (run.init_parts is not None and "backbone" not in run.init_parts)):
-        notes += model.backbone.load_pretrained()
-    if origin and not resumed:
-        notes += _carry(run, model, contents, *origin)
+    model = _empty(contents, most_parameters)
+    if model is not None:
+        notes.append("note: the model is too large to be built for this; its starting weights were not looked at")
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)
+            model = contents.build()
+        if not resumed and (origin is None or (run.init_parts is not None and "backbone" not in run.init_parts)):
+            notes += model.backbone.load_pretrained()
+        if origin and not resumed:
+            notes += _carry(run, model, contents, *origin)
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
     job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes), 0.5 if run.goal_gap_s else 0.0)
-    if model.decoder.fits and not resumed:
+    if model.decoder.fits and not resumed and not next(model.parameters()).is_meta:
         model.decoder.fit(_first_targets(job, min(model.decoder.fits, run.steps * run.batch_size)))
     return job
 
@@ -195,6 +201,16 @@ def _normalizers(
             fix = "Add a source with its actions, or take it out of the run's embodiments."
             raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions. {fix}")
     return normalizers, notes
+
+
+def _empty(contents: Contents, most_parameters: float) -> VLA | None:
+    """The model on the meta device, if it has more than so many parameters."""
+    if most_parameters == float("inf"):
+        return None
+    from vla.backbones.empty import build_empty, count_parameters
+
+    model = build_empty(contents.model, contents.roster)
+    return model if count_parameters(model) > most_parameters else None
 
 
 def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Mapping[str, Tensor]) -> list[str]:

@@ -58,7 +58,7 @@ class Memory:
 
 def gigabytes(size: float) -> str:
     """10^9 bytes, as devices are sold."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def estimate(model: nn.Module, precision: str, ema: bool, zero: Zero | None, world: int, activations: float = 0.0) -> Memory:
@@ -90,7 +90,7 @@ def estimate(model: nn.Module, precision: str, ema: bool, zero: Zero | None, wor
 def activation_bytes(model: nn.Module, forward: Callable[[], Any]) -> float:
     """Bytes that one forward pass keeps for the backward pass, each storage once and weights left out; exact also on the meta device.
 
-    With gradient checkpointing that is what lies between the checkpoints. The peak is higher by what one layer computes anew.
+    With gradient checkpointing that is what lies between the checkpoints.
     """
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, Any] = {}
