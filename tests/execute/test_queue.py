@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from vla.embodiment import Embodiment, Field, Space
 from vla.errors import SchemaError, UserError
-from vla.execute.ensemble import TemporalEnsemble
+from vla.execute.ensemble import AdaptiveEnsemble, TemporalEnsemble, ensemble_of
 from vla.execute.queue import ChunkQueue, NoCommand
 from vla.types import Chunk
 
@@ -111,3 +111,22 @@ def test_nothing_outside_the_limits_leaves(chunks, execute, ensemble):
         while not queue.wants_chunk:
             command_A = queue.pop()
             assert np.isfinite(command_A).all() and (low_A <= command_A).all() and (command_A <= high_A).all()
+
+
+def test_adaptive_ensemble_hand_worked():
+    """The newest points along x; one prediction agrees, one is orthogonal, one points back: cosines 1, 0, -1."""
+    space = Space((Field("move", 2, "command", "step"),))
+    candidate_KA = np.array([[-3.0, 0.0], [0.0, 2.0], [1.0, 0.0], [1.0, 0.0]])  # oldest first
+    weight_K = np.exp(0.5 * np.array([-1.0, 0.0, 1.0, 1.0]))
+    want_A = weight_K @ candidate_KA / weight_K.sum()
+    np.testing.assert_allclose(AdaptiveEnsemble(alpha=0.5, horizon=7).combine(candidate_KA, space), want_A)
+    assert AdaptiveEnsemble(alpha=0.5, horizon=2).combine(candidate_KA, space).tolist() == [1.0, 0.0]
+
+
+def test_ensembles_are_read_from_what_they_say_of_themselves():
+    for ensemble in (TemporalEnsemble(0.3), AdaptiveEnsemble(0.2, 3)):
+        assert ensemble_of(ensemble.spec) == ensemble
+    assert ensemble_of("0.01") == TemporalEnsemble(0.01) and ensemble_of("adaptive") == AdaptiveEnsemble()
+    for wrong in ("adaptive:x", "temporal:1:2", "often", "adaptive:0.1:0"):
+        with pytest.raises(UserError, match="ensembl"):
+            ensemble_of(wrong)

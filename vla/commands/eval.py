@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the episodes; the same seed pairs two policies (default: 0)")
     parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
-    parser.add_argument("--ensemble", type=float, metavar="DECAY", help="average overlapping chunks with ACT's weights, e.g. 0.01")
+    parser.add_argument(
+        "--ensemble", metavar="HOW", help="average overlapping chunks: temporal:0.01 (ACT's weights) or adaptive:0.1:7 (CogACT's)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="simulator processes, one thread each; changes no result (default: 2)")
     parser.add_argument("--slots", type=int, default=4, help="episodes at once per process; changes no result (default: 4)")
     parser.add_argument("--image-size", type=int, help="pixels, square (default: what the checkpoint's backbone sees)")
@@ -90,7 +92,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
     from rich.progress import Progress as Bars
 
     from vla.evaluate.runner import evaluate
-    from vla.execute.ensemble import TemporalEnsemble
+    from vla.execute.ensemble import ensemble_of
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
@@ -110,7 +112,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             args.episodes,
             args.seed,
             execute=args.execute,
-            ensemble=TemporalEnsemble(args.ensemble) if args.ensemble is not None else None,
+            ensemble=ensemble_of(args.ensemble) if args.ensemble is not None else None,
             workers=args.workers,
             slots=args.slots,
             image_size=args.image_size,

@@ -16,7 +16,7 @@ from vla.evaluate.batching import Batcher, one_thread
 from vla.evaluate.result import EvalResult, Row, git_commit, versions
 from vla.evaluate.rollouts import Rollouts
 from vla.evaluate.video import choose, film
-from vla.execute.ensemble import TemporalEnsemble
+from vla.execute.ensemble import AdaptiveEnsemble, TemporalEnsemble
 from vla.sim.env import IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
@@ -45,7 +45,7 @@ def evaluate(
     seed: int = 0,
     *,
     execute: int | None = None,
-    ensemble: TemporalEnsemble | None = None,
+    ensemble: TemporalEnsemble | AdaptiveEnsemble | None = None,
     workers: int = 2,
     slots: int = 4,
     image_size: int | None = None,
@@ -79,7 +79,7 @@ def evaluate(
         "suite": suite.spec,
         "image_size": image_size,
         "execute": execute,
-        "ensemble_decay": ensemble.decay if ensemble else None,
+        "ensemble": ensemble.spec if ensemble else None,
     }
     rows: list[Row] = []
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from vla.evaluate.wire import receive, send
-from vla.execute.ensemble import Ensemble, TemporalEnsemble
+from vla.execute.ensemble import Ensemble, ensemble_of
 from vla.execute.queue import ChunkQueue
 from vla.sim.env import SimEnv, Suite
 from vla.sim.suites import load_suite
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     connection = Connection(int(argv[0]))
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         setup, _ = receive(connection)
-        worker = Worker(load_suite(setup["suite"]), setup["image_size"], setup["execute"], setup["ensemble_decay"])
+        worker = Worker(load_suite(setup["suite"]), setup["image_size"], setup["execute"], setup["ensemble"])
         send(connection, {"op": "ready"})
         while True:
             message, arrays = receive(connection)
@@ -58,9 +58,9 @@ class Slot:
 class Worker:
     """`clock`: CPU seconds spent building environments, resetting, stepping and rendering, so far."""
 
-    def __init__(self, suite: Suite, image_size: int, execute: int, ensemble_decay: float | None) -> None:
+    def __init__(self, suite: Suite, image_size: int, execute: int, ensemble: str | None) -> None:
         self.suite, self.image_size, self.execute = suite, image_size, execute
-        self.ensemble: Ensemble | None = None if ensemble_decay is None else TemporalEnsemble(ensemble_decay)
+        self.ensemble: Ensemble | None = None if ensemble is None else ensemble_of(ensemble)
         self.slots: dict[int, Slot] = {}
         self.clock = {"build": 0.0, "reset": 0.0, "step": 0.0, "render": 0.0, "replay": 0.0}
 
