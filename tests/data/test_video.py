@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from simplejpeg import decode_jpeg, encode_jpeg
 
 from vla.data import video
 from vla.data.video import frame_times, image_at, images, images_at, jpegs_at, probe
@@ -167,14 +168,72 @@ def test_colours_follow_the_declared_matrix_and_range(tmp_path):
         (image,) = images_at(path, [0.0])
         assert np.abs(image.astype(int) - red).max() <= 5, (matrix, full)
         (jpeg,) = jpegs_at(path, [0.0], quality=95)
-        from simplejpeg import decode_jpeg
-
         assert np.abs(decode_jpeg(jpeg).astype(int) - red).max() <= 8, (matrix, full)
 
 
-def test_jpegs_hold_the_same_frames(tmp_path):
-    from simplejpeg import decode_jpeg
+CHART = np.array(
+    [[200, 40, 60], [40, 180, 70], [50, 60, 200], [220, 200, 40], [60, 190, 200], [190, 70, 180], [30, 30, 30], [225, 225, 225]]
+)
+MATRICES = {"bt709": 1, "smpte170m": 5}
 
+
+def charted(path, height, width, matrix: str | None, full: bool, rotation=0):
+    """A video of eight patches of colour, two rows of four, that says (or, matrix None, does not say) how its colours are coded."""
+    patch = np.full((2, 4, 1, 1, 3), CHART.reshape(2, 4, 1, 1, 3), np.uint8)
+    rows, columns = np.arange(height) * 2 // height, np.arange(width) * 4 // width
+    picture = np.ascontiguousarray(np.rot90(patch[rows[:, None], columns[None], 0, 0], rotation // 90))
+    number = MATRICES[matrix or "smpte170m"]
+    says = f"fullrange={'on' if full else 'off'}" + (f":colormatrix={matrix}" if matrix else "")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"x264-params": says, "crf": "4"})
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = "yuv444p" if picture.shape[0] % 2 or picture.shape[1] % 2 else "yuv420p"
+        stream.codec_context.color_range = 2 if full else 1
+        if rotation:
+            stream.set_display_rotation(-rotation)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=number, dst_color_range=2 if full else 1)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", [*MATRICES, None])
+@pytest.mark.parametrize("shape", [(96, 128, 0), (128, 96, 90), (96, 128, 180), (95, 129, 0), (96, 130, 0)], ids=str)
+def test_a_jpeg_made_of_planes_is_that_made_of_rgb(tmp_path, matrix, full, shape):
+    height, width, rotation = shape
+    path = charted(tmp_path / "a.mp4", height, width, matrix, full, rotation)
+    (frame,) = video.frames_at(path, [0.0])
+    for short_side in (None, 64, 63):
+        size = (height, width) if short_side is None else video.shrunk(frame, short_side)
+        planes = video._jpeg_planes(frame, size)
+        narrow = frame.format.name in ("yuv420p", "yuvj420p") and not (rotation and any(side % 2 for side in size))
+        assert (planes is not None) == (narrow and matrix != "bt709" and (full or short_side is not None))
+        (data,) = jpegs_at(path, [0.0], 95, short_side)
+        got, want = decode_jpeg(data).astype(int), video.rgb(frame, size).astype(int)
+        by_rgb = decode_jpeg(encode_jpeg(video.rgb(frame, size), quality=95, colorsubsampling="420")).astype(int)
+        assert got.shape == want.shape == (*size, 3)
+        assert np.median(np.abs(got - by_rgb)) <= 2 and np.abs((got - by_rgb).mean((0, 1))).max() <= 3  # FFmpeg's RGB is 2 short of green
+        assert np.abs(got - want).mean() < 5  # nearly all of it where two colours meet
+        centres = ((2 * np.arange(2) + 1) * size[0] // 4)[:, None], ((2 * np.arange(4) + 1) * size[1] // 8)[None]
+        assert np.abs(got[centres].reshape(8, 3) - CHART).max() <= (7 if planes is None else 5)
+
+
+def test_a_jpeg_keeps_the_edges_of_odd_sizes(tmp_path):
+    pictures = [numbered(5, 47, 65)]
+    path = write_video(tmp_path / "a.webm", pictures, "libvpx-vp9")
+    (frame,) = video.frames_at(path, [0.0])
+    for short_side in (None, 41, 40):
+        (data,) = jpegs_at(path, [0.0], 95, short_side)
+        size = (47, 65) if short_side is None else video.shrunk(frame, short_side)
+        want = video.rgb(frame, size).astype(int)
+        assert decode_jpeg(data).shape == want.shape
+        assert np.abs(decode_jpeg(data)[:, -1] - want[:, -1]).max() <= 12 and np.abs(decode_jpeg(data)[-1] - want[-1]).max() <= 12
+        assert short_side is None or video._jpeg_planes(frame, size) is not None
+
+
+def test_jpegs_hold_the_same_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", 40, rotation=90)
     at = np.arange(40) / 30
     for jpeg, image in zip(jpegs_at(path, at), images_at(path, at), strict=True):

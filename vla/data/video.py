@@ -34,6 +34,8 @@ KEPT_OPEN = 8
 """Files that a thread keeps open for `image_at`."""
 SEEK_AFTER_S = 1.0
 """A frame further ahead than this, and than key frames lie apart, is sought rather than decoded up to."""
+BT601 = (2, 5, 6)
+"""Colour matrices (H.273, table 4) that are BT.601: unspecified, which is shown so, and its two names."""
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"
 """Formats that are opened at all. Playlists (HLS, concat) are not among them: those name other files."""
 
@@ -120,25 +122,30 @@ def images(path: str | Path, numbers: Sequence[int] | np.ndarray, size: tuple[in
     return images_at(path, times[wanted], size)
 
 
-def jpegs_at(
-    path: str | Path, time_s: Sequence[float] | np.ndarray, quality: int = 90, short_side: int | None = None, subsampling: str = "420"
-) -> Iterator[bytes]:
-    """Like `images_at`, as JPEG; a frame that is shown at several times is encoded once. `short_side`: what the shorter side is shrunk to,
-    the other in proportion (a smaller video stays as it is). `subsampling` of colour: 4:2:0, as almost every video has it already."""
-    import simplejpeg
-
+def jpegs_at(path: str | Path, time_s: Sequence[float] | np.ndarray, quality: int = 90, short_side: int | None = None) -> Iterator[bytes]:
+    """Like `images_at`, as JPEG (4:2:0, as almost every video has it already); a frame that is shown at several times is encoded once.
+    `short_side`: what the shorter side is shrunk to, the other in proportion (a smaller video stays as it is)."""
     last: Any = None
     data = b""
     for frame in frames_at(path, time_s):
         if frame is not last:
-            image = rgb(frame, None if short_side is None else shrunk(frame, short_side))
-            data, last = simplejpeg.encode_jpeg(image, quality=quality, colorsubsampling=subsampling), frame
+            data, last = jpeg(frame, quality, None if short_side is None else shrunk(frame, short_side)), frame
         yield data
+
+
+def jpeg(frame: av.VideoFrame, quality: int, size: tuple[int, int] | None = None) -> bytes:
+    """A decoded frame as JPEG, upright, scaled to `size` (H, W). The same colours as `rgb` has, up to the rounding of either way."""
+    import simplejpeg
+
+    planes = _jpeg_planes(frame, size)
+    if planes is None:
+        return simplejpeg.encode_jpeg(rgb(frame, size), quality=quality, colorsubsampling="420")
+    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
 
 
 def shrunk(frame: av.VideoFrame, short_side: int) -> tuple[int, int]:
     """(H, W) of a frame, upright, when its shorter side is at most `short_side`. Even where that is, as 4:2:0 wants it."""
-    height, width = (frame.width, frame.height) if turns(frame) % 2 else (frame.height, frame.width)
+    height, width = upright(frame)
     if min(height, width) <= short_side:
         return height, width
     unit = 2 - short_side % 2
@@ -159,7 +166,7 @@ def frames_at(path: str | Path, time_s: Sequence[float] | np.ndarray) -> Iterato
 
 def rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
     """A decoded frame as uint8 (H, W, 3), by the colour matrix and range that it declares (BT.601 where it declares none)."""
-    quarter, (scaler, painter) = turns(frame), _converters()
+    quarter, (scaler, painter, _) = turns(frame), _converters()
     if size is not None:
         height, width = (size[1], size[0]) if quarter % 2 else size
         if (height, width) != (frame.height, frame.width):
@@ -167,6 +174,41 @@ def rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray
             frame = scaler.reformat(frame, width=width, height=height, interpolation="BILINEAR", threads=1)
     image = painter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, quarter)) if quarter else image
+
+
+def _jpeg_planes(frame: av.VideoFrame, size: tuple[int, int] | None) -> list[np.ndarray] | None:
+    """Y, Cb and Cr as JFIF has them (BT.601, full range), scaled and ranged in one pass; None for what is better to go by way of RGB.
+
+    That is every other matrix (FFmpeg would go by RGB itself, and slower), limited range that is not scaled (the range alone costs as
+    much as RGB), and what is turned and of odd size: half a sample of colour would come to lie at the other edge.
+    """
+    quarter, name = turns(frame), frame.format.name
+    if name not in ("yuv420p", "yuvj420p") or frame.colorspace not in BT601:
+        return None
+    height, width = size or upright(frame)
+    scaled, full = (height, width) != upright(frame), name == "yuvj420p" or frame.color_range == 2
+    if not (scaled or full) or (quarter and (height % 2 or width % 2)):
+        return None
+    if quarter % 2:
+        height, width = width, height
+    frame = _converters()[2].reformat(
+        frame,
+        width=width,
+        height=height,
+        format="yuvj420p",
+        src_colorspace="ITU601",
+        dst_colorspace="ITU601",
+        dst_color_range="JPEG",
+        interpolation="BILINEAR",
+        threads=1,
+    )
+    planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in frame.planes]
+    return [np.ascontiguousarray(np.rot90(plane, quarter)) for plane in planes] if quarter else planes
+
+
+def upright(frame: av.VideoFrame) -> tuple[int, int]:
+    """(H, W) of a frame when it is turned as it says."""
+    return (frame.width, frame.height) if turns(frame) % 2 else (frame.height, frame.width)
 
 
 def turns(frame: av.VideoFrame) -> int:
@@ -391,9 +433,9 @@ def _clock(container: Any, stream: Any) -> tuple[int, float]:
     return start, float(stream.time_base)
 
 
-def _converters() -> tuple[Any, Any]:
-    """This thread's scaler and colour converter: making one for every frame costs as much as using it."""
+def _converters() -> tuple[Any, Any, Any]:
+    """This thread's scaler, painter of RGB and maker of JPEG's planes: making one for every frame costs as much as using it."""
     if not hasattr(_LOCAL, "converters"):
         av = import_av()
-        _LOCAL.converters = av.video.reformatter.VideoReformatter(), av.video.reformatter.VideoReformatter()
+        _LOCAL.converters = tuple(av.video.reformatter.VideoReformatter() for _ in range(3))
     return _LOCAL.converters
