@@ -22,6 +22,7 @@ from vla.train.engine import Engine, make_engine
 from vla.train.job import Job, assemble, step_batches
 from vla.train.log import Books, Log, Watch, memory_mb
 from vla.train.picture import save_picture
+from vla.train.probe import listening, probing
 from vla.train.ranks import Ranks
 from vla.train.report import announce
 from vla.train.run import Run
@@ -151,7 +152,10 @@ def _steps(
 
 
 def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:
-    """Collective. Losses on held-out episodes with the EMA's weights: the same samples and noise every time. {} without any."""
+    """Collective. Losses on held-out episodes with the EMA's weights: the same samples and noise every time. {} without any.
+
+    With `run.probe` also under other instructions than the true ones (vla/train/probe.py), which takes three times as long.
+    """
     ranks, split, micro = engine.ranks, job.held_out, run.microbatches(engine.ranks.world)
     count = (
         0 if split is None else min(run.val_batches, -(-sum(source.samples for source in split.order.sources) // run.batch_size)) * micro
@@ -159,14 +163,23 @@ def validate(run: Run, job: Job, engine: Engine) -> dict[str, Any]:
     if split is None or not count:
         return {}
     size = run.batch_size // ranks.world // micro
-    books = Books(job.sources, job.robots, ranks)
+    books = {name: Books(job.sources, job.robots, ranks) for name in ("plain", *(("shuffled", "blank") if run.probe else ()))}
+    counts = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    collate = probing(job.batch) if run.probe else job.batch
     job.model.eval()
     with engine.averaged():
-        for _, batch in split.batches(batch_size=size, collate=job.batch, count=count, rank=ranks.rank, world=ranks.world):
-            batch = batch.to(ranks.device)
-            books.add(batch, engine.forward(batch, Noise(batch.position_B, run.seed).fold(1)))
+        for _, made in split.batches(batch_size=size, collate=collate, count=count, rank=ranks.rank, world=ranks.world):
+            made = made.to(ranks.device)
+            for name, book in books.items():
+                batch = getattr(made, name) if run.probe else made
+                book.add(batch, engine.forward(batch, Noise(batch.position_B, run.seed).fold(1)))
+            counts += counts.new_tensor([made.changed if run.probe else 0, size])
     job.model.train()
-    return books.close()
+    row = books["plain"].close()
+    if run.probe:
+        changed, samples = ranks.sum(counts).tolist()
+        row["probe"] = listening(row["loss"], books["shuffled"].close()["loss"], books["blank"].close()["loss"], changed / samples)
+    return row
 
 
 def _found(out: Path, resume: bool, watch: Watch) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vla.train.log import Watch
+from vla.train.probe import IGNORED
 from vla.train.ranks import Ranks
 from vla.train.report import duration
 
@@ -55,6 +56,11 @@ class Bar(Watch):
         elif row["kind"] == "validation" and row["loss"] is not None:
             robots = ", ".join(f"{name} {value:.4f}" for name, value in row["embodiments"].items())
             self.say(f"step {row['step']}: held-out loss {row['loss']:.4f} ({robots})")
+            if probe := row.get("probe"):
+                verdict = "; it does not matter what it is told" if probe["rise"] < IGNORED else ""
+                self.say(
+                    f"  with shuffled instructions {probe['shuffled']:.4f} ({probe['rise']:+.0%}), blank {probe['blank']:.4f}{verdict}"
+                )
         elif row["kind"] == "skip":
             self.say(f"step {row['step']}: skipped, not finite (loss {row['loss']}, gradient norm {row['grad_norm']})")
 

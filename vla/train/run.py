@@ -22,7 +22,7 @@ from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
 PRECISIONS = ("fp32", "bf16")
 
 HARMLESS: tuple[str, ...] = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
-HARMLESS += ("workers", "threads", "microbatch", "zero")
+HARMLESS += ("workers", "threads", "microbatch", "zero", "probe")
 """Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
 
 
@@ -38,6 +38,7 @@ class Run:
     ahead of an image that tells half of the samples what to do, instead of words (vla/goals.py). `latents`: name of the latent
     codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
+    `probe`: validating also asks what other instructions do to the loss, in two more forward passes a batch (vla/train/probe.py).
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
 
@@ -63,6 +64,7 @@ class Run:
     augment: Augment | None = None
     validate_every: int = 0
     val_batches: int = 8
+    probe: bool = True
     save_every: int = 0
     keep_last: int = 2
     log_every: int = 20
