@@ -79,7 +79,7 @@ def test_a_wrong_path_is_one_line_and_exit_2(root, capsys, command):
         code = main([command, str(root / path)])
         out = capsys.readouterr()
         assert code == 2 and out.out == "" and len(out.err.splitlines()) == 1
-        assert "a dataset folder (dataset.json) or a checkpoint folder" in out.err
+        assert "a dataset folder (dataset.json), or a folder of a checkpoint" in out.err
 
 
 def test_a_mixture_of_missing_data_says_what_there_is(root, capsys):

@@ -20,14 +20,14 @@ SUMMARY = "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 dam
 EXAMPLES = """
 vla check data/demo/sawyer
 vla check data_mixtures/demo.yaml --data-root data --json
-vla check runs/demo/pretrain/checkpoints/last/pretrained_model
+vla check runs/demo/pretrain
 vla check data/large --quick --sample 100
 vla check data/new --like data/trusted --html runs/check.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, recipe .py, or checkpoint folder")
+    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, recipe .py, or folder of a checkpoint or run")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte, and look at fewer episodes")
     parser.add_argument("--sample", type=int, help="episodes whose numbers and frames are looked at (default: 64, quick: 16; 0: none)")
@@ -58,8 +58,8 @@ def _print(report: Report) -> None:
         print(finding)
     errors = report.of("error")
     counts = ", ".join(f"{sum(f.kind == kind for f in errors)} {kind}" for kind in dict.fromkeys(f.kind for f in errors))
-    verdict = f"{len(errors)} problems ({counts})" if errors else "sound"
-    rest = ", ".join(f"{len(found)} {name}" for name in ("warning", "note") if (found := report.of(name)))
+    verdict = f"{len(errors)} problem{'s' * (len(errors) > 1)} ({counts})" if errors else "sound"
+    rest = ", ".join(f"{len(found)} {name}{'s' * (len(found) > 1)}" for name in ("warning", "note") if (found := report.of(name)))
     print(f"{report.path}: {report.kind}, {verdict}{f'; also {rest}' if rest else ''}")
     for name, value in report.facts.items():
         print(f"  {name}: {_short(value)}")
@@ -123,10 +123,11 @@ def _mixture(args: argparse.Namespace) -> Report:
 
 
 def _checkpoint(args: argparse.Namespace) -> Report:
-    from vla.checkpoint import folder_problems
+    from vla.checkpoint import acting, folder_problems
     from vla.data.check import Finding, Report
 
-    return Report("checkpoint", args.path, tuple(Finding("damaged", str(args.path), text) for text in folder_problems(args.path)))
+    folder = acting(args.path)  # of a run, its newest
+    return Report("checkpoint", folder, tuple(Finding("damaged", str(folder), text) for text in folder_problems(folder)))
 
 
 def _recipe(args: argparse.Namespace) -> Report:
@@ -142,7 +143,7 @@ def _recipe(args: argparse.Namespace) -> Report:
 
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "dataset": ("a dataset folder (dataset.json)", lambda p: (p / "dataset.json").is_file() or any(p.glob("shard-*"))),
-    "checkpoint": ("a checkpoint folder (manifest.json)", lambda p: (p / "manifest.json").is_file()),
+    "checkpoint": ("a folder of a checkpoint (manifest.json) or run", lambda p: (p / "manifest.json").is_file() or _is_run(p)),
     "mixture": ("a mixture (.yaml)", lambda p: p.is_file() and p.suffix in (".yaml", ".yml")),
     "recipe": ("a recipe (.py)", lambda p: p.is_file() and p.suffix == ".py"),
 }
@@ -157,7 +158,11 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Report]] = {
 
 
 def _choices() -> str:
-    return " or ".join(what for what, _ in KINDS.values())
+    return ", or ".join(what for what, _ in KINDS.values())
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
 
 
 def _short(value: object) -> str:

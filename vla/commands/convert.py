@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from vla.convert.engine import Progress, Settings
     from vla.convert.estimate import Estimate
-    from vla.convert.raw import Reader
+    from vla.convert.raw import Reader, Size
     from vla.convert.report import Report
 
 SUMMARY = "Convert a dataset (RLDS, LeRobot, HDF5, video, ...) into shards, by what its card says."
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
     robot = load_embodiment(args.embodiment) if args.embodiment else None
     card = Card.find(args.card, robot) if args.card else None
+    if card is not None and card.format != args.format and not args.plugin:
+        raise UserError(f"card '{card.name}' is for format {card.format}, not {args.format}: its names are those of that format")
     options = {**(card.reader if card else {}), **_options(args.option)}
     opening = partial(open_reader, args.format, args.source, options, _cache(args), args.plugin, args.reader)
     if card is None:
@@ -156,8 +159,9 @@ def _with_bar(work: Callable[[Callable[[Progress], None]], Report], expected: in
 
 
 def _show_features(reader: Reader, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from vla.commands.tables import print_table
 
     features, size = reader.features(), reader.size()
     if as_json:
@@ -167,9 +171,13 @@ def _show_features(reader: Reader, as_json: bool) -> None:
     table = Table("name", "kind", "dtype", "shape")
     for feature in sorted(features, key=lambda f: (f.kind, f.name)):
         table.add_row(feature.name, feature.kind, feature.dtype, " x ".join("?" if n is None else str(n) for n in feature.shape))
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"{size.episodes or 'unknown number of'} episodes in {len(reader.parts())} parts, {size.bytes:,} bytes")
+    print_table(table)
+    print(_holds(size, len(reader.parts())))
+
+
+def _holds(size: Size, parts: int) -> str:
+    episodes = "an unknown number of" if size.episodes is None else f"{size.episodes:,}"
+    return f"{episodes} episodes in {parts:,} part{'s' * (parts != 1)}, {size.bytes:,} bytes"
 
 
 def _show_estimate(expected: Estimate, name: str, as_json: bool) -> None:
@@ -189,7 +197,7 @@ def _show_estimate(expected: Estimate, name: str, as_json: bool) -> None:
         return
     time_left = f", about {expected.seconds:.0f} s" if expected.seconds is not None else ""
     basis = f"from {expected.sampled} episodes" if expected.sampled else "the size of the source; nothing could be sampled"
-    print(f"{name}: {expected.episodes or 'unknown number of'} episodes in {expected.parts} parts, {expected.source.bytes:,} bytes")
+    print(f"{name}: {_holds(replace(expected.source, episodes=expected.episodes), expected.parts)}")
     print(f"about {expected.bytes:,} bytes of shards ({basis}){time_left}")
     if expected.unused:
         print(f"not in the card: {', '.join(expected.unused)}")
@@ -200,23 +208,24 @@ def _show_estimate(expected: Estimate, name: str, as_json: bool) -> None:
 def _show_episode(episode: Any, card: Any) -> None:
     """The first episode as it would be stored: what its numbers reach shows a wrong unit or polarity at a glance."""
     import simplejpeg
-    from rich.console import Console
     from rich.table import Table
+
+    from vla.commands.tables import print_table
 
     table = Table("field", "unit", "frame", "lowest", "highest", title=f"{episode.id}: {episode.steps} steps at {episode.rate_hz} Hz")
     for kind, space, rows in (("state", card.state_space, episode.state), ("action", card.action_space, episode.action)):
         for name, values in (space.unpack(rows) if space else {}).items():
             of, low, high = space.field(name), values.min(0), values.max(0)
-            spans = [" ".join(f"{value:.3g}" for value in ends) for ends in (low, high)]
+            spans = [" ".join(f"{value + 0.0:.3g}" for value in ends) for ends in (low, high)]
             table.add_row(f"{kind} {name}", of.unit, of.frame, *spans)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+    if table.rows:
+        print_table(table)
     for role, frames in episode.frames.items():
         if hasattr(frames, "jpeg"):
             height, width, _, _ = simplejpeg.decode_jpeg_header(frames.jpeg[0])
-            console.print(f"{role}: {len(frames.jpeg)} pictures of {height} x {width}")
+            print(f"{role}: {len(frames.jpeg)} pictures of {height} x {width}")
     for span in episode.instructions[:5]:
-        console.print(f"steps {span.start}..{span.stop}: {span.text}", markup=False)
+        print(f"steps {span.start}..{span.stop}: {span.text}")
 
 
 def _show_report(report: Report, out: Path, as_json: bool) -> None:

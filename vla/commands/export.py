@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {args.out}: {written.episodes} episodes, {written.steps} steps{compared}")
     for what, count in written.left.items():
         print(f"  left out: {count} {what}")
-    print(f"  back into shards: vla convert lerobot {args.out} --card {args.out}/meta/card.yaml")
+    print(f"  back into shards: vla convert lerobot {args.out} --card {args.out}/meta/card.yaml --out FOLDER")
     return 0
 
 
@@ -68,6 +68,8 @@ def _check(dataset: Dataset, out: Path) -> None:
 
 
 def _progress(dataset: Dataset, what: str) -> range:
+    from rich.console import Console
     from rich.progress import track
 
-    return track(range(len(dataset)), what, transient=True)  # type: ignore[return-value]
+    console = Console(stderr=True)
+    return track(range(len(dataset)), what, console=console, transient=True, disable=not console.is_terminal)  # type: ignore[return-value]

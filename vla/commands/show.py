@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from vla.data.mixture import Mixture
     from vla.data.reader import Dataset
 
-SUMMARY = "Show what a path holds: shards, a mixture as a tree, a checkpoint."
+SUMMARY = "Show what a dataset holds (tables, pictures, plots), or a mixture as a tree."
 EXAMPLES = """
 vla show data_mixtures/demo.yaml --samples 100000
 vla show data/demo/sawyer
 vla show data/demo/sawyer --out pictures --episodes 12
 vla show data_mixtures/demo.yaml --batch 8 --out pictures
 vla show data/demo/sawyer --rerun runs/show/sawyer.rrd
+vla show runs/demo runs/demo_tokens
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset folder or mixture .yaml")
+    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, or folder of a training run")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="further runs, to be drawn over the first")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--samples", type=int, help="mixture: length of a run, to show how often each source is seen")
     parser.add_argument("--episodes", type=int, default=8, help="dataset: episodes on the pictures (default: 8)")
@@ -36,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from vla.train.curves import is_run
+
+    if args.runs or is_run(args.path):
+        return _runs(args)
     kind = kind_of(args.path)
     if kind not in SHOWS:
         raise UnknownName("kind of path to show", kind, SHOWS, f"`vla check {args.path}` knows it.")
@@ -74,6 +80,27 @@ def _dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def _runs(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vla.train.curves import History, save_curves, summary
+
+    if args.rerun or args.batch:
+        raise UserError("--rerun and --batch show data; a run is drawn as curves (and its first batch lies in its folder)")
+    histories = [History.read(folder) for folder in (args.path, *args.runs)]
+    rows = [summary(history) for history in histories]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{'-'.join(dict.fromkeys(history.name for history in histories))}-curves.png"
+    save_curves(path, histories)
+    print(f"wrote {path}")
+    return 0
+
+
 def _batch(mixture: Mixture, args: argparse.Namespace) -> Path:
     """The first samples of an order (seed 0), as pictures with their action chunks."""
     from vla.data.pictures import batch_sheet
@@ -98,20 +125,19 @@ MOST_EPISODES = 2000
 
 
 def _print_summary(dataset: Dataset) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from vla.commands.tables import print_table
     from vla.data.check import dataset_facts
     from vla.data.pictures import spread_episodes
 
-    console = Console()
     table = Table(title=dataset.info.name, show_header=False)
     for name, value in dataset_facts(dataset, full=False).items():
         table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
     for name, space in (("state", dataset.info.recorded_state), ("action", dataset.info.recorded_action)):
         fields = space.fields if space else ()
         table.add_row(name, ", ".join(f"{f.name}[{f.size} {f.unit}, {f.frame}]" for f in fields) or "none")
-    console.print(table)
+    print_table(table)
     texts: Counter[str] = Counter()
     looked = spread_episodes(dataset, MOST_EPISODES)
     for index in looked:
@@ -120,4 +146,4 @@ def _print_summary(dataset: Dataset) -> None:
     listed = Table("episodes", "instruction", title=f"{len(texts)} instructions{part}")
     for text, count in texts.most_common(12):
         listed.add_row(str(count), text or "(none)")
-    console.print(listed)
+    print_table(listed)

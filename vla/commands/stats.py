@@ -54,17 +54,10 @@ def run(args: argparse.Namespace) -> int:
 def _kind(path: Path) -> str:
     if path.is_file() and path.suffix == ".json":
         return "statistics"
-    kind = kind_of(path.parent if path.name == "config.json" else _acting(path))
+    kind = kind_of(path.parent if path.name == "config.json" else path)
     if kind not in ("dataset", "mixture", "checkpoint"):
         raise UserError(f"{path} is a {kind}; statistics are of a dataset folder, a mixture, a checkpoint or a statistics file")
     return kind
-
-
-def _acting(path: Path) -> Path:
-    """A run's folder stands for its newest checkpoint."""
-    from vla.checkpoint import acting
-
-    return acting(path) if path.is_dir() and not (path / "dataset.json").is_file() else path
 
 
 def _robot(args: argparse.Namespace) -> Embodiment:
@@ -74,22 +67,26 @@ def _robot(args: argparse.Namespace) -> Embodiment:
     for path in (args.path, args.diff):
         if path is not None and _kind(path) == "checkpoint":
             robots = _checkpoint(path)[0]
-            name = args.embodiment or (next(iter(robots)) if len(robots) == 1 else "")
+            if not args.embodiment and len(robots) > 1:
+                raise UserError(f"vla stats: {path} is of several robots; choose one with --embodiment: {', '.join(robots)}")
+            name = args.embodiment or next(iter(robots), "")
             if name not in robots:
-                raise UnknownName("embodiment", name or "(none given)", robots, f"Give one of {path} with --embodiment.")
+                raise UnknownName("embodiment", name, robots, f"Give one of {path} with --embodiment.")
             return robots[name]
     if not args.embodiment:
-        raise UserError("vla stats: give --embodiment: a built-in robot, or a .py file that defines EMBODIMENT")
+        robots = [] if _kind(args.path) == "statistics" else _robots(_open(args.path, args))
+        have = f" (these data are of: {', '.join(robots)})" if robots else ""
+        raise UserError(f"vla stats: give --embodiment: a built-in robot, or a .py file that defines EMBODIMENT{have}")
     return load_embodiment(args.embodiment)
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Embodiment], dict[str, RobotNormalizer]]:
     """{robot: by value}, {robot: normaliser} of a checkpoint, whose bytes are checked first."""
-    from vla.checkpoint import verify_folder
+    from vla.checkpoint import acting, verify_folder
     from vla.embodiment import Embodiment
     from vla.normalize import RobotNormalizer
 
-    config = json.loads((verify_folder(_acting(path)) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((verify_folder(acting(path)) / "config.json").read_text(encoding="utf-8"))
     if "normalizers" not in config:
         raise StatsMissing(f"{path} holds no policy, so it has no statistics")
     robots = {row["name"]: Embodiment.from_json(row) for row in config["embodiments"]}
@@ -105,10 +102,14 @@ def _stats(path: Path, args: argparse.Namespace, robot: Embodiment) -> tuple[Rob
     mixture = _open(path, args)
     found = compute_stats(mixture, {robot.name: robot}, save=True)
     if robot.name not in found:
-        have = {s.dataset.info.embodiment["name"] for s in mixture.sources if s.dataset.info.embodiment}
-        raise StatsMissing(f"{path}: no actions of '{robot.name}'; its robots are: {', '.join(sorted(have)) or 'none'}")
+        raise StatsMissing(f"{path}: no actions of '{robot.name}'; its robots are: {', '.join(_robots(mixture)) or 'none'}")
     kept = [stats_path(source.dataset, robot, mixture.val_fraction) for source in mixture.sources]
     return found[robot.name], [file for file in kept if file.is_file()]
+
+
+def _robots(mixture: Mixture) -> list[str]:
+    """Names of the robots whose data these are."""
+    return sorted({s.dataset.info.embodiment["name"] for s in mixture.sources if s.dataset.info.embodiment})
 
 
 def _open(path: Path, args: argparse.Namespace) -> Mixture:
@@ -145,23 +146,24 @@ def _normalizer(path: Path, args: argparse.Namespace, robot: Embodiment) -> Robo
 
 
 def _print_diff(shifts: list[Shift], args: argparse.Namespace, robot: Embodiment) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from vla.commands.tables import print_table
 
     title = f"{robot.name}: A {args.path}, B {args.diff}"
     table = Table("", *(Column(name, no_wrap=True) for name in ("dimension", "A", "B", "shift", "stretch")), "", title=title)
     for row in shifts:
         ranges = (f"{row.low_a:.3g} .. {row.high_a:.3g}", f"{row.low_b:.3g} .. {row.high_b:.3g}")
         table.add_row(row.kind, row.name, *ranges, f"{row.shift:+.2f}", f"x{row.stretch:.2f}", "moved" if row.flagged else "")
-    Console().print(table)
+    print_table(table)
     count = sum(row.flagged for row in shifts)
     print(f"{count} of {len(shifts)} dimensions have moved (shift: of the centre, in half-ranges of A; stretch: B's range over A's)")
 
 
 def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from vla.commands.tables import print_table
     from vla.normalize import dimension_names
 
     normalizer = _checkpoint(args.path)[1][robot.name]
@@ -177,7 +179,7 @@ def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:
     table = Table("", Column("dimension", no_wrap=True), "low", "high", "note", title=about)
     for row in rows:
         table.add_row(row["kind"], row["name"], f"{row['low']:.4g}", f"{row['high']:.4g}", "nearly constant" if row["degenerate"] else "")
-    Console().print(table)
+    print_table(table)
     return 0
 
 
@@ -221,8 +223,9 @@ FLAGS = ("name", "degenerate", "outlier")
 
 
 def _print_tables(stats: RobotStats, robot: Embodiment) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from vla.commands.tables import print_table
 
     key = stats.key
     for kind, part in (("state", stats.state), ("action", stats.action)):
@@ -238,4 +241,4 @@ def _print_tables(stats: RobotStats, robot: Embodiment) -> None:
             numbers = [f"{value:.4g}" for name, value in row.items() if name not in FLAGS]
             notes = [text for flag, text in (("degenerate", "nearly constant"), ("outlier", "outlier")) if row[flag]]
             table.add_row(row["name"], *numbers, ", ".join(notes))
-        Console().print(table)
+        print_table(table)

@@ -25,6 +25,7 @@ from vla.convert.mapping import Mapper, check_against
 from vla.convert.pictures import Encoding
 from vla.convert.raw import Reader
 from vla.convert.report import JOURNAL, LISTED, Bad, Journal, PartRecord, Report
+from vla.data.format import MANIFEST
 from vla.data.writer import ShardWriter
 from vla.errors import SchemaError, UserError
 
@@ -78,7 +79,9 @@ def convert(
     names = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     fingerprint = {"card": card.data, "robot": robot, "encoding": asdict(how.encoding), "lanes": LANES, "list of files": names}
     if how.resume and any(out.glob("shard-*")) and not (out / JOURNAL).is_file():
-        raise UserError(f"{out} holds shards that no unfinished conversion wrote; choose another folder")
+        finished = (out / MANIFEST).is_file()
+        what = "a finished dataset; nothing is left to resume" if finished else "shards that no unfinished conversion wrote"
+        raise UserError(f"{out} holds {what}; choose another folder")
     try:
         with ShardWriter(out, card.dataset_info(), how.max_shard_bytes, how.resume) as writer:
             journal = Journal(out, fingerprint, how.resume)

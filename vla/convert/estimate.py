@@ -29,7 +29,7 @@ MARGIN = 1.1
 class Estimate:
     """`episodes`, `seconds`: None where nothing says how much there is. `bytes`: of the shards. `sampled`: episodes it stands on;
     without any, `bytes` is that of the source. `unused`: what the source has and the card does not mention. `first`: the first of the
-    sampled episodes, to look at. `problems`: what was wrong with others."""
+    sampled episodes, to look at. `problems`: what was wrong with others, each once."""
 
     parts: int
     source: Size
@@ -76,10 +76,10 @@ def estimate(open_reader: Callable[[], Reader], card: Card, encoding: Encoding, 
         seconds.append(time.monotonic() - before_s)
     episodes = size.episodes if size.episodes is not None else len(seconds) * len(parts) if ended else None
     if not written or episodes is None:
-        return Estimate(len(parts), size, episodes, size.bytes, None, len(written), tuple(unused), first, tuple(problems))
+        return Estimate(len(parts), size, episodes, size.bytes, None, len(written), tuple(unused), first, tuple(dict.fromkeys(problems)))
     total = int(statistics.mean(written) * episodes)
     total_s = statistics.median(seconds) * episodes / max(min(workers, LANES), 1)
-    return Estimate(len(parts), size, episodes, total, total_s, len(written), tuple(unused), first, tuple(problems))
+    return Estimate(len(parts), size, episodes, total, total_s, len(written), tuple(unused), first, tuple(dict.fromkeys(problems)))
 
 
 def check_disk(needed: int, out: Path) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import h5py
 
 MAX_STEPS = 10_000_000
+COUNTED_FILES = 256
+"""Files of many episodes each are opened to count these, up to so many: a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Hdf5(Reader):
         raise SchemaError(f"{self.source}: {part} holds no episode at '{self.layout.episodes}'")
 
     def size(self) -> Size:
-        return Size(sum(path.stat().st_size for path in self.files.values()), None if self.layout.episodes else len(self.files))
+        return Size(sum(path.stat().st_size for path in self.files.values()), self._count())
 
     def parts(self) -> Sequence[str]:
         return list(self.files)
@@ -181,14 +183,33 @@ class Hdf5(Reader):
             if not pattern:
                 yield "", file
                 return
-            parent, _, last = pattern.rpartition("/")
-            group = find(file, parent, str(path))
-            names = sorted((name for name in group if fnmatch.fnmatchcase(name, last)), key=_natural)
-            if self.layout.only:
-                kept = set(Member.of(find(file, self.layout.only, str(path)), f"{path}: {self.layout.only}").texts())
-                names = [name for name in names if name in kept]
-            for name in names:
-                yield name, find(group, name, str(path))
+            parent = find(file, pattern.rpartition("/")[0], str(path))
+            for name in self._names(file, parent, path):
+                yield name, find(parent, name, str(path))
+
+    def _names(self, file: h5py.File, parent: h5py.Group, path: Path) -> list[str]:
+        last = self.layout.episodes.strip("/").rpartition("/")[2]
+        names = sorted((name for name in parent if fnmatch.fnmatchcase(name, last)), key=_natural)
+        if not self.layout.only:
+            return names
+        kept = set(Member.of(find(file, self.layout.only, str(path)), f"{path}: {self.layout.only}").texts())
+        return [name for name in names if name in kept]
+
+    def _count(self) -> int | None:
+        """Episodes, from the groups' names; None where that would open too many files, or one is damaged (reading it says how)."""
+        if not self.layout.episodes:
+            return len(self.files)
+        if len(self.files) > COUNTED_FILES:
+            return None
+        count = 0
+        for path in self.files.values():
+            try:
+                with opened(path) as file:
+                    parent = find(file, self.layout.episodes.strip("/").rpartition("/")[0], str(path))
+                    count += len(self._names(file, parent, path))
+            except (SchemaError, Damaged):
+                return None
+        return count
 
     def _find_files(self) -> dict[str, Path]:
         if self.source.is_file():

@@ -27,7 +27,7 @@ from vla.convert.card import Card
 from vla.convert.fields import BadEpisode
 from vla.convert.lerobot import LeRobot
 from vla.convert.mapping import Mapper, check_against
-from vla.convert.pictures import steps_of, turn
+from vla.convert.pictures import turn
 from vla.convert.raw import Clip, RawEpisode, Unreadable
 from vla.convert.safe import inside
 from vla.convert.strict import build
@@ -38,7 +38,7 @@ from vla.data.reader import CameraTable, Dataset, Pool, StoredEpisode
 from vla.data.remote import Cache
 from vla.data.video import image_at
 from vla.errors import Damaged, UserError
-from vla.types import Episode, Frames, Span
+from vla.types import Episode, Frames, Span, VideoFrames
 
 INDEX_VERSION = 1
 """Part of an index's name: another way of indexing makes another one."""
@@ -178,6 +178,9 @@ class Shot:
         image = turn(image, self.camera.flip, self.camera.rotate)
         if self.camera.crop is not None:
             top, left, height, width = self.camera.crop
+            if top + height > image.shape[0] or left + width > image.shape[1]:
+                shape = f"{image.shape[0]} x {image.shape[1]}"
+                raise BadSample("schema", f"{self.where}: {shape} pixels; crop {list(self.camera.crop)} does not lie inside")
             image = image[top : top + height, left : left + width]
         if out is None or out.shape != image.shape:
             return np.ascontiguousarray(image)
@@ -190,16 +193,13 @@ class _Numbers(Mapper):
 
     shots: dict[str, tuple[np.ndarray, Path, np.ndarray]]
 
-    def _frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames]:
+    def frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames | VideoFrames]:
         self.shots = {}
         for role, camera in self.card.cameras.items():
-            clip = raw.pictures.get(camera.column)
+            clip, seen, steps = self.chosen(raw, keep, role)
             if not isinstance(clip, Clip):
                 raise UserError(f"{self.card.name}: the pictures of '{camera.column}' lie in the rows: convert them by `vla convert`")
-            step = steps_of(clip, raw.steps, f"camera '{role}'")
-            _, seen, steps = np.intersect1d(step, keep, assume_unique=True, return_indices=True)
-            chosen = slice(None, None, camera.every)
-            self.shots[role] = (steps[chosen].astype(np.int64), clip.path, clip.time_s[seen[chosen]])
+            self.shots[role] = (steps, clip.path, clip.time_s[seen])
         return {}
 
 

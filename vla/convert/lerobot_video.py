@@ -11,27 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vla.data.images import decode_jpeg
-from vla.data.video import import_av, rgb
+from vla.data.images import decoded
+from vla.data.video import import_av
 from vla.types import Frames, VideoFrames
 
 
-def images_of(frames: Frames | VideoFrames) -> Iterator[np.ndarray]:
-    """A camera's pictures in order, uint8 (H, W, 3) RGB, decoded one at a time."""
-    if isinstance(frames, Frames):
-        yield from map(decode_jpeg, frames.jpeg)
-    elif frames.mp4:
-        with import_av().open(io.BytesIO(frames.mp4), options={"protocol_whitelist": "none", "format_whitelist": "mov"}) as container:
-            for frame in container.decode(video=0):
-                yield rgb(frame)
-
-
 def files_of(frames: Frames | VideoFrames) -> Iterator[tuple[str, bytes]]:
-    """The same as (suffix, bytes of a picture file), nothing lost: a JPEG as it is stored, a frame of video as PNG."""
+    """A camera's pictures in order as (suffix, bytes of a file), nothing lost: a JPEG as it is stored, a frame of video as PNG."""
     if isinstance(frames, Frames):
         yield from (("jpg", jpeg) for jpeg in frames.jpeg)
         return
-    for image in images_of(frames):
+    for image in decoded(frames):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG", compress_level=1)
         yield "png", buffer.getvalue()

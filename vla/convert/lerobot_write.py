@@ -24,9 +24,10 @@ import numpy as np
 import yaml
 
 from vla.convert.lerobot_stats import FeatureStats, sampled
-from vla.convert.lerobot_video import VideoFiles, files_of, images_of
+from vla.convert.lerobot_video import VideoFiles, files_of
 from vla.convert.safe import require
 from vla.data.format import DatasetInfo
+from vla.data.images import decoded
 from vla.embodiment import ROTATION_UNITS, Space
 from vla.errors import UserError
 from vla.normalize import dimension_names
@@ -127,7 +128,7 @@ class LeRobotWriter:
             if not len(step) or step[0]:
                 first = f"at step {step[0]}" if len(step) else "nowhere"
                 raise UserError(f"{where}: camera '{camera}' begins {first}: LeRobot has a picture at every step")
-            size = next(images_of(episode.frames[camera])).shape[:2]
+            size = next(decoded(episode.frames[camera])).shape[:2]
             if self._sizes.setdefault(camera, size) != size:
                 raise UserError(f"{where}: camera '{camera}' is {size}, before {self._sizes[camera]}: LeRobot has one; export them apart")
             if not self.options.images and (size[0] % 2 or size[1] % 2):
@@ -152,7 +153,7 @@ class LeRobotWriter:
         """The picture shown at each step."""
         lasts = self._lasts(episode, camera)
         chosen = sampled(len(lasts))
-        for number, (image, steps) in enumerate(zip(images_of(episode.frames[camera]), lasts, strict=True)):
+        for number, (image, steps) in enumerate(zip(decoded(episode.frames[camera]), lasts, strict=True)):
             if number in chosen:
                 stats.add_picture(f"{IMAGES}{camera}", image)
             yield from itertools.repeat(image, steps)
@@ -160,7 +161,7 @@ class LeRobotWriter:
     def _cells(self, episode: Episode, camera: str, stats: FeatureStats) -> list[dict[str, Any]]:
         lasts = self._lasts(episode, camera)
         chosen = sampled(len(lasts))
-        for number, image in enumerate(images_of(episode.frames[camera])):
+        for number, image in enumerate(decoded(episode.frames[camera])):
             if number in chosen:
                 stats.add_picture(f"{IMAGES}{camera}", image)
         cells: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ import numpy as np
 from vla.convert.card import Card
 from vla.convert.fields import BadEpisode, column, compute
 from vla.convert.pictures import Encoding, jpegs, steps_of
-from vla.convert.raw import Feature, RawEpisode
+from vla.convert.raw import Feature, Pictures, RawEpisode
 from vla.convert.vocabulary import TIME_UNITS, FieldMap, Where
 from vla.data.gop import as_video
 from vla.embodiment import Field, Space
@@ -67,7 +67,7 @@ class Mapper:
             supervision=self.card.supervision,
             instructions=_spans([row if len(row) == 1 else [row[i] for i in keep] for row in texts], len(keep)),
             time_s=time_s,
-            frames=self._frames(raw, keep),
+            frames=self.frames(raw, keep),
             state=_packed(self.card.state_space, state, keep),
             action=_packed(self.card.action_space, action, keep),
             licence=self.card.licence,
@@ -75,6 +75,25 @@ class Mapper:
             info=dict(raw.facts),
         )
         return Mapped(episode, dropped)
+
+    def frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames | VideoFrames]:
+        """Pictures of each camera at the steps `keep`, as they are stored. A subclass may leave them where they are."""
+        frames: dict[str, Frames | VideoFrames] = {}
+        for role, camera in self.card.cameras.items():
+            pictures, seen, steps = self.chosen(raw, keep, role)
+            stored = Frames(steps, tuple(jpegs(pictures, seen, camera, self.encoding, f"camera '{role}' ({camera.column})")))
+            frames[role] = as_video(stored, self._rate(raw)) if camera.store == "mp4" else stored
+        return frames
+
+    def chosen(self, raw: RawEpisode, keep: np.ndarray, role: str) -> tuple[Pictures, np.ndarray, np.ndarray]:
+        """(a camera's pictures, positions of those that stay, int64 steps at which these are seen, counted in `keep`)."""
+        camera = self.card.cameras[role]
+        where, pictures = f"camera '{role}' ({camera.column})", raw.pictures.get(camera.column)
+        if pictures is None:
+            raise BadEpisode("schema", f"{where} is missing")
+        step = steps_of(pictures, raw.steps, where)
+        _, seen, steps = np.intersect1d(step, keep, assume_unique=True, return_indices=True)
+        return pictures, seen[:: camera.every], steps[:: camera.every].astype(np.int64)
 
     def _rate(self, raw: RawEpisode) -> Fraction:
         rate_hz = self.card.rate_hz or raw.rate_hz or self.rate_hz
@@ -154,20 +173,6 @@ class Mapper:
         if how.missing == "refuse":
             raise BadEpisode("language", f"no instruction in {', '.join(how.columns)}")
         return None if how.missing == "drop" else [[""]]
-
-    def _frames(self, raw: RawEpisode, keep: np.ndarray) -> dict[str, Frames | VideoFrames]:
-        frames: dict[str, Frames | VideoFrames] = {}
-        for role, camera in self.card.cameras.items():
-            where = f"camera '{role}' ({camera.column})"
-            pictures = raw.pictures.get(camera.column)
-            if pictures is None:
-                raise BadEpisode("schema", f"{where} is missing")
-            step = steps_of(pictures, raw.steps, where)
-            _, seen, steps = np.intersect1d(step, keep, assume_unique=True, return_indices=True)
-            seen, steps = seen[:: camera.every], steps[:: camera.every]
-            stored = Frames(steps.astype(np.int64), tuple(jpegs(pictures, seen, camera, self.encoding, where)))
-            frames[role] = as_video(stored, self._rate(raw)) if camera.store == "mp4" else stored
-        return frames
 
 
 def check_against(card: Card, features: Sequence[Feature]) -> list[str]:

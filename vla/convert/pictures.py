@@ -55,15 +55,26 @@ def jpegs(pictures: Pictures, keep: np.ndarray, camera: Camera, encoding: Encodi
     return out
 
 
+def mp4_as_it_is(pictures: Pictures, keep: np.ndarray, camera: Camera, encoding: Encoding, where: str) -> bytes | None:
+    """The same as the mp4 that a shard takes, where the source is video of that kind already; None where it is to be encoded."""
+    if not isinstance(pictures, Clip) or not _untouched(camera):
+        return None
+    from vla.data.remux import remuxed
+
+    try:
+        return remuxed(pictures.path, np.asarray(pictures.time_s, np.float64)[keep], encoding.image_size)
+    except Damaged as error:
+        raise BadEpisode("image", f"{where}: {error}") from error
+
+
 def reuse_or_encode(data: bytes, camera: Camera, encoding: Encoding, where: str) -> bytes:
     """One encoded picture -> JPEG: the same bytes where it is an RGB JPEG that nothing is to be done to."""
     size, kind = _jpeg_size(data, where) if data[:2] == b"\xff\xd8" else (None, "")
     turned = _orientation(data) if size else 1
     if turned != 1 and camera.exif == "refuse":
         raise BadEpisode("image", f"{where}: EXIF says it is to be turned ({turned}); say `exif: apply` or `exif: ignore` in the card")
-    untouched = (camera.colour, camera.rotate, camera.flip, camera.crop) == ("rgb", 0, "none", None)
     fits = size is not None and (encoding.image_size is None or min(size) <= encoding.image_size)
-    if untouched and fits and turned == 1 and kind in ("YCbCr", "Gray"):
+    if _untouched(camera) and fits and turned == 1 and kind in ("YCbCr", "Gray"):
         _decode_jpeg(data, where, smallest=True)
         return data
     image = _decode_jpeg(data, where) if kind in ("YCbCr", "Gray", "RGB") else _decode_any(data, camera, where)
@@ -78,6 +89,10 @@ def turn(image: np.ndarray, flip: str, clockwise: int) -> np.ndarray:
     """(H, W, 3) turned clockwise by 0, 90, 180 or 270 degrees, then flipped."""
     image = np.rot90(image, -clockwise // 90)
     return image[:, ::-1] if flip == "horizontal" else image[::-1] if flip == "vertical" else image
+
+
+def _untouched(camera: Camera) -> bool:
+    return (camera.colour, camera.rotate, camera.flip, camera.crop) == ("rgb", 0, "none", None)
 
 
 def _edit(image: np.ndarray, camera: Camera, encoding: Encoding, where: str) -> np.ndarray:
@@ -199,7 +214,7 @@ def _of_clip(clip: Clip, keep: np.ndarray, camera: Camera, encoding: Encoding, w
 
     times = np.asarray(clip.time_s, np.float64)[keep]
     try:
-        if (camera.colour, camera.rotate, camera.flip, camera.crop) == ("rgb", 0, "none", None):
+        if _untouched(camera):
             return list(video.jpegs_at(clip.path, times, encoding.quality, encoding.image_size))
         images: Iterator[np.ndarray] = video.images_at(clip.path, times)
         return [_encode(_edit(image, camera, encoding, where), encoding) for image in images]

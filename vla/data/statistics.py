@@ -135,9 +135,8 @@ def read_stats(path: Path) -> RobotStats:
     try:
         return RobotStats.from_json(json.loads(path.read_text(encoding="utf-8"))["stats"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Damaged(
-            f"{path} is no statistics file ({error}); `vla stats DATASET --embodiment ROBOT` writes one beside a dataset"
-        ) from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise Damaged(f"{path} is no statistics file: {why}; `vla stats DATASET --embodiment ROBOT` writes one beside a dataset") from error
 
 
 def _finite(episode: StoredEpisode) -> np.ndarray:

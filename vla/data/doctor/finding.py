@@ -28,7 +28,7 @@ class Finding:
 
     def __str__(self) -> str:
         level = "" if self.severity == "error" else f" ({self.severity})"
-        return f"{self.where}: {self.kind}{level}: {self.detail}{f' Fix: {self.fix}' if self.fix else ''}"
+        return f"{self.where}: {self.kind}{level}: {self.detail}{f'. Fix: {self.fix}' if self.fix else ''}"
 
     def to_json(self) -> dict[str, Any]:
         return {
