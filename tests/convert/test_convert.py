@@ -333,6 +333,8 @@ def test_the_command_with_a_reader_card_and_robot_of_ones_own(tmp_path, capsys, 
     assert main([*common, "--out", str(tmp_path / "out"), "--workers", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 8
     assert len(Dataset.open(tmp_path / "out")) == 8
+    assert main([*common, "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert "holds a finished dataset; nothing is left to resume" in capsys.readouterr().err
     assert main([*common, "--option", "parts=1", "--out", str(tmp_path / "one"), "--workers", "0"]) == 0
     assert len(Dataset.open(tmp_path / "one")) == 4
     assert main([*common, "--option", "colour=red", "--out", str(tmp_path / "two")]) == 2
@@ -345,6 +347,7 @@ def test_the_command_with_a_reader_card_and_robot_of_ones_own(tmp_path, capsys, 
         (["rlds"], "give FORMAT and SRC"),
         (["rlds", "x"], "give --card"),
         (["rlds", "x", "--card", "no_such", "--out", "o"], "unknown card 'no_such'"),
+        (["lerobot", ".", "--card", "bridge_oxe", "--out", "o"], "card 'bridge_oxe' is for format rlds, not lerobot"),
         (["nothing", "x", "--dry-run"], "unknown format 'nothing'"),
         (["rlds", "no/such/folder", "--dry-run"], "there is nothing at no/such/folder"),
         (["rlds", "ftp://x/y", "--dry-run"], "URLs of gs, "),

@@ -130,6 +130,7 @@ def test_demos(tmp_path):
         "obs/agentview_rgb": ("pictures", (32, 48, 3)),
         "language": ("text", ()),
     }
+    assert reader.size().episodes == 3
     episodes = read(reader)
     assert [(e.id, e.steps) for e, _, _ in episodes] == [(f"lift_demo-demo_{n}", s) for n, s in zip((1, 2, 10), LENGTHS, strict=True)]
     with h5py.File(path) as file:
@@ -146,6 +147,9 @@ def test_demos(tmp_path):
 def test_demos_of_a_filter_key(tmp_path):
     write_demos(tmp_path / "a.hdf5")
     assert [e.id for e, _, _ in read(Hdf5(tmp_path, only="mask/train"))] == ["a-demo_1", "a-demo_10"]
+    assert Hdf5(tmp_path, only="mask/train").size().episodes == 2
+    (tmp_path / "b.hdf5").write_bytes(b"cut")
+    assert Hdf5(tmp_path).size().episodes is None  # what cannot be read is no number; reading it names the file
 
 
 def test_only_what_is_wanted_is_read(tmp_path):

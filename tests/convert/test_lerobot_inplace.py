@@ -20,6 +20,7 @@ from vla.data.check import check_mixture
 from vla.data.images import decode_frame
 from vla.data.mixture import Mixture, Source, source_folders
 from vla.data.pipeline import Pipeline
+from vla.data.quarantine import BadSample
 from vla.data.remote import Cache
 from vla.data.shard import Dataset
 from vla.errors import Damaged, UserError
@@ -59,6 +60,15 @@ def test_it_reads_as_the_shards_do(exported, tmp_path):
                 out = np.zeros_like(want, np.uint8)
                 assert np.abs(decode_frame(shot) - want).max() <= 6
                 assert decode_frame(shot, out) is out and (out == decode_frame(shot)).all()
+
+
+def test_a_crop_outside_the_picture_is_refused(exported, tmp_path):
+    _, folder = exported
+    cameras = copy.deepcopy(dict(card_of(folder).data["cameras"]))
+    cameras["third_person"]["crop"] = [0, 0, 1000, 1000]
+    dataset = open_in_place(folder, card_of(folder, cameras=cameras), Cache(tmp_path, 1 << 30))
+    with pytest.raises(BadSample, match="does not lie inside"):
+        decode_frame(dataset.frame(0, "third_person", 0))
 
 
 def test_samples_are_drawn_from_it(exported, tmp_path):

@@ -82,6 +82,13 @@ def test_a_wrong_path_is_one_line_and_exit_2(root, capsys, command):
         assert "a dataset folder (dataset.json), or a folder of a checkpoint" in out.err
 
 
+def test_a_run_stands_for_its_newest_checkpoint(root, capsys):
+    for step in ("000010", "000020"):
+        (root / "run" / "checkpoints" / step / "pretrained_model").mkdir(parents=True)
+    code, out = check(capsys, root / "run")
+    assert code == 1 and "checkpoint, 1 problem (1 damaged)" in out.out and "000020" in out.out and "000010" not in out.out
+
+
 def test_a_mixture_of_missing_data_says_what_there_is(root, capsys):
     (root / "bad.yaml").write_text("sources: [{path: arm}]")
     code, out = check(capsys, root / "bad.yaml", "--data-root", root)
@@ -131,6 +138,8 @@ def test_stats_are_printed_and_kept(root, capsys):
 def test_stats_of_a_robot_that_is_not_there(root, capsys):
     assert main(["stats", str(root / "arms"), "--embodiment", "fetch"]) == 2
     assert "no actions of 'fetch'; its robots are: arm" in capsys.readouterr().err
+    assert main(["stats", str(root / "arms")]) == 2
+    assert "give --embodiment" in (said := capsys.readouterr().err) and "these data are of: arm" in said
     assert main(["stats", str(root / "arms"), "--embodiment", "wheel"]) == 2
     assert "unknown embodiment 'wheel'" in capsys.readouterr().err
 
