@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vla.data.mixture import Mixture
     from vla.data.reader import Dataset
 
-SUMMARY = "Show what a dataset holds (tables, pictures, plots), or a mixture as a tree."
+SUMMARY = "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, or training runs as curves."
 EXAMPLES = """
 vla show data_mixtures/demo.yaml --samples 100000
 vla show data/demo/sawyer
@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vla.train.curves import is_run
-
-    if args.runs or is_run(args.path):
+    if args.runs or (args.path / "log.jsonl").is_file():
         return _runs(args)
     kind = kind_of(args.path)
     if kind not in SHOWS:
@@ -81,9 +79,9 @@ def _dataset(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from vla.commands.tables import print_table
     from vla.train.curves import History, save_curves, summary
 
     if args.rerun or args.batch:
@@ -93,7 +91,7 @@ def _runs(args: argparse.Namespace) -> int:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    print_table(table)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{'-'.join(dict.fromkeys(history.name for history in histories))}-curves.png"
     save_curves(path, histories)
