@@ -90,7 +90,19 @@ def test_altered_frames_have_no_code(video, trained):
         data[int(table.offset[number]) + 40] ^= 0xFF
     tar.write_bytes(bytes(data))
     with pytest.raises(TooManyBad, match="altered"):
-        label(Dataset.open(video.folder), model)
+        encode_dataset(Dataset.open(video.folder), model, 0.2)
+
+
+def test_codes_of_the_same_model_are_kept(video, trained):
+    model, _ = trained
+    first = label(video, model)
+    written = first.path.stat().st_mtime_ns
+    again = label(video, model)
+    assert (first.cached, again.cached) == (False, True) and again.path.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.code_XN, first.code_XN)
+    first.path.write_bytes(first.path.read_bytes()[:100])  # cut short: not codes any more
+    assert not label(video, model).cached
+    np.testing.assert_array_equal(read_latents(video, first.hash), first.code_XN)
 
 
 def test_video_that_does_not_fit(trained, tmp_path):

@@ -83,6 +83,7 @@ def _row(dataset: Dataset, labels: Labels, model: LatentActionModel) -> dict[str
         "path": str(labels.path),
         "anchors": dataset.anchors,
         "bad": labels.bad,
+        "cached": labels.cached,
         "seconds": round(labels.seconds, 3),
         "gap_s": labels.gap_s,
         **labels.usage.to_json(),
@@ -93,7 +94,8 @@ def _row(dataset: Dataset, labels: Labels, model: LatentActionModel) -> dict[str
 def _print(row: dict[str, Any]) -> None:
     rate = row["anchors"] / max(row["seconds"], 1e-9)
     effective = " ".join(f"{value:.1f}" for value in row["perplexity"])
-    print(f"{row['dataset']}: {row['anchors']:,} anchors in {row['seconds']:.1f} s ({rate:.0f}/s), {row['bad']} without a code")
+    how = "kept, made earlier by the same model" if row["cached"] else f"in {row['seconds']:.1f} s ({rate:.0f}/s)"
+    print(f"{row['dataset']}: {row['anchors']:,} anchors {how}, {row['bad']} without a code")
     print(f"  effective entries per code {effective} of {len(row['count'][0])}; {row['dead_share']:.0%} of entries never used")
     for name, values in row["probe_r2"].items():
         print(f"  linear probe R2, {name}: {' '.join(f'{value:.2f}' for value in values)} (mean {sum(values) / len(values):.2f})")

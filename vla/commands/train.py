@@ -19,6 +19,7 @@ vla train finetune/forkme.py --init runs/demo --out runs/my_robot
 vla train pretrain/demo.py --resume
 vla train pretrain/demo.py --dry-run --world 8 --zero 2
 vla train pretrain/demo_latent_action.py --out runs/latent_action
+vla train pretrain/univla.py:stage2 --init runs/univla_stage1
 vla train pretrain/demo.py:latent --latents runs/latent_action
 torchrun --nproc-per-node 2 -m vla train pretrain/demo.py --zero pretrain/zero2.json
 exit codes: 0 done; 75 stopped on request with everything saved (go on with --resume); 2 a mistake; 1 damaged data or divergence
@@ -110,11 +111,15 @@ def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
     from vla.train.job import open_mixture
     from vla.train.progress import Bar
 
-    meaningless = sorted(_given(args, ("init", "lr", "zero", "workers", "latents")))
-    if meaningless or args.resume or args.allow_changed:
-        wrong = ", ".join(f"--{name}" for name in [*meaningless, *(["resume"] if args.resume or args.allow_changed else [])])
-        raise UserError(f"{wrong}: not for a latent-action model, which trains from the start in minutes on one process")
+    meaningless = sorted([*_given(args, ("zero", "workers", "latents")), *(["allow_changed"] if args.allow_changed else [])])
+    if meaningless:
+        wrong = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
+        raise UserError(f"{wrong}: not for a latent-action model, which trains on one process")
     recipe = replace(recipe, **_given(args, ("steps", "batch_size", "seed", "threads")))
+    if args.lr is not None:
+        recipe = replace(recipe, learning_rate=args.lr)
+    first = Path(args.init) if args.init else None
+    recipe.check_first(first)
     mixture = open_mixture(recipe.mixture, args.recipe.parent, args.data_root)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
@@ -127,7 +132,7 @@ def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
             unexplained, used = row["prediction"], row["perplexity_share"]
             bar.line(f"step {step}: {unexplained:.0%} of the change unexplained, {used:.0%} of the codebook in use, {row['seconds']:.0f} s")
 
-        recipe.train(out, mixture, progress)
+        recipe.train(out, mixture, progress, first, args.resume)
         bar.say(f"saved {out / 'model'}")
     return 0
 

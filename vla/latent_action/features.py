@@ -19,7 +19,10 @@ class Features(nn.Module, ABC):
     """Square maps of a frame. `image_side`: pixels that `forward` takes.
 
     `channels`, `side`: of the map that `forward` returns. `target_channels`, `target_side`: of the map that `target` returns.
+    `predicts_itself`: nothing in them is learned and the target is the map itself, which is then computed once.
     """
+
+    predicts_itself: bool = False
 
     image_side: int
     channels: int
@@ -35,6 +38,9 @@ class Features(nn.Module, ABC):
     def target(self, image_BHW3: Tensor) -> Tensor:
         """What the forward decoder predicts: float (B, target_channels, target_side, target_side), constant with respect to every
         parameter. A target that can be learned collapses to a constant, which is easy to predict."""
+
+    def load_pretrained(self) -> None:
+        """Puts published weights in, where the configuration names some; called once, when training starts."""
 
 
 @dataclass(frozen=True)

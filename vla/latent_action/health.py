@@ -69,7 +69,10 @@ def check_collapse(usage: Usage, unexplained: float, change: float, floor: float
         return
     K = usage.count_NK.shape[1]
     used = ", ".join(f"{value:.1f}" for value in usage.perplexity_N)
-    what = f"the codes have collapsed: effective entries per code {used} of {K}, {usage.dead_share:.0%} of entries never chosen"
+    what = (
+        f"the codes have collapsed: perplexity {usage.perplexity_share:.0%} of the vocabulary, below the threshold of {min_share:.0%} "
+        f"(effective entries per code {used} of {K}, {usage.dead_share:.0%} of entries never chosen)"
+    )
     if change < 2 * floor:
         raise Collapsed(
             f"{what}. The frames of a pair hardly differ (mean square change {change:.2g}): a still camera on a still scene, repeated "

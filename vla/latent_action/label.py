@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from vla.data.images import decode_frame
-from vla.data.latents import write_latents
+from vla.data.latents import read_latents, write_latents
 from vla.data.quarantine import BadRecord, BadSample, Quarantine
 from vla.data.reader import Dataset
-from vla.errors import Damaged, UnknownName
+from vla.data.window import frame_at, history_steps
+from vla.errors import Damaged, StatsMissing, UnknownName
 from vla.latent_action.features import fit
 from vla.latent_action.health import Usage
 from vla.latent_action.model import FramePairs, LatentActionModel
@@ -27,7 +28,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Labels:
-    """`hash`: name of the codes, for a run's `latents`. `code_XN`: int64, one row per anchor in storage order, -1 for none."""
+    """`hash`: name of the codes, for a run's `latents`. `code_XN`: int64, one row per anchor in storage order, -1 for none. `cached`:
+    they stood beside the shards already."""
 
     hash: str
     path: Path
@@ -36,6 +38,7 @@ class Labels:
     usage: Usage
     bad: int
     seconds: float
+    cached: bool = False
 
 
 def label_hash(model: LatentActionModel, gap_s: float | None = None) -> str:
@@ -49,13 +52,19 @@ def label(
     """Codes of all anchors, written with `write_latents` under `label_hash(model, gap_s)`.
 
     An anchor is paired with the one nearest to `gap_s` later, or the episode's last: near the end the last frame repeats. Frames
-    that do not decode leave their anchors without a code; more than 1% of those raise TooManyBad.
+    that do not decode leave their anchors without a code; more than 1% of those raise TooManyBad. Sound codes of this name, for this
+    version of the dataset, are kept; damaged ones are made again.
     """
     start_s = time.monotonic()
     gap_s = model.check_gap(gap_s)
+    name = label_hash(model, gap_s)
+    path = dataset.folder / "latents" / f"{name[:12]}.npy"
+    kept_XN = _kept(dataset, name)
+    if kept_XN is not None:
+        bad = int((kept_XN < 0).any(1).sum())
+        return Labels(name, path, gap_s, kept_XN, Usage.of(kept_XN, model.vocabulary), bad, time.monotonic() - start_s, cached=True)
     code_XN, bad = encode_dataset(dataset, model, gap_s, batch, progress)
     usage = Usage.of(code_XN, model.vocabulary)
-    name = label_hash(model, gap_s)
     meta = {
         "latent_action_model": model.hash(),
         "camera": model.config.camera,
@@ -69,44 +78,72 @@ def label(
     return Labels(name, path, gap_s, code_XN, usage, bad, time.monotonic() - start_s)
 
 
+def _kept(dataset: Dataset, name: str) -> np.ndarray | None:
+    try:
+        return np.array(read_latents(dataset, name), np.int64)
+    except (StatsMissing, Damaged):
+        return None
+
+
 def encode_dataset(
-    dataset: Dataset, model: LatentActionModel, gap_s: float, batch: int = 256, progress: Progress | None = None
+    dataset: Dataset,
+    model: LatentActionModel,
+    gap_s: float,
+    batch: int = 256,
+    progress: Progress | None = None,
+    episodes: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """int64 codes (anchors, N), and how many anchors have none. Reads each frame about once; memory does not grow with pixels."""
+    """int64 codes (anchors, N) of all `episodes` (None: every one), and how many anchors have none. Reads each frame about once;
+    memory does not grow with pixels."""
     if model.config.camera not in dataset.cameras:
         fix = f"Dataset '{dataset.info.name}' does not have it; train a model with another `camera`."
         raise UnknownName("camera role", model.config.camera, dataset.cameras, fix)
     model.eval()
-    code_XN = np.full((dataset.anchors, model.codes), -1, np.int64)
+    anchors = dataset.anchors if episodes is None else int(dataset.anchors_E[np.asarray(episodes, np.int64)].sum())
+    code_XN = np.full((anchors, model.codes), -1, np.int64)
     quarantine, done = Quarantine(max_rate=0.01), 0
-    for pairs in in_batches(anchor_pairs(dataset, model.config.camera, gap_s), batch):
+    for pairs in in_batches(anchor_pairs(dataset, model.config.camera, gap_s, episodes), batch):
         code_XN[done : done + len(pairs)], records = _encode(dataset, model, gap_s, pairs, done)
         quarantine.add(len(pairs), records)
         done += len(pairs)
         if progress is not None:
-            progress(done, dataset.anchors)
+            progress(done, anchors)
     return code_XN, quarantine.bad
 
 
 def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: list[Pair], first: int) -> tuple[np.ndarray, list[BadRecord]]:
     """Codes of a batch; -1 and a record for a pair with a bad frame. Frames that pairs share are read once."""
+    seen = [(*_before(dataset, model, pair), pair.now, pair.later) for pair in pairs]
     frames: dict[tuple[int, int], np.ndarray | BadSample] = {}
-    for key in dict.fromkeys((pair.episode, number) for pair in pairs for number in (pair.now, pair.later)):
+    for key in dict.fromkeys((pair.episode, number) for pair, numbers in zip(pairs, seen, strict=True) for number in numbers):
         frames[key] = _frame(dataset, model.config.camera, *key)
     code_BN, bad, rows, images = np.full((len(pairs), model.codes), -1, np.int64), [], [], []
     for row, pair in enumerate(pairs):
-        both = [frames[pair.episode, number] for number in (pair.now, pair.later)]
-        wrong = next((frame for frame in both if isinstance(frame, BadSample)), None)
+        window = [frames[pair.episode, number] for number in seen[row]]
+        wrong = next((frame for frame in window if isinstance(frame, BadSample)), None)
         if wrong is None:
-            rows.append(row), images.append(both)
+            rows.append(row), images.append(window)
         else:
             episode = dataset.episode(pair.episode).id
             bad.append(BadRecord(wrong.cause, dataset.info.name, episode, pair.step, first + row, str(wrong)))
     if rows:
-        now, later = (fit([both[i] for both in images], model.features.image_side) for i in (0, 1))
-        batch = FramePairs(now, later, torch.full((len(rows),), gap_s), torch.arange(len(rows)))
+        side = model.features.image_side
+        now, later = (fit([window[i] for window in images], side) for i in (-2, -1))
+        before = None
+        if model.config.history_s:
+            before = fit([image for window in images for image in window[:-2]], side).unflatten(0, (len(rows), -1))
+        batch = FramePairs(now, later, torch.full((len(rows),), gap_s), torch.arange(len(rows)), before)
         code_BN[rows] = model.encode(batch.to(next(model.parameters()).device)).cpu().numpy()
     return code_BN, bad
+
+
+def _before(dataset: Dataset, model: LatentActionModel, pair: Pair) -> list[int]:
+    """Numbers of the frames that a window shows before an anchor, as a pipeline would (`history_s`)."""
+    if not model.config.history_s:
+        return []
+    episode = dataset.episode(pair.episode)
+    steps = episode.cameras[model.config.camera].step
+    return [frame_at(steps, step) for step in history_steps(episode, pair.step, model.config.history_s)]
 
 
 def _frame(dataset: Dataset, camera: str, episode: int, number: int) -> np.ndarray | BadSample:

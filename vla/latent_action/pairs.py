@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,9 @@ class Pair(NamedTuple):
     later: int
 
 
-def anchor_pairs(dataset: Dataset, camera: str, gap_s: float) -> Iterator[Pair]:
-    """One pair per anchor, in storage order. SchemaError where frames lie too far apart for such a gap."""
-    for index in range(len(dataset)):
+def anchor_pairs(dataset: Dataset, camera: str, gap_s: float, episodes: Sequence[int] | None = None) -> Iterator[Pair]:
+    """One pair per anchor, in storage order (of `episodes`, if given). SchemaError where frames lie too far apart for such a gap."""
+    for index in range(len(dataset)) if episodes is None else episodes:
         episode = dataset.episode(index)
         spacing_s = np.median(np.diff(episode.time_s[episode.anchors])) if len(episode.anchors) > 1 else 0.0
         if spacing_s > 1.5 * gap_s:

@@ -11,7 +11,9 @@ from vla.config import check_types
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.errors import UserError
+from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.model import LatentActionConfig, LatentActionModel
+from vla.latent_action.report import write_report
 from vla.latent_action.train import Progress, train_latent
 
 
@@ -19,7 +21,8 @@ from vla.latent_action.train import Progress, train_latent
 class LatentRun:
     """`mixture`: path of a mixture file; neither actions nor states in it are looked at. `batch_size`: frame pairs per step.
 
-    `threads`: of one forward pass on a CPU (0: as torch has it).
+    `threads`: of one forward pass on a CPU (0: as torch has it). `save_every`: steps between states to resume from (0: none).
+    `min_perplexity_share`: of the vocabulary, below which a run stops in its second half. `device`: cpu, cuda, ...
     """
 
     name: str
@@ -30,21 +33,43 @@ class LatentRun:
     learning_rate: float = 3e-3
     seed: int = 0
     threads: int = 0
+    save_every: int = 200
+    min_perplexity_share: float = 0.2
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.steps < 1 or self.batch_size < 2 or self.threads < 0:
-            raise UserError(f"run '{self.name}': needs steps >= 1, batch_size >= 2 and threads >= 0")
+        if self.steps < 1 or self.batch_size < 2 or min(self.threads, self.save_every) < 0:
+            raise UserError(f"run '{self.name}': needs steps >= 1, batch_size >= 2, threads >= 0 and save_every >= 0")
 
-    def train(self, out: Path, mixture: Mixture, progress: Progress | None = None) -> LatentActionModel:
-        """Trains on the mixture's training episodes and writes `out`/model and `out`/log.jsonl."""
+    def check_first(self, first: Path | None) -> None:
+        """UserError unless a first stage's folder is given exactly where the model has one."""
+        if (first is None) != (self.model.first_stage is None):
+            raise UserError(
+                f"run '{self.name}' is the second of two stages: give the first one's folder with --init"
+                if first is None
+                else f"run '{self.name}' has no first stage; leave --init {first} away"
+            )
+
+    def train(
+        self, out: Path, mixture: Mixture, progress: Progress | None = None, first: Path | None = None, resume: bool = False
+    ) -> LatentActionModel:
+        """Trains on the mixture's training episodes; writes `out`/model, log.jsonl, state/, health.json and codes.png.
+
+        `first`: folder of the first stage, where the model has one. `resume`: go on from `out`/state, if there is one; a run that is
+        finished already is returned as it is.
+        """
         if (out / "model").exists():
+            if resume:
+                return load_latent(out)
             raise UserError(f"{out} holds a latent-action model already; choose another --out")
+        if (out / "state").exists() and not resume:
+            raise UserError(f"{out} holds a run that was not finished; go on with --resume, or choose another --out")
         if self.threads:
             torch.set_num_threads(self.threads)
         robots = {robot.name: robot for source in mixture.sources if (robot := source.dataset.info.robot)}
-        pairs = Pipeline(mixture, robots, "train", self.seed, future_gap_s=self.model.gap_s)
-        return train_latent(
+        pairs = Pipeline(mixture, robots, "train", self.seed, history_s=self.model.offsets_s, future_gap_s=self.model.gap_s)
+        model = train_latent(
             self.model,
             pairs.samples,
             self.steps,
@@ -52,5 +77,12 @@ class LatentRun:
             self.seed,
             out,
             learning_rate=self.learning_rate,
+            min_perplexity_share=self.min_perplexity_share,
+            device=self.device,
             progress=progress,
+            first=first,
+            save_every=self.save_every,
+            resume=resume,
         )
+        write_report(out, model, [source.dataset for source in mixture.sources], pairs)
+        return model

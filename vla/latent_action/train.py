@@ -1,4 +1,4 @@
-"""Training of a latent-action model: one process, no resume; minutes on a CPU at the default sizes."""
+"""Training of a latent-action model: one process, which may be killed and resumed; minutes on a CPU at the default sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.decoders.base import total_loss
 from vla.errors import UserError
-from vla.latent_action.checkpoint import save_latent
+from vla.latent_action.checkpoint import load_latent, save_latent
 from vla.latent_action.health import Collapsed, Usage, check_collapse
 from vla.latent_action.model import NOISE_FLOOR, LatentActionConfig, LatentActionModel
+from vla.latent_action.state import Watched, load_state, restart_log, save_state
 from vla.noise import Noise
 from vla.types import Sample
 
@@ -45,25 +46,40 @@ def train_latent(
     log_every: int = 25,
     device: str = "cpu",
     progress: Progress | None = None,
+    first: Path | None = None,
+    save_every: int = 0,
+    resume: bool = False,
 ) -> LatentActionModel:
     """Trains on positions 0 .. steps * batch - 1 and returns the model, in evaluation mode.
 
     With `out`, writes `out/log.jsonl` while running and the checkpoint `out/model` at the end. The same arguments give the same
     weights, bit for bit, on the same machine with the same number of threads. Raises `Collapsed`, with the diagnosis, where the
     perplexity of recent codes falls below `min_perplexity_share` of the vocabulary in the second half of the run.
+
+    `first`: folder of the first stage's model, where the configuration has a `first_stage`. `save_every`: steps between states in
+    `out/state`, from which `resume` goes on as if nothing had happened, bit for bit; without a state it starts from the beginning.
     """
     if steps < 1 or batch < 2:
         raise UserError(f"{steps} steps of {batch} pairs: give at least 1 step and 2 pairs")
+    if (save_every or resume) and out is None:
+        raise UserError("saving states and resuming need a folder: give `out`")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = config.build().to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        model = config.build()
+    facts = {"model": model.hash(), "steps": steps, "batch": batch, "seed": seed, "learning_rate": learning_rate}
+    _start(model, config, first)
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(_learned(model), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps))
     watch = _Watch(model, seed)
-    start_s = time.monotonic()
+    done = load_state(out, facts, model, optimizer, schedule) if resume and out is not None else None
+    if done is not None:
+        watch.usage, watch.unexplained, watch.change = Usage(done.count_NK), done.unexplained, done.change
+    start_s = time.monotonic() - (done.seconds if done else 0.0)
+    row: dict[str, Any] = {}
     with ExitStack() as stack:
-        log = stack.enter_context(_log_file(out)) if out is not None else None
-        for step in range(1, steps + 1):
+        log = stack.enter_context(restart_log(out, done.step if done else 0)) if out is not None else None
+        for step in range((done.step if done else 0) + 1, steps + 1):
             row = watch.train_step(samples(range((step - 1) * batch, step * batch)), optimizer, schedule)
             last = step == steps
             if step % log_every == 0 or last:
@@ -74,6 +90,11 @@ def train_latent(
                     progress(step, steps, row)
             if step >= CHECK_AFTER * steps and (step % log_every == 0 or last):
                 watch.check(step, min_perplexity_share)
+            if out is not None and save_every and (step % save_every == 0 or last):
+                seconds = time.monotonic() - start_s
+                state = Watched(step, watch.usage.count_NK, watch.unexplained, watch.change, seconds, row)
+                save_state(out, facts, model, optimizer, state)
+    row = row or (done.row if done else {})
     model.eval()
     if out is not None:
         run = {"steps": steps, "batch": batch, "seed": seed, "learning_rate": learning_rate, "last": row}
@@ -81,11 +102,30 @@ def train_latent(
     return model
 
 
+def _start(model: LatentActionModel, config: LatentActionConfig, first: Path | None) -> None:
+    """Published weights of frozen features, and the first stage's."""
+    model.features.load_pretrained()
+    if (first is None) != (config.first_stage is None):
+        raise UserError(
+            "the second of two stages starts from the first: name its folder (`--init runs/<name of the first stage>`)"
+            if first is None
+            else f"{first}: this model has no `first_stage` that could start from it"
+        )
+    if first is not None:
+        model.adopt_first(load_latent(first))
+
+
+def _learned(model: LatentActionModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def frame_pairs(config: LatentActionConfig, datasets: Sequence[str | Path], seed: int = 0, val_fraction: float = 0.0) -> Pipeline:
     """A pipeline of frame pairs from dataset folders, in proportion to their size; its `samples` is what `train_latent` takes."""
     mixture = Mixture.of([Path(folder) for folder in datasets], "frame pairs", val_fraction)
     robots = [source.dataset.info.robot for source in mixture.sources]
-    return Pipeline(mixture, {robot.name: robot for robot in robots if robot}, "train", seed, future_gap_s=config.gap_s)
+    return Pipeline(
+        mixture, {robot.name: robot for robot in robots if robot}, "train", seed, future_gap_s=config.gap_s, history_s=config.offsets_s
+    )
 
 
 class _Watch:
@@ -122,11 +162,6 @@ class _Watch:
             check_collapse(self.usage, self.unexplained, self.change, NOISE_FLOOR, min_share)
         except Collapsed as error:
             raise Collapsed(f"step {step}: {error}") from None
-
-
-def _log_file(out: Path) -> IO[str]:
-    out.mkdir(parents=True, exist_ok=True)
-    return open(out / "log.jsonl", "w", buffering=1)  # a row at a time, so that it can be watched
 
 
 def _cosine(step: int, steps: int, warmup: int = 20) -> float:
