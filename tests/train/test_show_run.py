@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.train.toy import toy_run
 from vla.cli import main
 from vla.errors import UserError
-from vla.train.curves import History, save_curves, summary
+from vla.train.curves import History, _line, save_curves, summary
 from vla.train.loop import train
 
 
@@ -65,6 +66,20 @@ def test_a_log_that_goes_on_or_was_torn_can_be_shown(runs, tmp_path):
     (folder / "log.jsonl").write_text("")
     with pytest.raises(UserError, match="has not logged a step yet"):
         History.read(folder)
+
+
+def test_a_long_run_is_smoothed(runs, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    line = json.loads((runs / "one" / "log.jsonl").read_text().splitlines()[0])
+    rows = [{**line, "step": step, "loss": 1.0 + step % 2} for step in range(1, 301)]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    figure = Figure()
+    axes = figure.subplots()
+    _line(axes, History.read(folder).series("train", "loss"), "long", "red")
+    faint, mean = axes.get_lines()
+    assert faint.get_alpha() < 0.5 and set(faint.get_ydata()) == {1.0, 2.0}
+    assert set(mean.get_ydata()) == {1.5} and len(mean.get_xdata()) == 300 - 300 // 50 + 1
 
 
 def test_what_is_no_run_is_said(runs, tmp_path, capsys):

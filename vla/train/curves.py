@@ -16,6 +16,8 @@ from vla.train.clock import PHASES
 from vla.train.report import duration
 
 STYLES = ("-", "--", ":", "-.")
+SMOOTH_FROM = 200
+"""Lines of the log from which on a curve is drawn faintly, under its mean over a fiftieth of the run."""
 SPLIT = (*PHASES, "other")
 
 
@@ -125,7 +127,8 @@ def _rates(axes: Any, histories: Sequence[History]) -> None:
 def _gradients(axes: Any, histories: Sequence[History]) -> None:
     axes.set_title("gradient norm before clipping")
     for history, colour in _coloured(histories):
-        _line(axes, history.series("train", "grad_norm"), history.name, colour if len(histories) > 1 else "black")
+        name, colour = (history.name, colour) if len(histories) > 1 else ("all", "black")
+        _line(axes, history.series("train", "grad_norm"), name, colour)
     if len(histories) == 1:
         _group(axes, histories, "grad_norms")
     _logarithmic(axes)
@@ -136,7 +139,8 @@ def _times(axes: Any, histories: Sequence[History]) -> None:
     if len(histories) == 1:
         found = [histories[0].series("train", f"{name}_s") for name in SPLIT]
         if all(len(x) == len(found[0][0]) > 0 for x, _ in found):
-            axes.stackplot(found[0][0], [y for _, y in found], labels=SPLIT, colors=COLOURS, alpha=0.85, step="pre")
+            x = np.concatenate([[0], found[0][0]])  # a line holds what was since the one before
+            axes.stackplot(x, [np.concatenate([y[:1], y]) for _, y in found], labels=SPLIT, colors=COLOURS, alpha=0.85, step="pre")
         return
     for history, colour in _coloured(histories):
         _line(axes, history.series("train", "step_s"), history.name, colour)
@@ -168,6 +172,10 @@ def _group(axes: Any, histories: Sequence[History], key: str) -> None:
 
 def _line(axes: Any, series: tuple[np.ndarray, np.ndarray], label: str, colour: str, style: str = "-") -> None:
     x, y = series
+    if len(x) > SMOOTH_FROM:
+        axes.plot(x, y, style, color=colour, linewidth=0.6, alpha=0.25)
+        window = len(x) // 50
+        x, y = x[window - 1 :], np.convolve(y, np.ones(window) / window, mode="valid")
     if len(x):
         axes.plot(x, y, style, color=colour, linewidth=1.4, marker="." if len(x) < 3 else None, label=label)
 
