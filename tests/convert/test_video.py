@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import json
 import subprocess
 import sys
 from fractions import Fraction
 
+import av
 import h5py
 import numpy as np
 import pytest
@@ -127,6 +129,41 @@ def test_a_card_may_store_a_camera_as_video(tmp_path):
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.video == {"first_person": "h264"} and dataset.episode(0).cameras["first_person"].step.tolist() == list(range(0, 60, 2))
     assert [number_of(decode_frame(dataset.frame(0, "first_person", i))) for i in range(30)] == list(range(0, 60, 2))
+
+
+def test_packets_that_fit_are_stored_as_they_are(tmp_path):
+    path = video(tmp_path / "src/a.mp4", 40, options={"g": "10", "bf": "0"})
+    table(tmp_path / "src/captions.csv", ["path", "text"], [["a.mp4", "x"]])
+    (raw,) = every(VideoFolder(tmp_path / "src"))[0].values()
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for camera, kept in (({}, True), ({"flip": "horizontal"}, False), ({"every": 2}, False)):
+        mine = card("clips", "text", cameras={"first_person": {"from": "video", "store": "mp4", **camera}})
+        episode = Mapper(mine).episode(raw).episode
+        assert episode is not None
+        with av.open(io.BytesIO(episode.frames["first_person"].mp4)) as container:
+            assert ([bytes(packet) for packet in container.demux(video=0) if packet.size] == packets) == kept
+        with ShardWriter(tmp_path / f"out{len(camera)}{kept}{list(camera)}", mine.dataset_info()) as writer:
+            writer.add(episode)
+        assert not verify(writer.folder)
+        if "flip" not in camera:
+            dataset = Dataset.open(writer.folder)
+            step = dataset.episode(0).cameras["first_person"].step.tolist()
+            assert [number_of(decode_frame(dataset.frame(0, "first_person", i))) for i in range(len(step))] == step
+
+
+def test_a_damaged_frame_of_a_video_that_fits_is_a_bad_episode(tmp_path):
+    path = video(tmp_path / "src/a.mp4", 40, options={"g": "10", "bf": "0", "crf": "10"})
+    with av.open(str(path)) as container:
+        offset, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][15]
+    data = bytearray(path.read_bytes())
+    data[offset + 4 : offset + size] = bytes(size - 4)
+    path.write_bytes(data)
+    table(tmp_path / "src/captions.csv", ["path", "text"], [["a.mp4", "x"]])
+    (raw,) = every(VideoFolder(tmp_path / "src"))[0].values()
+    mine = card("clips", "text", cameras={"first_person": {"from": "video", "store": "mp4"}})
+    with pytest.raises(BadEpisode, match=r"first_person.*does not decode"):
+        Mapper(mine).episode(raw)
 
 
 def test_the_command_converts_video_and_names_what_is_missing(tmp_path, capsys):

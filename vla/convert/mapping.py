@@ -17,7 +17,7 @@ import numpy as np
 
 from vla.convert.card import Card
 from vla.convert.fields import BadEpisode, column, compute
-from vla.convert.pictures import Encoding, jpegs, steps_of
+from vla.convert.pictures import Encoding, jpegs, mp4_as_it_is, steps_of
 from vla.convert.raw import Feature, Pictures, RawEpisode
 from vla.convert.vocabulary import TIME_UNITS, FieldMap, Where
 from vla.data.gop import as_video
@@ -81,7 +81,12 @@ class Mapper:
         frames: dict[str, Frames | VideoFrames] = {}
         for role, camera in self.card.cameras.items():
             pictures, seen, steps = self.chosen(raw, keep, role)
-            stored = Frames(steps, tuple(jpegs(pictures, seen, camera, self.encoding, f"camera '{role}' ({camera.column})")))
+            where = f"camera '{role}' ({camera.column})"
+            mp4 = mp4_as_it_is(pictures, seen, camera, self.encoding, where) if camera.store == "mp4" else None
+            if mp4 is not None:
+                frames[role] = VideoFrames(steps, mp4)
+                continue
+            stored = Frames(steps, tuple(jpegs(pictures, seen, camera, self.encoding, where)))
             frames[role] = as_video(stored, self._rate(raw)) if camera.store == "mp4" else stored
         return frames
 

@@ -56,7 +56,7 @@ class VideoFacts:
 
 def probe(path: str | Path) -> VideoFacts:
     """What a file says of itself. Damaged where it is no video, has more than MAX_PIXELS, or states no rate."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         rate, context = stream.average_rate or stream.guessed_rate, stream.codec_context
         if not rate or rate <= 0:
             raise Damaged(f"{path}: states no frame rate")
@@ -72,14 +72,14 @@ def probe(path: str | Path) -> VideoFacts:
 
 def frame_times(path: str | Path) -> np.ndarray:
     """When each frame of a file is first shown: float64 (n,), rising, s. Reads the whole file and decodes nothing."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         pts = []
         for packet in _packets(path, container, stream):
             if packet.pts is not None:
                 pts.append(packet.pts)
                 if len(pts) > MAX_FRAMES:
                     raise Damaged(f"{path}: more than {MAX_FRAMES} frames")
-        start, tick_s = _clock(container, stream)
+        start, tick_s = clock(container, stream)
         return (np.sort(np.array(pts, np.int64)) - start) * tick_s
 
 
@@ -158,7 +158,7 @@ def frames_at(path: str | Path, time_s: Sequence[float] | np.ndarray) -> Iterato
     times = np.asarray(time_s, np.float64)
     if times.ndim != 1 or not np.isfinite(times).all():
         raise UserError(f"{path}: times must be a row of finite seconds")
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         cursor = _Cursor(path, container, stream)
         for at_s in times.tolist():
             yield cursor.show(at_s)
@@ -245,7 +245,7 @@ class _Cursor:
 
     def __init__(self, path: str | Path, container: Any, stream: Any) -> None:
         self.path, self.container, self.stream = path, container, stream
-        self.start, self.tick_s = _clock(container, stream)
+        self.start, self.tick_s = clock(container, stream)
         self._first = self.start if stream.start_time is None else stream.start_time
         self._group = round(SEEK_AFTER_S / self.tick_s)
         self._broken = self._upright = False
@@ -363,7 +363,8 @@ class _Cursor:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+def opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """(container, first video stream) while it lasts; see `_open`."""
     container, stream = _open(path)
     with container:
         yield container, stream
@@ -424,7 +425,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
         return
 
 
-def _clock(container: Any, stream: Any) -> tuple[int, float]:
+def clock(container: Any, stream: Any) -> tuple[int, float]:
     """(tick of the stream at which the file starts, seconds per tick)."""
     start_s = Fraction(container.start_time or 0, 1_000_000)
     start = round(start_s / stream.time_base)
