@@ -3,17 +3,24 @@
     python -m benchmarks.video --json
 
 CPU seconds, not wall time, in interleaved blocks of the same process: medians over the blocks, ratios block by block. The clip moves,
-turns over and is noisy, H.264 with B-frames as cameras write it. `convert`: from the file to a finished dataset folder, through reader,
-card and shard writer, JPEGs of 224 px. `random`: one frame of such a dataset at random, stored as JPEG and as mp4 in groups of 8.
+turns over and is noisy, H.264 with B-frames as cameras write it. `decode` is PyAV's loop over frames, `decode_rgb` the same with an array
+of each. `convert`: from the file to a finished dataset folder, through reader, card and shard writer, JPEGs of 224 px; `convert_mp4` the
+same stored as mp4; `convert_mp4_fitting` that of a clip without B-frames in groups of 12, whose packets go in as they are, and
+`decode_fitting` PyAV's loop over it. `encode`: simplejpeg alone, of the planes that are to be encoded; `ratio_bound` is what `convert`
+to `decode` would be if nothing but decoding and that cost anything. `random`: one frame of a dataset at random, stored as JPEG and as
+mp4 in groups of 8.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
+import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +30,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import simplejpeg
 
 from vla.convert.card import Card
 from vla.convert.engine import Settings, convert
@@ -30,9 +38,16 @@ from vla.convert.pictures import Encoding
 from vla.convert.video_folder import VideoFolder
 from vla.data.images import decode_frame
 from vla.data.shard import Dataset
-from vla.data.video import images_at
+from vla.data.video import frame_times, frames_at, images_at, shrunk
 
-RATE_HZ = 30
+RATE_HZ, SIZE, QUALITY = 30, 224, 90
+RATIOS = (
+    ("read", "decode_rgb"),
+    ("convert", "decode"),
+    ("convert", "decode_rgb"),
+    ("convert_mp4", "decode"),
+    ("convert_mp4_fitting", "decode_fitting"),
+)
 
 
 def pictures(height: int, width: int, count: int) -> Iterator[np.ndarray]:
@@ -57,9 +72,12 @@ def pictures(height: int, width: int, count: int) -> Iterator[np.ndarray]:
         yield (image + noise[rng.integers(16)]).clip(0, 255).astype(np.uint8)
 
 
-def write_clip(path: Path, height: int, width: int, count: int) -> None:
+def write_clip(path: Path, height: int, width: int, count: int, group: str = "30", between: str = "2") -> None:
+    path.parent.mkdir(exist_ok=True)
+    with (path.parent / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "text"], [path.name, "move"]])
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE_HZ, options={"g": "30", "bf": "2", "crf": "23", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=RATE_HZ, options={"g": group, "bf": between, "crf": "23", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for number, image in enumerate(pictures(height, width, count)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -85,7 +103,7 @@ def card(store: str) -> Card:
 
 
 def make_dataset(folder: Path, out: Path, store: str) -> None:
-    settings = Settings(encoding=Encoding(image_size=224, quality=90), workers=0)
+    settings = Settings(encoding=Encoding(image_size=SIZE, quality=QUALITY), workers=0)
     report = convert(partial(VideoFolder, folder), card(store), out, settings)
     assert not report.bad
 
@@ -94,6 +112,16 @@ def draw(dataset: Dataset, count: int) -> None:
     rng = np.random.default_rng(1)
     for number in rng.integers(0, len(dataset.episode(0).cameras["camera"].step), count):
         decode_frame(dataset.frame(0, "camera", int(number)))
+
+
+def planes_of(path: Path) -> list[list[np.ndarray]]:
+    """Y, Cb and Cr of every tenth frame, as JPEGs of it hold them."""
+    found = []
+    for frame in itertools.islice(frames_at(path, frame_times(path)), 0, None, 10):
+        height, width = shrunk(frame, SIZE)
+        small = frame.reformat(width, height, "yuvj420p", dst_colorspace="ITU601")
+        found.append([np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width].copy() for p in small.planes])
+    return found
 
 
 def cpu_s(work: Callable[[], None]) -> float:
@@ -105,12 +133,11 @@ def cpu_s(work: Callable[[], None]) -> float:
 def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, float | int]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        source = root / "source"
-        source.mkdir()
-        clip = source / "clip.mp4"
+        source, fitting = root / "source", root / "fitting"
+        clip, fit = source / "clip.mp4", fitting / "clip.mp4"
         write_clip(clip, height, width, frames)
-        with (source / "captions.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["path", "text"], ["clip.mp4", "move"]])
+        write_clip(fit, height, width, frames, group="12", between="0")
+        planes = planes_of(clip)
         stored = {}
         for store in ("jpgs", "mp4"):
             make_dataset(source, root / store, store)
@@ -120,17 +147,24 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
         work: dict[str, Callable[[], object]] = {
             "decode": lambda: decode(clip, to_rgb=False),
             "decode_rgb": lambda: decode(clip, to_rgb=True),
+            "decode_fitting": lambda: decode(fit, to_rgb=False),
+            "encode": lambda: [simplejpeg.encode_jpeg_yuv_planes(*each, quality=QUALITY) for each in planes],
             "read": lambda: [None for _ in images_at(clip, at_s)],
             "convert": lambda: make_dataset(source, root / f"out{next(outs)}", "jpgs"),
             "convert_mp4": lambda: make_dataset(source, root / f"out{next(outs)}", "mp4"),
+            "convert_mp4_fitting": lambda: make_dataset(fitting, root / f"out{next(outs)}", "mp4"),
             "random_jpeg": lambda: draw(stored["jpgs"], frames),
             "random_mp4": lambda: draw(stored["mp4"], frames),
         }
         rows = [{key: cpu_s(each) for key, each in work.items()} for _ in range(blocks)]  # type: ignore[arg-type]
         facts: dict[str, float | int] = {"height": height, "width": width, "frames": frames, "blocks": blocks}
-        facts |= {f"{key}_fps": round(frames / statistics.median(row[key] for row in rows)) for key in work}
-        for key, other in (("read", "decode_rgb"), ("convert", "decode"), ("convert", "decode_rgb"), ("convert_mp4", "decode")):
+        facts |= {
+            f"{key}_fps": round((len(planes) if key == "encode" else frames) / statistics.median(row[key] for row in rows)) for key in work
+        }
+        for key, other in RATIOS:
             facts[f"ratio_{key}_to_{other}"] = round(statistics.median(row[other] / row[key] for row in rows), 3)
+        scale = frames / len(planes)
+        facts["ratio_bound"] = round(statistics.median(row["decode"] / (row["decode"] + scale * row["encode"]) for row in rows), 3)
         sizes = {store: sum(path.stat().st_size for path in (root / store).glob("*.tar")) for store in stored}
         facts |= {"source_bytes": clip.stat().st_size, "jpgs_bytes": sizes["jpgs"], "mp4_bytes": sizes["mp4"]}
         return facts
@@ -144,14 +178,21 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["224x224", "456x256", "640x480", "1920x1080"], help="width x height of the source")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found = {}
+    found: dict[str, object] = {"machine": machine()}
     for size in args.sizes:
         width, height = map(int, size.split("x"))
-        found[size] = measure(height, width, args.frames, args.blocks)
+        facts = found[size] = measure(height, width, args.frames, args.blocks)
         if not args.json:
-            print(size, *(f"{key} {value}" for key, value in found[size].items()), sep="\n  ")
+            print(size, *(f"{key} {value}" for key, value in facts.items()), sep="\n  ")
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(found, indent=1))
+
+
+def machine() -> dict[str, object]:
+    versions = {module.__name__: module.__version__ for module in (av, np, simplejpeg)} | {"python": platform.python_version()}
+    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return {"cpu": model[0], "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "versions": versions, "commit": commit}
 
 
 if __name__ == "__main__":
