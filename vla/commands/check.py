@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 0 where nothing is an error, else 1."""
     kind = kind_of(args.path)
     if args.like is not None and kind != "dataset":
         raise UserError(f"--like compares a dataset with another; {args.path} is a {kind}")

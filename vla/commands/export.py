@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 0; a result that does not read back as it was is Damaged."""
     from vla.convert.lerobot_write import LeRobotWriter, Options
     from vla.data.remote import open_dataset
 

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 1 where `--diff` flags a dimension, else 0."""
     robot = _robot(args)
     if args.diff is not None:
         return _diff(args, robot)

@@ -24,12 +24,10 @@ from vla.convert.lanes import LANES, Job, Slot, slots
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.pictures import Encoding
 from vla.convert.raw import Reader
-from vla.convert.report import JOURNAL, LISTED, Bad, Journal, PartRecord, Report
+from vla.convert.report import JOURNAL, LISTED, MAX_BAD, Bad, Journal, PartRecord, Report
 from vla.data.format import MANIFEST
 from vla.data.writer import ShardWriter
 from vla.errors import SchemaError, UserError
-
-MAX_BAD = 0.01
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,7 @@ def attributes(target: Any) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
+    """What an attribute or a text dataset holds, as text; bytes that are no UTF-8 are kept as surrogates."""
     if isinstance(value, np.ndarray):
         value = value.reshape(-1)[0] if value.size == 1 else value.tolist()
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

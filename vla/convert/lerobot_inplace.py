@@ -29,11 +29,12 @@ from vla.convert.lerobot import LeRobot
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.pictures import turn
 from vla.convert.raw import Clip, RawEpisode, Unreadable
+from vla.convert.report import MAX_BAD
 from vla.convert.safe import inside
 from vla.convert.strict import build
 from vla.convert.vocabulary import Camera
 from vla.data import format as fmt
-from vla.data.quarantine import BadSample, TooManyBad
+from vla.data.quarantine import GRACE, BadSample, TooManyBad
 from vla.data.reader import CameraTable, Dataset, Pool, StoredEpisode
 from vla.data.remote import Cache
 from vla.data.video import image_at
@@ -42,9 +43,6 @@ from vla.types import Episode, Frames, Span, VideoFrames
 
 INDEX_VERSION = 1
 """Part of an index's name: another way of indexing makes another one."""
-MAX_BAD = 0.01
-GRACE = 10
-"""So many episodes may be bad before the share of them counts, as in `vla.data.quarantine`."""
 _FLAT = {"time_s": "<f8", "state": "<f8", "action": "<f8", "frame_step": "<i8", "frame_file": "<i4", "frame_time_s": "<f8", "text": "|u1"}
 """Arrays of the index, each in a file of its own, an episode after the other; their widths and lengths stand in the manifest."""
 

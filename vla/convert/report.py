@@ -16,10 +16,14 @@ from vla.errors import Damaged, UnsafeChange
 LISTED = 100
 """Bad episodes kept by name; beyond that they are only counted."""
 JOURNAL = "conversion.jsonl"
+MAX_BAD = 0.01
+"""Share of the episodes tried that may be bad, where nobody says another."""
 
 
 @dataclass(frozen=True)
 class Bad:
+    """An episode that was not stored: where it lay, and why not. `id`: empty where a whole part is lost from some point on."""
+
     part: str
     id: str
     cause: str

@@ -166,6 +166,7 @@ def _typed(node: Mapping[str, Any]) -> tuple[str, tuple[int | None, ...]]:
 
 
 def numpy_dtype(leaf: Leaf) -> np.dtype:
+    """What its numbers are in numpy."""
     return np.dtype(leaf.dtype)
 
 

@@ -39,6 +39,7 @@ def build(cls: type[T], data: Any, where: str, **given: Any) -> T:
 
 
 def nested(cls: type[T]) -> Read:
+    """A mapping, read as the dataclass."""
     return lambda value, where: build(cls, value, where)
 
 
@@ -67,10 +68,13 @@ def listed(read: Read, lone: bool = False) -> Read:
 
 
 def optional(read: Read) -> Read:
+    """`null`, or what `read` takes."""
     return lambda value, where: None if value is None else read(value, where)
 
 
 def choice(*choices: Any) -> Read:
+    """One of these values."""
+
     def read(value: Any, where: str) -> Any:
         if value not in choices or isinstance(value, bool) is not any(isinstance(c, bool) for c in choices):
             raise SchemaError(f"{where}: {value!r}; choose one of {', '.join(map(str, choices))}")
@@ -80,24 +84,28 @@ def choice(*choices: Any) -> Read:
 
 
 def text(value: Any, where: str) -> str:
+    """Text that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise SchemaError(f"{where}: {value!r} must be text; quote it if YAML takes it for something else")
     return value
 
 
 def boolean(value: Any, where: str) -> bool:
+    """true or false; no 0 or 1."""
     if not isinstance(value, bool):
         raise SchemaError(f"{where}: {value!r} must be true or false")
     return value
 
 
 def integer(value: Any, where: str) -> int:
+    """A whole number; no truth value."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise SchemaError(f"{where}: {value!r} must be a whole number")
     return value
 
 
 def number(value: Any, where: str) -> float:
+    """A finite number; no truth value."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise SchemaError(f"{where}: {value!r} must be a finite number")
     return float(value)

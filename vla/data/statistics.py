@@ -109,6 +109,7 @@ def stats_path(dataset: Dataset, robot: Embodiment, val_fraction: float) -> Path
 
 
 def save_stats(dataset: Dataset, robot: Embodiment, val_fraction: float, stats: RobotStats) -> Path:
+    """Keeps them beside the dataset, for these bytes, this split and this robot's encoding; `load_stats` finds them."""
     path = stats_path(dataset, robot, val_fraction)
     path.parent.mkdir(exist_ok=True)
     record = {"dataset": dataset.digest, "val_fraction": val_fraction, "stats": stats.to_json()}

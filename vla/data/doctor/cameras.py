@@ -30,6 +30,7 @@ MIN_EPISODES = 3
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Cameras that show what another should, stand still, see nothing, or lag behind the state."""
     if not sample.films:
         return
     swapped = list(_roles(sample)) or list(_exchanged(sample))

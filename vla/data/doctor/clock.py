@@ -19,6 +19,7 @@ GAP = 3.5
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """The times of the rows, and the rate that they and recorded velocities tell."""
     back, wrong, uneven, gaps = [], [], [], []
     ratios = []
     for trace in sample.traces:
@@ -113,6 +114,7 @@ def _velocities(sample: Sampled) -> Iterator[Finding]:
 
 
 def float_text(rate: str) -> str:
+    """`29.97` for `30000/1001`."""
     from fractions import Fraction
 
     return f"{float(Fraction(rate)):.4g}"

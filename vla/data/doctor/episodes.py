@@ -48,6 +48,7 @@ class Prints:
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Idle steps, missing language, and episodes that are there twice."""
     yield from _idle(sample)
     yield from _language(sample)
     yield from repeats([prints(sample)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from vla.data.doctor import cameras, clock, episodes, grippers, lag, motion, rotations, siblings, stored, values
 from vla.data.doctor.finding import SEVERITIES, Finding
@@ -26,6 +25,7 @@ FAMILIES: tuple[tuple[str, Callable[[Sampled], Iterator[Finding]]], ...] = (
 
 
 def sample_of(dataset: Dataset, budget: Budget, val_fraction: float, name: str = "", progress: Progress | None = None) -> Sampled:
+    """What is looked at of a dataset; `name`: of the source, where that is not the dataset's."""
     return Sampled(dataset, budget, val_fraction, name or dataset.info.name, progress or (lambda line: None))
 
 
@@ -48,6 +48,7 @@ def examine_together(samples: Sequence[Sampled]) -> list[Finding]:
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:
+    """Errors first, then warnings, then notes."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -77,7 +78,3 @@ def _once(findings: Sequence[Finding]) -> list[Finding]:
 def _crosses(finding: Finding) -> bool:
     """Whether a pair is of two datasets: those within one were found there."""
     return any(a.split("/")[0] != b.split("/")[0] for a, b in finding.evidence["pairs"])
-
-
-def named(finding: Finding, place: str) -> Finding:
-    return replace(finding, where=f"{place}: {finding.where}")

@@ -19,6 +19,7 @@ SIGN_RATIO = 1.7
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Whether openings go the way of their commands, and whether grasps look like grasps."""
     for action, state in pairs(sample):
         yield from _direction(sample, action, state)
     for field in sample.state_space.fields if sample.state_space else ():

@@ -54,6 +54,7 @@ class Response:
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Actions that stand a row too early or too late."""
     made_of_states = False
     for action, state in channels(sample):
         u, x = sample.action(action.name), sample.state(state.name)

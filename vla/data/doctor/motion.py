@@ -30,6 +30,7 @@ MAX_ANGLE = 4 * math.pi
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Frames, units and arms: what the state does against what is commanded."""
     for action, state in named_alike(sample):
         if action.unit == state.unit and action.unit in SCALES and action.size == state.size:
             found = list(_frame(sample, action)) or list(_scale(sample, action))

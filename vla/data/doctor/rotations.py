@@ -45,6 +45,7 @@ FIX = {
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Rotations that are none, or fit far better when read in another layout or order."""
     states = [f for f in (sample.state_space.fields if sample.state_space else ()) if f.unit in ROTATION_UNITS]
     actions = [f for f in (sample.action_space.fields if sample.action_space else ()) if f.unit in ROTATION_UNITS]
     blamed = set()

@@ -41,6 +41,7 @@ class Signature:
 
 
 def signature(sample: Sampled) -> Signature:
+    """What datasets of one robot should agree in."""
     direction = {a.name: grippers.polarity(sample, a, s)[0] for a, s in grippers.pairs(sample)}
     lags = {}
     for action, state in lag.channels(sample):

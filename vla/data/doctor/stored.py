@@ -24,6 +24,7 @@ MAX_BYTES = 64 << 20
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Statistics kept beside the data that are not of these data."""
     for path in sorted((sample.dataset.folder / "stats").glob("*.json")):
         where = f"{sample.name}: stats/{path.name}"
         record = _read(path)

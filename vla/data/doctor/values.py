@@ -31,6 +31,7 @@ class Scan:
 
 
 def check(sample: Sampled) -> Iterator[Finding]:
+    """Values that no robot has: not finite, far outside the rest, or never changing."""
     for kind, space in (("state", sample.state_space), ("action", sample.action_space)):
         if space is None or not space.size:
             continue
