@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.train.processes import warm
 from tests.train.toy import toy_run
-from vla.train.clock import PHASES, Phases, slowest
+from vla.train.clock import MOST_MARKS, PHASES, Phases, slowest
 from vla.train.loop import train
 
 
@@ -22,6 +23,40 @@ def test_a_phase_within_another_counts_for_itself(monkeypatch):
         pass
     with phases("outer"):
         assert phases.take() == {"outer": 1.0 + 3.0 + 5.0, "inner": 2.0, "other": 4.0}
+
+
+def test_on_a_gpu_events_are_read_once_a_line(monkeypatch):
+    """Its clock stood in for: events that note when they were recorded, and that know whether anything waited for them."""
+    now, waits = itertools.count(), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at_ms = 1e3 * next(now)
+
+        def synchronize(self):
+            waits.append(self.at_ms)
+
+        def elapsed_time(self, later):
+            return later.at_ms - self.at_ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    phases = Phases(torch.device("cuda"))
+    phases.take()
+    for _ in range(3):
+        with phases("forward"):
+            pass
+        with phases("backward"):
+            pass
+    assert len(waits) == 1  # that of `take`
+    assert phases.take() == {"forward": 3.0, "backward": 3.0, "other": 7.0}
+    for _ in range(MOST_MARKS):
+        with phases("forward"):
+            pass
+    assert 2 < len(waits) < 6
+    assert phases.take()["forward"] == MOST_MARKS
 
 
 def test_the_line_of_the_log_splits_the_step_and_counts_tokens(shards, tmp_path):

@@ -21,6 +21,8 @@ from vla.train.ranks import Ranks
 PHASES = ("data", "forward", "backward", "optimizer", "communication")
 """What a step is made of; the rest of it is `other`. Validating and saving are timed too, and belong to no step."""
 BETWEEN = ("validation", "save")
+MOST_MARKS = 1000
+"""Events kept before they are read, about a hundred steps: a run that writes few lines must not collect them without end."""
 STRAGGLES = 1.5
 """A rank is named that needs so many times the median of all."""
 
@@ -49,10 +51,8 @@ class Phases:
         """Seconds per phase, and starts anew. On a GPU, waits for what it was asked to do so far."""
         self._mark(self._open[-1] if self._open else "other")
         if self._cuda:
-            self._marks[-1][1].synchronize()
-            for (name, began), (_, ended) in zip(self._marks, self._marks[1:], strict=False):
-                self._seconds[name] = self._seconds.get(name, 0.0) + began.elapsed_time(ended) / 1e3
-        found, self._seconds, self._marks = self._seconds, {}, self._marks[-1:]
+            self._read()
+        found, self._seconds = self._seconds, {}
         return found
 
     def _mark(self, name: str) -> None:
@@ -60,12 +60,20 @@ class Phases:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._marks.append((name, event))
+            if len(self._marks) > MOST_MARKS:
+                self._read()
             return
         now = time.perf_counter()
         if self._marks:
             before, began = self._marks[0]
             self._seconds[before] = self._seconds.get(before, 0.0) + now - began
         self._marks = [(name, now)]
+
+    def _read(self) -> None:
+        self._marks[-1][1].synchronize()
+        for (name, began), (_, ended) in zip(self._marks, self._marks[1:], strict=False):
+            self._seconds[name] = self._seconds.get(name, 0.0) + began.elapsed_time(ended) / 1e3
+        self._marks = self._marks[-1:]
 
 
 class TokenCount:
