@@ -23,7 +23,7 @@ COMMANDS = {
     "collect": "Record demonstrations of scripted experts in a simulator as shards.",
     "convert": "Convert a dataset (RLDS, LeRobot, HDF5, video, ...) into shards, by what its card says.",
     "check": "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 damaged, 2 not understood.",
-    "show": "Show what a path holds: shards, a mixture as a tree, a checkpoint.",
+    "show": "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, or training runs as curves.",
     "stats": "Compute normalisation statistics of shards for an embodiment, or compare two.",
     "train": "Run a recipe: pretraining or fine-tuning.",
     "label": "Write latent-action codes into shards, from video without actions.",
