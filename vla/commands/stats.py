@@ -155,10 +155,14 @@ def _print_diff(shifts: list[Shift], args: argparse.Namespace, robot: Embodiment
     table = Table("", *(Column(name, no_wrap=True) for name in ("dimension", "A", "B", "shift", "stretch")), "", title=title)
     for row in shifts:
         ranges = (f"{row.low_a:.3g} .. {row.high_a:.3g}", f"{row.low_b:.3g} .. {row.high_b:.3g}")
-        table.add_row(row.kind, row.name, *ranges, f"{row.shift:+.2f}", f"x{row.stretch:.2f}", "moved" if row.flagged else "")
+        table.add_row(row.kind, row.name, *ranges, f"{row.shift:+.2f}", f"x{row.stretch:.2f}", ", ".join(_diff_notes(row)))
     print_table(table)
     count = sum(row.flagged for row in shifts)
     print(f"{count} of {len(shifts)} dimensions have moved (shift: of the centre, in half-ranges of A; stretch: B's range over A's)")
+
+
+def _diff_notes(row: Shift) -> list[str]:
+    return [text for text, holds in (("moved", row.flagged), ("nearly constant", row.constant)) if holds]
 
 
 def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:

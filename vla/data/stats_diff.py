@@ -19,7 +19,8 @@ STRETCH = 1.5
 
 @dataclass(frozen=True)
 class Shift:
-    """One dimension. `shift`: of the centre, in half-ranges of A (1 = from the middle to the end); `stretch`: B's range over A's."""
+    """One dimension. `shift`: of the centre, in half-ranges of A (1 = from the middle to the end); `stretch`: B's range over A's.
+    `constant`: too thin to be a scale in both, so that its range is one of the normaliser's own."""
 
     kind: str
     name: str
@@ -30,6 +31,7 @@ class Shift:
     shift: float
     stretch: float
     flagged: bool
+    constant: bool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,5 +63,5 @@ def _rows(kind: str, names: list[str], a: Normalizer, b: Normalizer) -> list[Shi
         moved = abs(shift[i]) > SHIFT
         flagged = bool(moved or (not constant and not 1 / STRETCH <= stretch[i] <= STRETCH))
         ends = (centre_a[i] - half_a[i], centre_a[i] + half_a[i], centre_b[i] - half_b[i], centre_b[i] + half_b[i])
-        rows.append(Shift(kind, name, *map(float, ends), float(shift[i]), float(stretch[i]), flagged))
+        rows.append(Shift(kind, name, *map(float, ends), float(shift[i]), float(stretch[i]), flagged, constant))
     return rows
