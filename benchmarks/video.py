@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -119,7 +120,7 @@ def planes_of(path: Path) -> list[list[np.ndarray]]:
     found = []
     for frame in itertools.islice(frames_at(path, frame_times(path)), 0, None, 10):
         height, width = shrunk(frame, SIZE)
-        small = frame.reformat(width, height, "yuvj420p", dst_colorspace="ITU601")
+        small: Any = frame.reformat(width, height, "yuvj420p", dst_colorspace="ITU601")
         found.append([np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width].copy() for p in small.planes])
     return found
 

@@ -59,7 +59,7 @@ def _packets_shown(container: Any, stream: Any, times: np.ndarray) -> list[av.Pa
     """The packets of the frames shown at times, if those are all frames from a key frame on, in the order decoded."""
     av = import_av()
     start, tick_s = clock(container, stream)
-    packets: list[av.Packet] = []
+    packets: list[Any] = []
     try:
         container.seek(int(np.floor((times[0] + ROUNDING_S) / tick_s)) + start, stream=stream, backward=True, any_frame=False)
         for packet in container.demux(stream):

@@ -202,7 +202,8 @@ def _jpeg_planes(frame: av.VideoFrame, size: tuple[int, int] | None) -> list[np.
         interpolation="BILINEAR",
         threads=1,
     )
-    planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in frame.planes]
+    stored: Any = frame.planes  # buffers, which PyAV's types do not say
+    planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in stored]
     return [np.ascontiguousarray(np.rot90(plane, quarter)) for plane in planes] if quarter else planes
 
 
