@@ -5,7 +5,7 @@
 CPU seconds, not wall time, in interleaved blocks of the same process: medians over the blocks, ratios block by block. The clip moves,
 turns over and is noisy, H.264 with B-frames as cameras write it. `decode` is PyAV's loop over frames, `decode_rgb` the same with an array
 of each. `convert`: from the file to a finished dataset folder, through reader, card and shard writer, JPEGs of 224 px; `convert_mp4` the
-same stored as mp4; `convert_mp4_fitting` that of a clip without B-frames in groups of 12, whose packets go in as they are, and
+same stored as mp4; `convert_mp4_fitting` that of a clip without B-frames in groups of 12, unscaled, whose packets go in as they are, and
 `decode_fitting` PyAV's loop over it. `encode`: simplejpeg alone, of the planes that are to be encoded; `ratio_bound` is what `convert`
 to `decode` would be if nothing but decoding and that cost anything. `random`: one frame of a dataset at random, stored as JPEG and as
 mp4 in groups of 8.
@@ -103,8 +103,8 @@ def card(store: str) -> Card:
     return Card.from_json({**facts, **rest, "cameras": {"camera": {"from": "video", "store": store}}})
 
 
-def make_dataset(folder: Path, out: Path, store: str) -> None:
-    settings = Settings(encoding=Encoding(image_size=SIZE, quality=QUALITY), workers=0)
+def make_dataset(folder: Path, out: Path, store: str, image_size: int | None = SIZE) -> None:
+    settings = Settings(encoding=Encoding(image_size=image_size, quality=QUALITY), workers=0)
     report = convert(partial(VideoFolder, folder), card(store), out, settings)
     assert not report.bad
 
@@ -153,7 +153,7 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
             "read": lambda: [None for _ in images_at(clip, at_s)],
             "convert": lambda: make_dataset(source, root / f"out{next(outs)}", "jpgs"),
             "convert_mp4": lambda: make_dataset(source, root / f"out{next(outs)}", "mp4"),
-            "convert_mp4_fitting": lambda: make_dataset(fitting, root / f"out{next(outs)}", "mp4"),
+            "convert_mp4_fitting": lambda: make_dataset(fitting, root / f"out{next(outs)}", "mp4", image_size=None),
             "random_jpeg": lambda: draw(stored["jpgs"], frames),
             "random_mp4": lambda: draw(stored["mp4"], frames),
         }
