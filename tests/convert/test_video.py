@@ -94,7 +94,7 @@ def test_a_folder_with_captions_becomes_a_dataset(tmp_path):
     video(tmp_path / "src/b.webm", 30, codec="libvpx-vp9", options={"cpu-used": "8"})
     rows = [
         ["day 1/cup.mp4", "0.5", "1.5", "lift the cup, slowly", "ann"],
-        ["day 1/cup.mp4", "2", "9", "wipe", "ann"],
+        ["day 1/cup.mp4", "2", "3.4", "wipe", "ann"],  # a rounded end: until the file's own
         ["b.webm", "", "", "pour", "bo"],
     ]
     table(tmp_path / "src/captions.csv", ["path", "start_s", "stop_s", "text", "who"], rows)
@@ -221,6 +221,7 @@ def test_what_a_caption_asks_for_and_is_not_there_is_named_and_counted(tmp_path)
         ("text.mp4", "0", "1"): "no video that can be read",
         ("http://127.0.0.1/a.mp4", "0", "1"): "is missing",
         ("a.mp4", "5", "6"): "begins at 5 s; the video lasts 1.000 s",
+        ("a.mp4", "0.5", "300"): "ends at 300 s; the video lasts 1.000 s",
         ("a.mp4", "0.5", "0.5"): "ends at 0.5 s and begins at 0.5 s",
         ("a.mp4", "-1", "1"): "begins at -1 s",
         ("a.mp4", "nan", "1"): "no number of seconds",
@@ -255,6 +256,7 @@ def test_tables_that_are_none(tmp_path):
         ("path,words\na,b\n", "no column text"),
         ("path,text\n", "has no rows"),
         ("path,text\na\n", "2 columns expected"),
+        ("path,start,text\na,0,b\n", "column 'start' is not read; times are start_s and stop_s, in seconds"),
     ):
         (tmp_path / "captions.csv").write_text(text)
         with pytest.raises(SchemaError, match=message):

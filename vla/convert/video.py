@@ -27,7 +27,6 @@ from vla.errors import Damaged, SchemaError, UserError
 PICTURES = "video"
 LONGEST_S = 60.0
 """A longer clip is divided, so that memory stays that of a minute of pictures."""
-MAX_TEXT = 10_000
 MAX_JSON_BYTES = 1 << 30
 
 
@@ -49,6 +48,8 @@ class ClipReader(Reader):
 
     texts: tuple[str, ...] = ()
     """Names of the texts that captions have."""
+    slack_s: float = 1.0
+    """A caption may end so long after its video, as tables are rounded; more says that it is of another video, or in another unit."""
 
     def __init__(self, source: str | Path, rate_hz: float | str | None = None, longest_s: float = LONGEST_S) -> None:
         self.source = Path(source)
@@ -84,7 +85,7 @@ class ClipReader(Reader):
     def _clips(self, caption: Caption) -> Iterator[RawEpisode]:
         path = inside(self.source, caption.video)
         facts = video_facts(path)
-        if (problem := _badly_placed(caption, facts.duration_s)) is not None:
+        if (problem := _badly_placed(caption, facts.duration_s, self.slack_s)) is not None:
             raise SchemaError(f"{path}: '{caption.name}' {problem}")
         ends = [end for end in (caption.stop_s, facts.duration_s) if end is not None]
         rate_hz = min(self.asked_hz or facts.rate_hz, facts.rate_hz)
@@ -104,7 +105,7 @@ class ClipReader(Reader):
                 id=clip_id(name),
                 steps=high - low,
                 columns={},
-                texts={key: [text[:MAX_TEXT]] for key, text in caption.texts.items()},
+                texts={key: [text] for key, text in caption.texts.items()},
                 pictures={PICTURES: Clip(np.arange(high - low), path, time_s)},
                 rate_hz=rate_hz,
                 facts={**caption.facts, "video": caption.video, "start_s": float(low / rate_hz), "stop_s": float(high / rate_hz)},
@@ -163,7 +164,7 @@ def read_json(path: Path) -> Any:
         raise SchemaError(f"{path} is no JSON ({error})") from error
 
 
-def _badly_placed(caption: Caption, duration_s: float | None) -> str | None:
+def _badly_placed(caption: Caption, duration_s: float | None, slack_s: float) -> str | None:
     if not caption.start_s >= 0:
         return f"begins at {caption.start_s:g} s"
     if caption.stop_s is not None and not caption.stop_s > caption.start_s:
@@ -172,4 +173,6 @@ def _badly_placed(caption: Caption, duration_s: float | None) -> str | None:
         return "has no end, and the video states no duration; give one"
     if duration_s is not None and caption.start_s >= duration_s:
         return f"begins at {caption.start_s:g} s; the video lasts {duration_s:.3f} s"
+    if duration_s is not None and caption.stop_s is not None and caption.stop_s > duration_s + slack_s:
+        return f"ends at {caption.stop_s:g} s; the video lasts {duration_s:.3f} s"
     return None

@@ -13,6 +13,7 @@ Ego4D's own licence agreement.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ class Ego4D(ClipReader):
     holds millions of narrations."""
 
     texts = ("narration_text",)
+    slack_s = math.inf  # a window around a moment, cut at the ends of the video
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ Empty times mean the file's start and end. Further columns become facts of the e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from vla.convert.video import Caption, ClipReader, clip_id, number, read_table
 from vla.errors import SchemaError, UnknownName
 
 CLIPS_PER_PART = 256
+TIMES = ("start_s", "stop_s")
+_TIME_LIKE = re.compile(r"(start|begin|stop|end)(_?(s|sec|seconds|ms|time|timestamp|frame))?")
+"""Columns that mean a time: one that nobody reads would make every caption one of the whole file."""
 
 
 class VideoFolder(ClipReader):
@@ -47,16 +51,19 @@ class VideoFolder(ClipReader):
                 yield self._caption(row, values)
 
     def _rows(self) -> Iterator[dict[str, str]]:
-        return read_table(self.table, ("path", "text"))
+        for row in read_table(self.table, ("path", "text")):
+            if wrong := [name for name in row if _TIME_LIKE.fullmatch(name.lower()) and name not in TIMES]:
+                raise SchemaError(f"{self.table}: column '{wrong[0]}' is not read; times are {' and '.join(TIMES)}, in seconds")
+            yield row
 
     def _caption(self, row: int, values: dict[str, str]) -> Caption | Unreadable:
         name = f"{Path(values['path']).with_suffix('').as_posix().replace('/', '-')}-{row}"
         where = f"{self.table}, row {row + 1}"
-        times = {key: values.get(key, "").strip() for key in ("start_s", "stop_s")}
+        times = {key: values.get(key, "").strip() for key in TIMES}
         try:
             start_s = number(times["start_s"] or 0, where)
             stop_s = number(times["stop_s"], where) if times["stop_s"] else None
         except SchemaError as error:
             return Unreadable(clip_id(name), str(error))
-        facts = {key: value for key, value in values.items() if key not in ("path", "text", "start_s", "stop_s")}
+        facts = {key: value for key, value in values.items() if key not in ("path", "text", *TIMES)}
         return Caption(name, values["path"], {"text": values["text"]}, start_s, stop_s, facts)
