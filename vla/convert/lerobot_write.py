@@ -27,11 +27,11 @@ from vla.convert.lerobot_stats import FeatureStats, sampled
 from vla.convert.lerobot_video import VideoFiles, files_of
 from vla.convert.safe import require
 from vla.data.format import DatasetInfo
-from vla.data.images import decoded
+from vla.data.images import decode_jpeg, decoded
 from vla.embodiment import ROTATION_UNITS, Space
 from vla.errors import UserError
 from vla.normalize import dimension_names
-from vla.types import Episode
+from vla.types import Episode, Frames
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,13 +159,16 @@ class LeRobotWriter:
             yield from itertools.repeat(image, steps)
 
     def _cells(self, episode: Episode, camera: str, stats: FeatureStats) -> list[dict[str, Any]]:
-        lasts = self._lasts(episode, camera)
-        chosen = sampled(len(lasts))
-        for number, image in enumerate(decoded(episode.frames[camera])):
-            if number in chosen:
-                stats.add_picture(f"{IMAGES}{camera}", image)
+        frames, lasts = episode.frames[camera], self._lasts(episode, camera)
+        chosen = sorted(sampled(len(lasts)))
+        if isinstance(frames, Frames):  # a JPEG that is not described need not be decoded
+            shown = map(decode_jpeg, (frames.jpeg[number] for number in chosen))
+        else:
+            shown = (image for number, image in enumerate(decoded(frames)) if number in chosen)
+        for image in shown:
+            stats.add_picture(f"{IMAGES}{camera}", image)
         cells: list[dict[str, Any]] = []
-        for (suffix, data), steps in zip(files_of(episode.frames[camera]), lasts, strict=True):
+        for (suffix, data), steps in zip(files_of(frames), lasts, strict=True):
             cells += [{"bytes": data, "path": f"frame-{len(cells) + more:06d}.{suffix}"} for more in range(steps)]
         return cells
 

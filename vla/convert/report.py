@@ -128,10 +128,8 @@ class Journal:
         row = {"part": part, "slots": record.slots, "stored": record.stored, "bad": bad, "dropped": dict(record.dropped)}
         self._write(json.dumps(row))
 
-    def close(self, remove: bool = False) -> None:
+    def close(self) -> None:
         self._file.close()
-        if remove:
-            self.path.unlink()
 
     def _check_head(self, found: bytes, head: str) -> None:
         if found and found.decode("utf-8", "replace") != head:

@@ -21,11 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vla.convert.safe import inside
+from vla.data.remote import SCHEMES
 from vla.errors import Damaged, UserError
 
-PROTOCOLS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
-PROTOCOLS |= {"abfs": "adlfs", "az": "adlfs", "file": "fsspec", "memory": "fsspec"}
-"""Protocol -> the package that fsspec needs for it. Others, and chains of them (`a::b`), are refused: some of those run what they read."""
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
+PACKAGES |= {"abfs": "adlfs", "az": "adlfs"}
+"""Kind of URL -> the package that fsspec needs for it."""
 MAX_FILES = 10_000_000
 RETRY_AFTER_S = (1.0, 5.0, 20.0)
 
@@ -43,10 +44,10 @@ class Store:
         protocol, separator, _ = text.partition("://")
         if not separator:
             if not Path(source).exists():
-                raise UserError(f"there is nothing at {source}; give a folder, a file or a URL ({', '.join(PROTOCOLS)})")
+                raise UserError(f"there is nothing at {source}; give a folder, a file or a URL ({', '.join(SCHEMES)})")
             return Store(text, None)
-        if protocol not in PROTOCOLS or "::" in text:
-            raise UserError(f"{source}: URLs of {', '.join(PROTOCOLS)} are read; fetch the files yourself and give their folder")
+        if protocol not in SCHEMES or "::" in text:
+            raise UserError(f"{source}: URLs of {', '.join(SCHEMES)} are read; fetch the files yourself and give their folder")
         if cache is None:
             raise UserError(f"{source}: fetching needs a folder for the files that are being read")
         return Store(text.rstrip("/"), cache)
@@ -137,7 +138,8 @@ class Store:
             return fsspec.core.url_to_fs(self.root)
         except ImportError as error:
             protocol = self.root.partition("://")[0]
-            raise UserError(f"{protocol}:// needs {PROTOCOLS[protocol]}: pip install {PROTOCOLS[protocol]}") from error
+            package = PACKAGES.get(protocol, "fsspec")
+            raise UserError(f"{protocol}:// needs {package}: pip install {package}") from error
 
     def _fetch(self, path: str, place: Path) -> None:
         """UserError where it does not arrive whole: the network's failure is not the data's, so it stops the run, which resumes."""
@@ -167,5 +169,12 @@ class Store:
 
 def _network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What fsspec's systems raise beside OSError; those whose package was not imported cannot have raised."""
-    others = (("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"))
+    others = (
+        ("aiohttp", "ClientError"),
+        ("asyncio", "TimeoutError"),  # an OSError from Python 3.11 on
+        ("gcsfs.retry", "HttpError"),
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("fsspec.exceptions", "FSTimeoutError"),
+    )
     return (OSError, *more, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))
