@@ -48,9 +48,9 @@ def _episode(name: str, rng: np.random.Generator, labelled: bool, distractor: bo
     places, moves, pictures, spans = [], [], [], []
     for step in range(STEPS):
         if step % SPAN == 0:
-            word = str(rng.choice([word for word, way in DIRECTIONS.items() if np.abs(place + 0.5 * np.array(way)).max() < 0.9]))
+            word = str(rng.choice([word for word, way in DIRECTIONS.items() if np.abs(place + 0.8 * np.array(way)).max() < 0.9]))
             spans.append(Span(f"go {word}", step, min(step + SPAN, STEPS)))
-        move = np.array(DIRECTIONS[word]) * rng.uniform(0.06, 0.2) + rng.normal(0, 0.03, 2)
+        move = np.array(DIRECTIONS[word]) * rng.uniform(0.12, 0.28) + rng.normal(0, 0.03, 2)
         move = np.clip(place + move, -0.9, 0.9) - place
         places.append(place), moves.append(move)
         pictures.append(_picture(scene, place, other if distractor else None))
@@ -71,7 +71,7 @@ def _episode(name: str, rng: np.random.Generator, labelled: bool, distractor: bo
 
 def _picture(scene: np.ndarray, place: np.ndarray, other: np.ndarray | None) -> bytes:
     image = scene.astype(np.float64)
-    things = [(place, 2.0, (250, 60, 30))] if other is None else [(other, 3.2, (60, 220, 250)), (place, 2.0, (250, 60, 30))]
+    things = [(place, 2.5, (250, 60, 30))] if other is None else [(other, 3.6, (60, 220, 250)), (place, 2.5, (250, 60, 30))]
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for centre, radius, colour in things:
         x, y = (centre + 1) * SIDE / 2
