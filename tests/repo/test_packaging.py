@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -137,3 +138,36 @@ def test_cards_are_found_by_name_away_from_the_checkout(installed, tmp_path):
 def test_the_clients_wheel_holds_the_client_alone(tmp_path):
     install(build(ROOT / "client", tmp_path / "dist"), tmp_path / "site")
     assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"vla_client"}
+
+
+def _rendering(folder: Path, user: int, libraries: str) -> subprocess.CompletedProcess[str]:
+    """`make system` on a machine that says so of its libraries and its user, and writes down what is asked of apt-get."""
+    says = {"ldconfig": f"echo '{libraries}'", "id": f"echo {user}", "apt-get": f'echo "$@" >> {folder / "asked"}'}
+    for name, line in says.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(["make", "system"], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring their own")
+def test_libraries_for_rendering_are_installed_where_that_is_allowed(tmp_path):
+    done = _rendering(tmp_path, user=0, libraries="libc.so.6 (libc6,x86-64) => /lib/libc.so.6")
+    assert done.returncode == 0, done.stderr
+    update, install = (tmp_path / "asked").read_text().splitlines()
+    assert update == "update -qq"
+    assert install.startswith("install -y") and install.endswith("libegl1 libgl1-mesa-dri")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring their own")
+def test_who_may_not_install_them_is_told_the_line_to_run(tmp_path):
+    done = _rendering(tmp_path, user=1000, libraries="")
+    assert done.returncode == 0 and not (tmp_path / "asked").exists()
+    assert "sudo apt-get install -y libegl1 libgl1-mesa-dri" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring their own")
+def test_libraries_that_are_there_are_left_alone(tmp_path):
+    there = "libEGL.so.1 (libc6) => x\n\tlibEGL_mesa.so.0 (libc6) => y"
+    done = _rendering(tmp_path, user=0, libraries=there)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not (tmp_path / "asked").exists()
