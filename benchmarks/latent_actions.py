@@ -38,13 +38,13 @@ BASE = LatentActionConfig(
     gap_s=(GAP_S, GAP_S),
     features=TinyConv(size=32, channels=12),
     encoder=StateDifference(width=24),
-    quantizer=ResidualVQ(codes=2, vocabulary=16, latent=8),
+    quantizer=ResidualVQ(codes=1, vocabulary=16, latent=4),
     decoder=ForwardConv(width=24),
 )
-FIRST = replace(BASE, language=Words(width=16))
+FIRST = replace(BASE, quantizer=ResidualVQ(codes=4, vocabulary=16, latent=8), language=Words(width=16))
 MODELS = {
     "one_stage": BASE,
-    "one_stage_wide": replace(BASE, quantizer=ResidualVQ(codes=4, vocabulary=16, latent=8)),
+    "one_stage_wide": replace(BASE, quantizer=ResidualVQ(codes=5, vocabulary=16, latent=8)),
     "two_stage": replace(BASE, first_stage=FIRST),
     "grounded": replace(BASE, proprio=Proprio(((ROBOT.name, 2, 2, float(ROBOT.rate_hz)),))),
 }
