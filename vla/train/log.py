@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import math
 import os
@@ -14,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla.errors import UserError
 from vla.train.engine import Update
 from vla.train.ranks import Ranks
+from vla.train.run import Run
 from vla.types import Batch, Loss
 
 
@@ -94,8 +98,8 @@ class Log:
     Lines past the step that a run resumes from are dropped first: those steps will be done again.
     """
 
-    def __init__(self, out: Path, ranks: Ranks, start: int, tensorboard: bool, watch: Watch) -> None:
-        self.watch, self._file, self._board = watch, None, None
+    def __init__(self, out: Path, ranks: Ranks, start: int, run: Run, watch: Watch) -> None:
+        self.watch, self._file, self._board, self._trackers = watch, None, None, ()
         if not ranks.first:
             return
         path = out / "log.jsonl"
@@ -103,8 +107,9 @@ class Log:
             kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if start else []
             path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)  # a line at a time, so that a killed run leaves whole lines
-        if tensorboard:
+        if run.tensorboard:
             self._board = _summary_writer()(str(out / "tensorboard"), purge_step=start + 1)
+        self._trackers = tuple(_tracker(name, out, run) for name in run.trackers)
 
     def write(self, kind: str, step: int, **facts: Any) -> None:
         """One JSON line, flushed, and its numbers to tensorboard."""
@@ -115,6 +120,8 @@ class Log:
         if self._board is not None:
             for name, value in _scalars(facts):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.log({f"{kind}/{name}": value for name, value in _scalars(facts)}, step=step)
         self.watch.row(row)
 
     def close(self) -> None:
@@ -122,6 +129,8 @@ class Log:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
 
 def memory_mb(device: torch.device) -> dict[str, float]:
@@ -156,6 +165,17 @@ def _scalars(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((f"{prefix}{name}", float(value)))
     return found
+
+
+def _tracker(name: str, out: Path, run: Run) -> Any:
+    """A run of wandb or trackio, which share an interface: project and name are the run's and its folder's; a resumed run goes on."""
+    try:
+        library = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"the run is to be followed in {name}, which is not installed ({error}): pip install {name}") from error
+    # wandb finds the run that is resumed by an id, trackio by its name.
+    mine = {"dir": str(out), "id": hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]} if name == "wandb" else {}
+    return library.init(project=run.name, name=out.name, config=run.to_json(), resume="allow", **mine)
 
 
 def _summary_writer() -> Any:

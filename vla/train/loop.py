@@ -82,7 +82,7 @@ def train(
         ranks.first_does(lambda: checkpoint.record_run(out, facts, not found.name, allow_changed, watch.say))
         engine = make_engine(run, job.model, ranks)
         start = _restore(engine, job, found, run) if found.name else Progress(0, 0, run.batch_size, run.seed)
-        log = Log(out, ranks, start.step, run.tensorboard, watch)
+        log = ranks.all_do(lambda: Log(out, ranks, start.step, run, watch))
         stack.callback(log.close)
         if ranks.first and not found.name:
             save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))

@@ -20,9 +20,10 @@ from vla.normalize import METHODS, Method
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
 
 PRECISIONS = ("fp32", "bf16")
+TRACKERS = ("wandb", "trackio")
 
 HARMLESS: tuple[str, ...] = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
-HARMLESS += ("workers", "threads", "microbatch", "zero", "probe")
+HARMLESS += ("workers", "threads", "microbatch", "zero", "probe", "trackers")
 """Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
 
 
@@ -39,6 +40,7 @@ class Run:
     codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `probe`: validating also asks what other instructions do to the loss, in two more forward passes a batch (vla/train/probe.py).
+    `trackers`: services that the log goes to as well, `wandb` or `trackio` (they send it where their own settings say).
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
 
@@ -73,6 +75,7 @@ class Run:
     workers: int = 0
     threads: int = 0
     tensorboard: bool = False
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -80,6 +83,9 @@ class Run:
             raise UnknownName("precision", self.precision, PRECISIONS)
         if self.normalization not in METHODS[:2]:
             raise UnknownName("normalization", self.normalization, METHODS[:2])
+        for tracker in self.trackers:
+            if tracker not in TRACKERS:
+                raise UnknownName("tracker", tracker, TRACKERS)
         for name in ("steps", "batch_size", "keep_last", "log_every", "max_skips"):
             if getattr(self, name) < 1:
                 raise UserError(f"run '{self.name}': {name} must be at least 1, not {getattr(self, name)}")
