@@ -118,6 +118,14 @@ def test_user_errors_print_one_line_and_exit_with_their_code(monkeypatch, capsys
     assert capsys.readouterr().err == "error: no such thing. Choices: a, b.\n"
 
 
+def test_a_path_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cli.load("doctor"), "run", lambda args: (tmp_path / "file" / "below").mkdir())
+    assert cli.main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'file' / 'below'}: Not a directory") and said.count("\n") == 1
+
+
 def test_an_import_error_inside_a_command_is_not_hidden(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "absent", "A command whose module is not there.")
     with pytest.raises(ModuleNotFoundError, match=r"vla\.commands\.absent"):

@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `vla show ... | head`: the reader has left, and the interpreter's last flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; give a path that can be read or written", file=sys.stderr)
+        return 2
 
 
 def parse(argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:

@@ -261,7 +261,10 @@ def load_embodiment(name_or_path: str) -> Embodiment:
         spec = importlib.util.spec_from_file_location(f"vla_embodiment_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise UserError(f"{error.filename}, line {error.lineno}: no Python: {error.msg}") from error
     elif name_or_path in built_in_embodiments():
         module = importlib.import_module(f"vla.embodiments.{name_or_path}")
     else:

@@ -156,6 +156,9 @@ def test_a_robot_from_a_file_outside_the_package(tmp_path):
         load_embodiment(str(tmp_path / "other.py"))
     with pytest.raises(UnknownName, match="Choices"):
         load_embodiment("nothing_like_it")
+    (tmp_path / "typo.py").write_text("a = 1\nEMBODIMENT = (\n")
+    with pytest.raises(UserError, match=r"typo\.py, line 2: no Python: '\(' was never closed"):
+        load_embodiment(str(tmp_path / "typo.py"))
 
 
 def test_a_robot_without_limits_is_learned_from_and_never_moved():

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, metavar="N", help="shrink pictures to N pixels on the shorter side (default: do not)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs that have to be encoded (default: 95)")
     parser.add_argument("--limit-episodes", type=int, metavar="N", help="stop after N episodes")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of episodes that may be bad before it stops (default: 0.01)")
+    parser.add_argument(
+        "--max-bad", type=float, default=0.01, help="share of episodes that may be bad before it stops, ten at least (default: 0.01)"
+    )
     parser.add_argument("--reader", default="", help="another reader of the format (rlds: tfds)")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the reader, over the card's")
     parser.add_argument("--plugin", default="", metavar="FILE.py:CLASS", help="a reader of your own, for any FORMAT; its code is run")
@@ -161,7 +163,7 @@ def _with_bar(work: Callable[[Callable[[Progress], None]], Report], expected: in
 def _show_features(reader: Reader, as_json: bool) -> None:
     from rich.table import Table
 
-    from vla.commands.tables import print_table
+    from vla.tables import print_table
 
     features, size = reader.features(), reader.size()
     if as_json:
@@ -210,7 +212,7 @@ def _show_episode(episode: Any, card: Any) -> None:
     import simplejpeg
     from rich.table import Table
 
-    from vla.commands.tables import print_table
+    from vla.tables import print_table
 
     table = Table("field", "unit", "frame", "lowest", "highest", title=f"{episode.id}: {episode.steps} steps at {episode.rate_hz} Hz")
     for kind, space, rows in (("state", card.state_space, episode.state), ("action", card.action_space, episode.action)):

@@ -81,7 +81,7 @@ def _dataset(args: argparse.Namespace) -> int:
 def _runs(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from vla.commands.tables import print_table
+    from vla.tables import print_table
     from vla.train.curves import History, save_curves, summary
 
     if args.rerun or args.batch:
@@ -125,9 +125,9 @@ MOST_EPISODES = 2000
 def _print_summary(dataset: Dataset) -> None:
     from rich.table import Table
 
-    from vla.commands.tables import print_table
     from vla.data.check import dataset_facts
     from vla.data.pictures import spread_episodes
+    from vla.tables import print_table
 
     table = Table(title=dataset.info.name, show_header=False)
     for name, value in dataset_facts(dataset, full=False).items():

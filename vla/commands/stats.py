@@ -149,7 +149,7 @@ def _normalizer(path: Path, args: argparse.Namespace, robot: Embodiment) -> Robo
 def _print_diff(shifts: list[Shift], args: argparse.Namespace, robot: Embodiment) -> None:
     from rich.table import Column, Table
 
-    from vla.commands.tables import print_table
+    from vla.tables import print_table
 
     title = f"{robot.name}: A {args.path}, B {args.diff}"
     table = Table("", *(Column(name, no_wrap=True) for name in ("dimension", "A", "B", "shift", "stretch")), "", title=title)
@@ -168,8 +168,8 @@ def _diff_notes(row: Shift) -> list[str]:
 def _show_normalizer(args: argparse.Namespace, robot: Embodiment) -> int:
     from rich.table import Column, Table
 
-    from vla.commands.tables import print_table
     from vla.normalize import dimension_names
+    from vla.tables import print_table
 
     normalizer = _checkpoint(args.path)[1][robot.name]
     rows = [
@@ -230,7 +230,7 @@ FLAGS = ("name", "degenerate", "outlier")
 def _print_tables(stats: RobotStats, robot: Embodiment) -> None:
     from rich.table import Column, Table
 
-    from vla.commands.tables import print_table
+    from vla.tables import print_table
 
     key = stats.key
     for kind, part in (("state", stats.state), ("action", stats.action)):
