@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.latent_action.dots import CONFIG, write_dots
+from tests.latent_action.dots import STEPS as DOT_STEPS
 from vla.codecs.quantizer import NSVQ, VQ, ResidualVQ
 from vla.data.reader import Dataset
 from vla.errors import Damaged, UnsafeChange, UserError
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.moving_distractor import ROBOT, write_moving_distractor
 from vla.latent_action.probe import agreement, true_moves
+from vla.latent_action.report import health_report
 from vla.latent_action.train import frame_pairs, train_latent
 from vla.noise import Noise
 
@@ -141,6 +143,16 @@ def test_agreement_between_embodiments(tmp_path):
     mirrored = {**codes, "two": (two, 7 - codes["two"][1], None)}
     assert agreement(mirrored, 8, 0.1)["one"]["two"] < 0
     assert agreement({"one": codes["one"], "again": codes["one"]}, 8, 0.1) == {}  # of one robot
+
+
+def test_health_names_what_it_cannot_measure(trained, dots, tmp_path):
+    model, _ = trained
+    slow = write_dots(tmp_path / "slow", episodes=2, labelled=False, every=5)
+    health = health_report(model, [Dataset.open(folder) for folder in (*dots, slow)], episodes=6)
+    assert "every 0.5 s" in health["sources"]["slow"]["not_measured"]
+    assert health["sources"]["video"]["probe_r2"] == {} and health["sources"]["labelled"]["anchors"] == 6 * DOT_STEPS
+    both = np.sum([health["sources"][name]["count"] for name in ("video", "labelled")], axis=0)
+    np.testing.assert_array_equal(health["count"], both)
 
 
 def test_the_toy_is_what_it_says(tmp_path):

@@ -12,7 +12,9 @@ import torch
 
 from vla.data.pictures import spread_episodes
 from vla.data.pipeline import Pipeline
+from vla.data.quarantine import TooManyBad
 from vla.data.reader import Dataset
+from vla.errors import SchemaError, UnknownName
 from vla.latent_action.health import Usage
 from vla.latent_action.label import encode_dataset
 from vla.latent_action.model import FramePairs, LatentActionModel
@@ -37,12 +39,19 @@ def write_report(out: Path, model: LatentActionModel, datasets: Sequence[Dataset
 
 def health_report(model: LatentActionModel, datasets: Sequence[Dataset], episodes: int = EPISODES) -> dict[str, Any]:
     """`perplexity_share`, `dead_share` and `perplexity` over all sources; `sources`: the same for each, with `probe_r2` (name -> R2 per
-    dimension) where it has labels; `agreement`: see there. On up to `episodes` episodes of each source, evenly spread."""
+    dimension) where it has labels; `agreement`: see there. On up to `episodes` episodes of each source, evenly spread. A source that
+    cannot be labelled (too few frames a second, another camera, many damaged frames) says why under `not_measured`."""
     gap_s = model.check_gap(None)
-    total, sources, coded = Usage(np.zeros((model.codes, model.vocabulary))), {}, {}
+    total = Usage(np.zeros((model.codes, model.vocabulary)))
+    sources: dict[str, Any] = {}
+    coded: dict[str, tuple[Dataset, np.ndarray, Sequence[int]]] = {}
     for dataset in datasets:
         chosen = spread_episodes(dataset, episodes)
-        code_XN, bad = encode_dataset(dataset, model, gap_s, episodes=chosen)
+        try:
+            code_XN, bad = encode_dataset(dataset, model, gap_s, episodes=chosen)
+        except (SchemaError, UnknownName, TooManyBad) as error:  # after hours of training, no reason to end in an error
+            sources[dataset.info.name] = {"not_measured": str(error)}
+            continue
         usage = Usage.of(code_XN, model.vocabulary)
         r2 = probe(dataset, code_XN, model.vocabulary, gap_s, episodes=chosen)
         coded[dataset.info.name] = (dataset, code_XN, chosen)
