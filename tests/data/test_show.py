@@ -66,6 +66,8 @@ def test_a_batch_shows_every_camera_and_the_chunk(root, capsys):
     sheet = Image.open(root / "out" / "all-batch.png")
     assert sheet.size == (2 * (TILE + 2) + CHART[0] + 4, 5 * (LINE + 4 + TILE + 2))
     assert main(["show", str(root / "mix.yaml"), "--data-root", str(root), "--batch", "-5", "--out", str(root / "out")]) == 2
+    assert main(["show", str(root / "arms"), "--episodes", "0", "--out", str(root / "out")]) == 2
+    assert "--episodes 0; give at least 1" in capsys.readouterr().err
     assert main(["show", str(root / "arms"), "--batch", "2", "--out", str(root / "out")]) == 0
     assert (root / "out" / "arms-batch.png").is_file() and (root / "out" / "arms-states.png").is_file()
 

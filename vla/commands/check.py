@@ -170,4 +170,4 @@ def _short(value: object) -> str:
     """A fact in one line; of sources, what tells them apart."""
     if isinstance(value, dict):
         return "; ".join(f"{name} {row['share']:.1%}, {row['episodes']} episodes, {row['steps']:,} steps" for name, row in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

@@ -65,16 +65,18 @@ def _dataset(args: argparse.Namespace) -> int:
     from vla.data.pictures import save_pictures
     from vla.data.reader import Dataset
 
+    if args.episodes < 1:
+        raise UserError(f"--episodes {args.episodes}; give at least 1")
     dataset = Dataset.open(args.path)
     _print_summary(dataset)
-    for path in save_pictures(dataset, args.out, max(args.episodes, 1)):
+    for path in save_pictures(dataset, args.out, args.episodes):
         print(f"wrote {path}")
     if args.batch:
         print(f"wrote {_batch(Mixture.of([args.path], name=dataset.info.name), args)}")
     if args.rerun:
         from vla.data.recording import write_recording
 
-        print(f"wrote {write_recording(dataset, args.rerun, max(args.episodes, 1))}; look at it with `rerun {args.rerun}`")
+        print(f"wrote {write_recording(dataset, args.rerun, args.episodes)}; look at it with `rerun {args.rerun}`")
     return 0
 
 
@@ -131,7 +133,7 @@ def _print_summary(dataset: Dataset) -> None:
 
     table = Table(title=dataset.info.name, show_header=False)
     for name, value in dataset_facts(dataset, full=False).items():
-        table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
+        table.add_row(name, ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value))
     for name, space in (("state", dataset.info.recorded_state), ("action", dataset.info.recorded_action)):
         fields = space.fields if space else ()
         table.add_row(name, ", ".join(f"{f.name}[{f.size} {f.unit}, {f.frame}]" for f in fields) or "none")
