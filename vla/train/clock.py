@@ -94,7 +94,7 @@ class TokenCount:
         self._hook.remove()
 
     def _seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else kwargs.get("tokens")
+        tokens: Any = args[0] if args else kwargs.get("tokens")
         if module.training and hasattr(tokens, "valid_BS"):
             self._count += tokens.valid_BS.sum()
 

@@ -99,7 +99,8 @@ class Log:
     """
 
     def __init__(self, out: Path, ranks: Ranks, start: int, run: Run, watch: Watch) -> None:
-        self.watch, self._file, self._board, self._trackers = watch, None, None, ()
+        self.watch, self._file, self._board = watch, None, None
+        self._trackers: tuple[Any, ...] = ()
         if not ranks.first:
             return
         path = out / "log.jsonl"

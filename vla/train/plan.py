@@ -55,12 +55,12 @@ class Pass:
 
 def forecast(run: Run, job: Job, world: int) -> list[str]:
     """Operations, memory and hours of the run, and what would fit where; where the model cannot be counted, the reason."""
-    batch = None
+    one, reason = None, ""
     try:
         batch = job.batch(job.train.samples(range(1)))
         one = measure(job.model, batch, run.precision)
     except (UserError, RuntimeError) as error:  # no tokenizer in a configuration; a value that decides the model's next step
-        one, reason = None, str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
     size = run.batch_size // world // run.microbatches(world)
     activations = one.activations * size if one else 0.0
     memory = estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world, activations)

@@ -27,7 +27,7 @@ class Probed:
     changed: int
 
     def to(self, device: Any) -> Probed:
-        return Probed(*(batch.to(device) for batch in (self.plain, self.shuffled, self.blank)), self.changed)
+        return Probed(self.plain.to(device), self.shuffled.to(device), self.blank.to(device), self.changed)
 
 
 def probing(collate: Callable[[list[Sample]], Batch]) -> Callable[[list[Sample]], Probed]:
