@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vla import __version__, cli
-from vla.errors import UserError
+from vla.errors import UnknownName, UserError
 
 HEAVY = ("torch", "numpy", "scipy", "mujoco", "transformers", "rich")
 
@@ -162,3 +162,10 @@ def test_a_reader_that_leaves_is_no_error():
     assert process.wait(timeout=30) == 141
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_of_many_choices_the_nearest_and_the_fix_come_first():
+    few, many = UnknownName("robot", "pandda", ["panda", "fetch"], "Name a file."), [f"robot{i}" for i in range(40)] + ["panda"]
+    assert str(few) == "unknown robot 'pandda'. Choices: fetch, panda. Name a file."
+    text = str(UnknownName("robot", "pandda", many, "Name a file."))
+    assert text.startswith("unknown robot 'pandda'. Nearest: panda. Name a file. Choices: panda, robot0, ")

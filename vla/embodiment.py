@@ -257,7 +257,9 @@ def load_embodiment(name_or_path: str) -> Embodiment:
     if name_or_path.endswith(".py"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise UserError(f"no embodiment file {path}; give a .py file that defines EMBODIMENT, or one of {built_in_embodiments()}")
+            raise UserError(
+                f"no embodiment file {path}; give a .py file that defines EMBODIMENT, or one of {', '.join(built_in_embodiments())}"
+            )
         spec = importlib.util.spec_from_file_location(f"vla_embodiment_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

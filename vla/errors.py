@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
+
+MANY = 20
+"""More choices than this, and the nearest ones come first."""
 
 
 class UserError(ValueError):
@@ -15,8 +19,13 @@ class UnknownName(UserError):
     """A task, robot, suite, kind or file that does not exist; the message lists the choices."""
 
     def __init__(self, what: str, name: object, choices: Iterable[object], fix: str = "") -> None:
-        listed = ", ".join(sorted(map(str, choices))) or "none"
-        super().__init__(f"unknown {what} '{name}'. Choices: {listed}.{' ' + fix if fix else ''}")
+        known = sorted(map(str, choices))
+        listed, end = f"Choices: {', '.join(known) or 'none'}.", f" {fix}" if fix else ""
+        if len(known) > MANY:  # a wall of names would hide the ones that were meant, and the fix
+            near = ", ".join(difflib.get_close_matches(str(name), known, n=5, cutoff=0.4)) or "nothing"
+            super().__init__(f"unknown {what} '{name}'. Nearest: {near}.{end} {listed}")
+        else:
+            super().__init__(f"unknown {what} '{name}'. {listed}{end}")
 
 
 class SchemaError(UserError):

@@ -209,7 +209,7 @@ def _place(row: Mapping[str, Any], root: Path, where: str, rows: Sequence[Any] =
         raise UserError(f"{where}: {error}") from error
     folder = root / place
     if not folder.is_dir():
-        hint = f"the data root {root} holds {_folders(root)}. Set {DATA_ROOT_VARIABLE} or the root, or collect or convert it first."
+        hint = f"the data root {root} holds {_folders(root)}. Give --data-root or set {DATA_ROOT_VARIABLE}, or collect or convert it first."
         others = [name for name in _absent(rows, root) if name != place]
         also = f" {len(others)} more of its sources are missing: {', '.join(others)}." if others else ""
         raise UserError(f"{where}: no folder {folder}; {hint}{also}")

@@ -68,9 +68,10 @@ class Pipeline:
         self.without = tuple(feed.source.name for feed in every if not feed.split.anchors)
         self._feeds = [feed for feed in every if feed.split.anchors]
         if not self._feeds or (split == "train" and self.without):
+            fix = "write val_fraction: 0 to hold none out" if split == "val" else "lower it"
             raise UserError(
                 f"mixture '{mixture.name}': no {split} episodes in {', '.join(self.without)} with val_fraction "
-                f"{mixture.val_fraction:g}; add episodes or change it"
+                f"{mixture.val_fraction:g}; {fix}, or add episodes"
             )
         rows = [
             OrderSource(f.source.name, f.source.share, f.split.anchors_per_shard, f.source.max_epochs, f.source.window) for f in self._feeds
