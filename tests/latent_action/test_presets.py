@@ -72,6 +72,12 @@ def test_another_first_stage_is_refused(data, tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def test_a_run_for_a_gpu_says_so_without_one(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train("lapa.py", data, tmp_path / "out") == 2
+    assert "tiny variant" in capsys.readouterr().err
+
+
 def test_sizes_are_the_published_ones():
     lapa, univla, villa, lapo = (load_recipe(ROOT / f"pretrain/{name}.py").model for name in ("lapa", "univla", "villa_x", "lapo"))
     assert (lapa.features.size, lapa.encoder.patch, lapa.quantizer.codes, lapa.quantizer.vocabulary) == (256, 32, 4, 8)

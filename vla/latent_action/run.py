@@ -65,6 +65,8 @@ class LatentRun:
             raise UserError(f"{out} holds a latent-action model already; choose another --out")
         if (out / "state").exists() and not resume:
             raise UserError(f"{out} holds a run that was not finished; go on with --resume, or choose another --out")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"run '{self.name}' is for a GPU, and torch sees none here; its recipe has a tiny variant for a CPU")
         if self.threads:
             torch.set_num_threads(self.threads)
         robots = {robot.name: robot for source in mixture.sources if (robot := source.dataset.info.robot)}
