@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from tests.train.toy import MODEL, toy_run
 from vla.cli import main
 from vla.decoders.latent import LatentActions
+from vla.errors import UserError
 from vla.model import Model
 from vla.noise import Noise
 from vla.train.engine import make_engine
@@ -166,3 +168,28 @@ class _Sleeper(Bar):
 
     def step(self, done: int, steps: int) -> None:
         time.sleep(self.seconds)
+
+
+def unreadable_on_one(root: str, out: str) -> int:
+    """The toy run, whose last rank finds its copy of the data empty after step 2; what each rank ends with goes to `said-RANK.txt`."""
+    rank, last = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    own = Path(out).with_name(f"data-{rank}")
+    shutil.copytree(root, own)
+    try:
+        train(toy_run(steps=40), Path(out), data_root=own, near=own, watch=_Emptier(own, 2 if rank == last else 0))
+    except UserError as error:
+        Path(out).with_name(f"said-{rank}.txt").write_text(str(error))
+        return error.exit_code
+    return 0
+
+
+class _Emptier(Watch):
+    def __init__(self, data: Path, at: int) -> None:
+        self.data, self.at = data, at
+
+    def step(self, done: int, steps: int) -> None:
+        if done == self.at:
+            for shard in self.data.rglob("*.tar"):
+                os.truncate(shard, 0)
+            for columns in self.data.rglob("*.columns"):
+                os.truncate(columns, 0)

@@ -93,3 +93,11 @@ def test_killed_at_every_write_of_a_save(processes, shards, tmp_path):
         if not died:
             break
     assert write > 8  # two folders of a few files each, themselves, and the folder around them
+
+
+def test_data_gone_on_one_rank_ends_all_with_the_reason(processes, shards, tmp_path):
+    """No rank waits for the one that left: it says what is wrong, the others that somebody did."""
+    exits = processes.run("unreadable_on_one", world=2, root=shards, out=tmp_path / "run")
+    assert all(code not in (0, None) and code > 0 for code in exits)
+    assert (tmp_path / "said-0.txt").read_text() == "another rank could not go on; its error says why"
+    assert "samples are bad" in (tmp_path / "said-1.txt").read_text()

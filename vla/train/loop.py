@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,12 +105,13 @@ def _steps(
             return _save(engine, job, out, replace(done, updates=engine.updates, seconds=clock.total), run, log)
 
     with closing(step_batches(run, job, ranks, done.step)) as batches_of_step:
-        for batches in clock.waiting(batches_of_step):
+        agreement = _Agreement(engine)
+        for batches in agreement.told(clock.waiting(batches_of_step)):
             batches = [batch.to(ranks.device, non_blocking=True) for batch in batches]
             noises = [Noise(batch.position_B, run.seed) for batch in batches]
             if run.augment is not None:
                 batches = [_augmented(run.augment, job, batch, noise) for batch, noise in zip(batches, noises, strict=True)]
-            weights, asked = _sum_weights(job, engine, batches, noises, stop)
+            weights, asked = agreement.sum_weights(job, batches, noises, stop)
             if asked:  # on any rank; then all leave here
                 break
             torch.manual_seed((run.seed * 1_000_003 + done.step) * 65_537 + ranks.rank)  # for dropout: a function of the step
@@ -215,14 +217,33 @@ def _save(engine: Engine, job: Job, out: Path, progress: Progress, run: Run, log
     return Path(folder)
 
 
-def _sum_weights(job: Job, engine: Engine, batches: Sequence[Batch], noises: Sequence[Noise], stop: Stop) -> tuple[dict[str, Tensor], bool]:
-    """Collective. Weight of each part of the loss over all ranks and micro-batches; and whether any rank was asked to stop."""
-    rows = [job.model.weights(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
-    names = sorted(rows[0])
-    asked = rows[0][names[0]].new_tensor(float(bool(stop.requested)))
-    with engine.phases("communication"):
-        summed = engine.ranks.sum(torch.stack([*(sum(row[name] for row in rows) for name in names), asked]))
-    return dict(zip(names, summed, strict=False)), bool(summed[-1] > 0)
+class _Agreement:
+    """What ranks tell each other once a step, in one sum: the weights of the loss, who was asked to stop, who cannot go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.last: Tensor | None = None
+
+    def sum_weights(self, job: Job, batches: Sequence[Batch], noises: Sequence[Noise], stop: Stop) -> tuple[dict[str, Tensor], bool]:
+        """Collective. Weight of each part of the loss over all ranks and micro-batches; and whether any rank was asked to stop."""
+        rows = [job.model.weights(batch, noise) for batch, noise in zip(batches, noises, strict=True)]
+        names = sorted(rows[0])
+        asked = rows[0][names[0]].new_tensor(float(bool(stop.requested)))
+        self.last = torch.stack([*(sum(row[name] for row in rows) for name in names), asked])
+        with self.engine.phases("communication"):
+            summed = self.engine.ranks.sum(self.last)
+        if not torch.isfinite(summed[-1]):
+            raise UserError("another rank could not go on; its error says why")
+        return dict(zip(names, summed, strict=False)), bool(summed[-1] > 0)
+
+    def told(self, items: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The items. Where this rank cannot have the next one (its data is gone, say), it spoils the sum that the others wait in."""
+        try:
+            yield from items
+        except UserError:
+            if self.last is not None:  # before the first step nobody knows the sum's size: the launcher ends the others
+                self.engine.ranks.sum(torch.full_like(self.last, math.nan))
+            raise
 
 
 def _augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:
