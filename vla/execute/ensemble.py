@@ -97,9 +97,7 @@ def ensemble_of(spec: str) -> TemporalEnsemble | AdaptiveEnsemble:
         raise
     except ValueError:
         pass
-    raise UserError(
-        f"ensemble '{spec}' is not understood; give temporal:DECAY (temporal:0.01) or adaptive:ALPHA:HORIZON (adaptive:0.1:7)"
-    )
+    raise UserError(f"ensemble '{spec}' is not understood; give temporal:DECAY (temporal:0.01) or adaptive:ALPHA:HORIZON (adaptive:0.1:7)")
 
 
 def _mean(candidate_KA: np.ndarray, weight_K: np.ndarray, space: Space) -> np.ndarray:
