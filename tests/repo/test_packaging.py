@@ -146,7 +146,9 @@ def _rendering(folder: Path, user: int, libraries: str) -> subprocess.CompletedP
     for name, line in says.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # where `make test` runs this
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment["PATH"] = f"{folder}:{environment['PATH']}"
     return subprocess.run(["make", "system"], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
