@@ -48,3 +48,22 @@ def test_frozen_weights_need_no_gradient_of_their_own():
 def test_the_peak_is_of_this_machine():
     small = measured_peak(torch.device("cpu"), "fp32", size=256, repeats=2)
     assert 1e8 < small < 1e14
+
+
+def test_views_of_parameters_in_inference_mode_are_counted_as_elsewhere():
+    """A readout's queries are a view of a parameter, handed to a module: what torch's own counter stumbles over."""
+
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 5)
+
+        def forward(self, size: int) -> torch.Tensor:
+            return self.layer(self.query.expand(size, -1, -1))
+
+    model, found = Queries(), []
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode(), counted() as operations:
+            model(2)
+            found.append(operations())
+    assert found == [2 * 2 * 3 * 4 * 5] * 3

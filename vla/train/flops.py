@@ -7,7 +7,7 @@ what the device does at most. That most is measured here, by a matrix product, n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +23,35 @@ from vla.types import Batch
 @contextmanager
 def counted() -> Iterator[Callable[[], float]]:
     """Counts what runs inside, in operations (a multiplication and an addition are two). The function tells the sum so far."""
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+    from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
     def attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the one that torch's own table lacks
-    with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
-        yield lambda: float(counter.get_total_flops())
+    with _Counter({**flop_registry, kernel: shape_wrapper(attention)}) as counter:
+        yield lambda: float(counter.total)
+
+
+class _Counter(TorchDispatchMode):
+    """Sums up torch's own formulas. Not torch's FlopCounterMode, which also follows modules, and fails there on a view of a parameter
+    that was made in inference mode."""
+
+    def __init__(self, formulas: Mapping[Any, Callable[..., int]]) -> None:
+        super().__init__()
+        self.formulas, self.total = formulas, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))  # in inference mode a linear layer arrives whole
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **(kwargs or {}))
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def backward_share(model: nn.Module) -> float:
