@@ -12,6 +12,7 @@ from PIL import Image
 
 from vla.data import images
 from vla.data.images import decode_frame, decode_image, decode_jpeg
+from vla.data.images import orientation as stated
 from vla.data.quarantine import BadSample
 
 RNG = np.random.default_rng(0)
@@ -42,6 +43,7 @@ GOOD = {
     "grey png": (saved(GREY[..., 0], "PNG"), GREY),
     "png with a palette": (saved(Image.fromarray(PICTURE).quantize(8), "PNG"), PICTURE),
     "png of one bit": (saved(Image.fromarray(GREY[..., 0] > 20), "PNG"), np.where(GREY > 20, 255, 0).astype(np.uint8)),
+    "webp": (saved(PICTURE, "WEBP", lossless=True), PICTURE),
     "opaque png with alpha": (saved(np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)]), "PNG"), PICTURE),
 }
 
@@ -94,12 +96,13 @@ UPRIGHT = {  # what brings a picture of each EXIF orientation upright
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_a_turned_picture_is_as_declared(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(PICTURE, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    data = saved(PICTURE, kind, exif=exif, **{"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {}))
+    assert stated(data) == orientation
     assert near(decode_image(data, exif="apply"), UPRIGHT[orientation](PICTURE))
     assert near(decode_image(data, exif="ignore"), PICTURE)
     with pytest.raises(BadSample, match=f"to be turned \\({orientation}\\)") as error:

@@ -7,12 +7,8 @@ held (EXIF) unless the card says whether it counts.
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -21,15 +17,9 @@ from vla.convert.fields import BadEpisode
 from vla.convert.raw import Clip, Encoded, Pictures
 from vla.convert.vocabulary import Camera
 from vla.data.format import MAX_PIXELS
+from vla.data.images import decode_image, orientation
+from vla.data.quarantine import BadSample
 from vla.errors import Damaged
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow's decoders raise on broken files
-_UPRIGHT = {2: ("horizontal", 0), 3: ("none", 180), 4: ("vertical", 0), 6: ("none", 90), 8: ("none", 270)}
-"""EXIF orientation -> (flip, degrees clockwise) that bring the picture upright; 5 and 7 (mirrored and turned) no camera writes."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +58,17 @@ def mp4_as_it_is(pictures: Pictures, keep: np.ndarray, camera: Camera, encoding:
 
 
 def reuse_or_encode(data: bytes, camera: Camera, encoding: Encoding, where: str) -> bytes:
-    """One encoded picture -> JPEG: the same bytes where it is an RGB JPEG that nothing is to be done to."""
-    size, kind = _jpeg_size(data, where) if data[:2] == b"\xff\xd8" else (None, "")
-    turned = _orientation(data) if size else 1
-    if turned != 1 and camera.exif == "refuse":
-        raise BadEpisode("image", f"{where}: EXIF says it is to be turned ({turned}); say `exif: apply` or `exif: ignore` in the card")
-    fits = size is not None and (encoding.image_size is None or min(size) <= encoding.image_size)
-    if _untouched(camera) and fits and turned == 1 and kind in ("YCbCr", "Gray"):
-        _decode_jpeg(data, where, smallest=True)
-        return data
-    image = _decode_jpeg(data, where) if kind in ("YCbCr", "Gray", "RGB") else _decode_any(data, camera, where)
-    if turned != 1 and camera.exif == "apply":
-        if turned not in _UPRIGHT:
-            raise BadEpisode("image", f"{where}: EXIF orientation {turned}")
-        image = turn(image, *_UPRIGHT[turned])
+    """One encoded picture -> JPEG: the same bytes where it is an upright RGB JPEG that nothing is to be done to."""
+    try:
+        if _untouched(camera) and _fits(data, encoding) and orientation(data) == 1:
+            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True)
+            return data
+        image = decode_image(data, camera.exif, camera.bits, cmyk=camera.colour == "cmyk")
+    except BadSample as error:
+        declare = " (a card declares it: `exif: apply` or `ignore`, `bits: 16`, `colour: cmyk`)" if error.cause == "schema" else ""
+        raise BadEpisode("image", f"{where}: {error}{declare}") from error
+    except ValueError as error:
+        raise BadEpisode("image", f"{where}: JPEG does not decode ({error})") from error
     return _encode(_edit(image, camera, encoding, where), encoding)
 
 
@@ -131,82 +118,13 @@ def _as_rgb(image: np.ndarray, camera: Camera, where: str) -> np.ndarray:
     return image
 
 
-def _jpeg_size(data: bytes, where: str) -> tuple[tuple[int, int], str]:
-    try:
-        height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        raise BadEpisode("image", f"{where}: no readable JPEG ({error})") from error
-    _check_pixels(height, width, where)
-    return (height, width), kind
-
-
-def _check_pixels(height: int, width: int, where: str) -> None:
-    if height * width > MAX_PIXELS:  # before a byte of it is allocated
-        raise BadEpisode("image", f"{where}: {height} x {width} pixels; at most {MAX_PIXELS} are decoded")
-
-
-def _decode_jpeg(data: bytes, where: str, smallest: bool = False) -> np.ndarray:
-    try:
-        if smallest:
-            return simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, fastdct=True)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except ValueError as error:
-        raise BadEpisode("image", f"{where}: JPEG does not decode ({error})") from error
-
-
-def _decode_any(data: bytes, camera: Camera, where: str) -> np.ndarray:
-    from PIL import Image
-
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and camera.bits != 16:  # Pillow would drop bits silently
-        raise BadEpisode("image", f"{where}: 16 bits per colour; say `bits: 16` in the card if that is so by intent")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.height, image.width, where)
-            return _pillow_rgb(image, camera, where)
-    except BadEpisode:
-        raise
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise BadEpisode("image", f"{where}: no readable {', '.join(FORMATS)} ({error})") from error
-
-
-def _pillow_rgb(image: Image.Image, camera: Camera, where: str) -> np.ndarray:
-    if image.mode in ("RGB", "L", "P", "1") or (image.mode == "CMYK" and camera.colour == "cmyk"):
-        return np.asarray(image.convert("RGB"))
-    if image.mode in ("RGBA", "LA"):
-        rgba = np.asarray(image.convert("RGBA"))
-        if (rgba[..., 3] != 255).any():
-            raise BadEpisode("image", f"{where}: transparent; there is no colour to put behind it")
-        return rgba[..., :3]
-    if image.mode.startswith("I;16") and camera.bits == 16:
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    raise BadEpisode("image", f"{where}: {image.mode} picture; say `colour: cmyk` or `bits: 16` in the card if it is one by intent")
-
-
-def _orientation(data: bytes) -> int:
-    """The orientation (1 to 8) that a JPEG's EXIF block states; 1 where it states none. Reads headers alone."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in (0xDA, 0xD9):
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        block = data[place + 4 : place + 2 + length]
-        if data[place + 1] == 0xE1 and block[:6] == b"Exif\0\0":
-            return _tiff_orientation(block[6:])
-        place += 2 + max(length, 2)
-    return 1
-
-
-def _tiff_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 1
-    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-    if start + 2 > len(tiff):
-        return 1
-    (count,) = struct.unpack_from(f"{order}H", tiff, start)
-    for row in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind = struct.unpack_from(f"{order}HH", tiff, row)
-        if (tag, kind) == (0x0112, 3):
-            return struct.unpack_from(f"{order}H", tiff, row + 8)[0]
-    return 1
+def _fits(data: bytes, encoding: Encoding) -> bool:
+    """Whether it is a JPEG of colours and a size that shards take. ValueError for a JPEG without a readable header."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
+    small = encoding.image_size is None or min(height, width) <= encoding.image_size
+    return small and kind in ("YCbCr", "Gray") and 0 < height * width <= MAX_PIXELS
 
 
 def _of_clip(clip: Clip, keep: np.ndarray, camera: Camera, encoding: Encoding, where: str) -> list[bytes]:

@@ -60,22 +60,22 @@ def decode_jpeg(data: bytes, out: np.ndarray | None = None) -> np.ndarray:
 
 
 Exif = Literal["refuse", "apply", "ignore"]
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises on broken files
 
 
 def decode_image(data: bytes, exif: Exif = "refuse", bits: int = 8, cmyk: bool = False) -> np.ndarray:
-    """A JPEG or PNG of any kind -> uint8 (H, W, 3) RGB; grey becomes RGB.
+    """A JPEG, PNG or WEBP of any kind -> uint8 (H, W, 3) RGB; grey becomes RGB.
 
     Declared, since guessing would spoil data in silence: `exif`, whether a camera's note that the picture is to be turned or mirrored
     counts; `bits=16`, that the numbers are that wide (the high byte is kept); `cmyk`, that colours are printer's inks.
     BadSample with its cause: `decode` (damaged, or no such file), `oversize` (more than MAX_PIXELS, found before anything is allocated),
     `schema` (readable, and not as declared: sideways, 16 bits, CMYK, transparent).
     """
-    if not data.startswith(_SIGNATURES):
-        raise BadSample("decode", f"neither JPEG nor PNG ({len(data)} bytes)")
-    sideways = b"Exif\0\0" in data[: 1 << 16] or b"eXIf" in data
-    if data[:2] == b"\xff\xd8" and not sideways:
+    if not (data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")):
+        raise BadSample("decode", f"none of {', '.join(FORMATS)} ({len(data)} bytes)")
+    if data[:2] == b"\xff\xd8" and not _may_be_turned(data):
         try:
             height, width, kind, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -87,23 +87,40 @@ def decode_image(data: bytes, exif: Exif = "refuse", bits: int = 8, cmyk: bool =
     return _decode_by_pillow(data, exif, bits, cmyk)
 
 
+def orientation(data: bytes) -> int:
+    """How a camera says that it was held (EXIF 1 to 8), 1 where it says nothing. BadSample where the file does not open."""
+    from PIL import Image
+
+    if not _may_be_turned(data):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.getexif().get(_ORIENTATION) or 1
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+        raise BadSample("decode", f"image does not decode: {error}") from error
+
+
+def _may_be_turned(data: bytes) -> bool:
+    return b"Exif\0\0" in data[: 1 << 16] or b"eXIf" in data or data[:4] == b"RIFF"
+
+
 def _decode_by_pillow(data: bytes, exif: Exif, bits: int, cmyk: bool) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if data[1:4] == b"PNG" and data[24:25] == b"\x10" and bits != 16:  # Pillow would drop the bits silently
         raise BadSample("schema", "16 bits per colour, and 8 are declared")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.height, image.width)
-            turned = image.getexif().get(0x0112, 1)
-            if turned not in (0, 1) and exif == "refuse":
+            turned = image.getexif().get(_ORIENTATION) or 1
+            if turned != 1 and exif == "refuse":
                 raise BadSample("schema", f"EXIF says that it is to be turned ({turned}), and whether that counts is not declared")
             if data[:2] == b"\xff\xd8" and image.mode in ("RGB", "L"):
                 pixels = Image.fromarray(decode_jpeg(data))  # stricter: Pillow fills damage with grey
             else:
                 pixels = _as_rgb(image, bits, cmyk)
-            if turned not in (0, 1) and exif == "apply":
-                pixels.getexif()[0x0112] = turned
+            if turned != 1 and exif == "apply":
+                pixels.getexif()[_ORIENTATION] = turned
                 pixels = ImageOps.exif_transpose(pixels)
             return np.asarray(pixels)
     except BadSample:
