@@ -7,7 +7,7 @@ head on a backbone of yours (the tiny one, say). Weights come with `vla import`,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vla.backbones.published import published
@@ -104,22 +104,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "pi0_insulated": Preset(
         PALIGEMMA,
-        Joint(
-            (
-                Part("tokens", AutoregressiveTokens(codec=FAST(vocabulary=2048))),
-                Part(
-                    "flow",
-                    DiT(
-                        path=Flow(times="pi0", reverse=True),
-                        conditioning=LayerKeysValues(width=1024, mlp_width=4096, style="gemma"),
-                        samples_per_context=1,
-                        evaluations=10,
-                        time="adaptive",
-                    ),
-                    insulated=True,
-                ),
-            )
-        ),
+        Joint((Part("tokens", _PI0_FAST), Part("flow", replace(_PI0, time="adaptive", state_in_suffix=False), insulated=True))),
         horizon=50,
         paper="Knowledge insulation (Driess et al. 2025), pi0.5",
         deviates="proprioception as a token instead of as text",

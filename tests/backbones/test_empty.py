@@ -12,23 +12,19 @@ from safetensors.torch import save_file
 from tests.backbones.families import FAMILIES, quick
 from tests.parts import ROBOTS, observation
 from vla.backbones.empty import build_empty, count_parameters, restore_buffers, spread
-from vla.backbones.paligemma import PaliGemma
-from vla.backbones.prismatic import TOWERS, Prismatic
+from vla.backbones.prismatic import TOWERS
+from vla.backbones.published import published
 from vla.backbones.qwen_vl import Qwen25VL
 from vla.errors import UserError
 from vla.torchvision_cpu import prepare_torchvision
 
-GEMMA_2B = {"model_type": "gemma", "hidden_size": 2048, "num_hidden_layers": 18, "intermediate_size": 16384, "num_attention_heads": 8}
-GEMMA_2B |= {"num_key_value_heads": 1, "head_dim": 256, "vocab_size": 257216}
-SO400M = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
-SO400M |= {"num_attention_heads": 16, "patch_size": 14, "image_size": 224, "vision_use_head": False}
 QWEN_7B = {"model_type": "qwen2_5_vl_text", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
 QWEN_7B |= {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
 QWEN_TOWER = {"model_type": "qwen2_5_vl_vision", "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 QWEN_TOWER |= {"out_hidden_size": 3584}
 PUBLISHED = {
-    # google/paligemma-3b-pt-224: config.json; 2,923,466,480 parameters.
-    "paligemma": (PaliGemma({"model_type": "paligemma", "text_config": GEMMA_2B, "vision_config": SO400M, "projection_dim": 2048}), 2.923),
+    # google/paligemma-3b-pt-224: 2,923,466,480 parameters.
+    "paligemma": (published("google/paligemma-3b-pt-224"), 2.923),
     # Qwen/Qwen2.5-VL-7B-Instruct: config.json; 8.292B with its vocabulary head.
     "qwen": (Qwen25VL({"model_type": "qwen2_5_vl", "text_config": QWEN_7B, "vision_config": QWEN_TOWER}, head=True), 8.292),
 }
@@ -49,8 +45,7 @@ def test_openvlas_size():
     import timm
 
     towers = TOWERS["dinosiglip-vit-so-224px"]
-    library = {"model_type": "openvla", "timm_model_ids": list(towers), "image_sizes": [224, 224], "text_config": {"vocab_size": 32064}}
-    backbone = build_empty(Prismatic(library, head=True))
+    backbone = build_empty(published("openvla/openvla-7b", head=True))
     assert (count_parameters(backbone.language) + count_parameters(backbone.head)) / 1e9 == pytest.approx(6.739, abs=5e-4)
     with torch.device("meta"):
         whole = [timm.create_model(name, num_classes=0, img_size=224) for name in towers]

@@ -7,6 +7,7 @@ starts. They are then part of the checkpoint like every other weight.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -94,9 +95,9 @@ class FrozenFeatures(Features):
     def target(self, image_BHW3: Tensor) -> Tensor:
         return self(image_BHW3)
 
+    @abstractmethod
     def tokens(self, image_BHW3: Tensor) -> Tensor:
-        """(B, side * side, channels), row by row."""
-        raise NotImplementedError
+        """uint8 frames -> float (B, side * side, channels), row by row."""
 
     def _measure(self, image_side: int) -> None:
         """Sizes, from one black image; called last, by the constructors."""
