@@ -11,6 +11,7 @@ from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
 from vla.decoders.conditioning import CrossAttention, InContext, LayerKeysValues, Pooled
 from vla.decoders.dit import DiT
+from vla.decoders.heads import ResNet
 from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
@@ -30,6 +31,7 @@ BACKBONES = {"tiny": TINY}
 DECODERS = {
     "parallel": Parallel(),
     "parallel_folded": Parallel(steps_per_token=3),
+    "oft": Parallel(tokens="numbers", whole=True, head=ResNet(hidden=32)),
     "tokens": AutoregressiveTokens(),
     "tokens_coarse": AutoregressiveTokens(codec=Bins(every=2)),
     "masked": MaskedDiffusion(evaluations=4),

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vla.backbones.base import Tokens
-from vla.bank import Bank
 from vla.noise import Noise
 from vla.roster import Roster
+from vla.state import StateTokens
 from vla.types import Batch, Loss
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a checkpoint says to build: the parts. Sizes that depend on the robots come with the roster."""
+    """What a checkpoint says to build: the parts. Sizes that depend on the robots come with the roster. `state`: how proprioception
+    enters, unless the decoder takes it."""
 
     kind: ClassVar[str] = "model.vla"
     backbone: Any
     decoder: Any
+    state: StateTokens = field(default_factory=StateTokens)
 
     def build(self, roster: Roster) -> VLA:
         return VLA(self, roster)
@@ -30,16 +32,15 @@ class Model:
 class VLA(nn.Module):
     """Batch -> loss (`forward`), or batch -> normalised action chunk (`sample`).
 
-    Proprioception enters as one token per history frame behind the observation, through a map per robot; it sees the observation,
-    which does not see it (the blocks of pi0). A source without a state has no such token. A decoder that takes the state itself finds it
-    with the prefix (`Tokens.given`).
+    Proprioception enters as one token per history frame, through a map per robot (vla/state.py). A source without a state has no such
+    token. A decoder that takes the state itself finds it with the prefix (`Tokens.given`).
     """
 
     def __init__(self, config: Model, roster: Roster) -> None:
         super().__init__()
         self.config, self.roster = config, roster
         self.backbone = config.backbone.build()
-        self.state_in: Bank | None = Bank(len(roster), roster.state_width, self.backbone.width, axes=("P", None))
+        self.state_in: nn.Module | None = config.state.build(self.backbone.width, roster)
         self.decoder = config.decoder.build(self.backbone.width, roster)
         self.decoder.bind(self.backbone)
         if self.decoder.takes_state:
@@ -66,7 +67,4 @@ class VLA(nn.Module):
         if self.state_in is None:
             return replace(seen, given={**seen.given, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})
         x_BFD = self.state_in(batch.state_BFP.to(seen.x_BSD.dtype), batch.spec.embodiment_B)
-        age_F = valid_BF.long().cumsum(1) - 1
-        zero_BF = seen.next_block().expand(x_BFD.shape[:2]) * 0
-        state = Tokens(x_BFD, valid_BF, zero_BF + seen.next_block(), zero_BF, seen.next_position() + age_F.clamp(min=0))
-        return seen.cat(state)
+        return self.config.state.join(seen, x_BFD, valid_BF)

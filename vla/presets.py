@@ -7,9 +7,11 @@ head on a backbone of yours (the tiny one, say). Weights come with `vla import`,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vla.backbones.film import FiLM
 from vla.backbones.published import published
 from vla.codecs.bins import Bins
 from vla.codecs.fast import FAST
@@ -17,6 +19,7 @@ from vla.codecs.grid import Grid
 from vla.codecs.vq import VQCodes
 from vla.decoders.conditioning import CrossAttention, InContext, LayerKeysValues, Pooled
 from vla.decoders.dit import DiT
+from vla.decoders.heads import ResNet
 from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
@@ -27,6 +30,7 @@ from vla.diffusion.ddpm import DDPM
 from vla.diffusion.flow import Flow
 from vla.errors import UnknownName
 from vla.model import Model
+from vla.state import StateTokens
 
 PRISMATIC, PALIGEMMA, PALIGEMMA2 = "openvla/openvla-7b", "google/paligemma-3b-pt-224", "google/paligemma2-3b-pt-224"
 QWEN3, SMOLVLM = "Qwen/Qwen3-VL-2B-Instruct", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -35,21 +39,31 @@ QWEN3, SMOLVLM = "Qwen/Qwen3-VL-2B-Instruct", "HuggingFaceTB/SmolVLM2-500M-Video
 @dataclass(frozen=True)
 class Preset:
     """`backbone`: hub id of the one it was published with. `decoder`: a configuration. `horizon`: commands per chunk, which an
-    embodiment states. `paper`, `deviates`: for people."""
+    embodiment states. `paper`, `deviates`: for people. `state`: how proprioception enters. `settings`: of its own backbone."""
 
     backbone: str
     decoder: Any
     horizon: int
     paper: str
     deviates: str = ""
+    state: StateTokens = field(default_factory=StateTokens)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self, backbone: Any = None) -> Model:
         """The model over its own backbone's published configuration, or over another."""
-        return Model(published(self.backbone) if backbone is None else backbone, self.decoder)
+        return Model(published(self.backbone, **self.settings) if backbone is None else backbone, self.decoder, self.state)
 
 
 _COGACT = {"path": DDPM(spacing="leading", clip=None), "samples_per_context": 8, "evaluations": 10, "time": "token"}
 _COGACT |= {"condition_dropout": 0.1, "guidance": 1.5}
+_OFT = Preset(
+    PRISMATIC,
+    Parallel(tokens="numbers", whole=True, head=ResNet()),
+    horizon=8,
+    paper="OpenVLA-OFT (Kim et al. 2025)",
+    deviates="the token that closes the sequence is learned instead of a word's",
+    state=StateTokens(layers=2, after_images=True),
+)
 _PI0 = DiT(
     path=Flow(times="pi0", reverse=True),
     conditioning=LayerKeysValues(width=1024, mlp_width=4096, style="gemma"),
@@ -67,12 +81,12 @@ PRESETS: dict[str, Preset] = {
         paper="OpenVLA (Kim et al. 2024)",
         deviates="action codes have embeddings and a head of their own, instead of the language model's last 256 words",
     ),
-    "openvla_oft": Preset(
-        PRISMATIC,
-        Parallel(),
-        horizon=8,
-        paper="OpenVLA-OFT (Kim et al. 2025)",
-        deviates="a token a step instead of one a number, a linear map per robot instead of an MLP-ResNet; no FiLM in the vision towers",
+    "openvla_oft": _OFT,
+    "openvla_oft_plus": replace(_OFT, horizon=25, settings={"film": FiLM(also=(2,))}),
+    "openvla_oft_diffusion": replace(
+        _OFT,
+        decoder=DiT(path=DDPM(steps=50, spacing="leading", clip=1.0), samples_per_context=1, evaluations=50, time="token", head=ResNet()),
+        deviates="a token a step instead of one a number; the prompt does not see the noisy actions; the level goes through an MLP",
     ),
     "discrete_diffusion_vla": Preset(
         PRISMATIC,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.backbones.families import FAMILIES, quick, tokenizer_json
 from tests.parts import ROBOTS, contents, observation
 from vla.backbones.adapters import LoRA
+from vla.backbones.film import FiLM
 from vla.backbones.library import Origin
 from vla.backbones.paligemma import PaliGemma
 from vla.backbones.parse import library_model
@@ -104,6 +105,7 @@ def test_a_folder_of_the_library_becomes_a_backbone(name, tmp_path):
         assert torch.equal(backbone.language.layers[1].mlp.up_proj.weight, theirs["language_model.model.layers.1.mlp.up_proj.weight"])
         gamma = backbone.vision.featurizer.blocks[0].ls1.gamma
         assert torch.equal(gamma, theirs["vision_backbone.featurizer.blocks.0.ls1.scale_factor"])
+        assert "tensors" in replace(config, film=FiLM()).build().load_pretrained()[0]  # whose maps are new
         return
     torch.manual_seed(0)
     plain = want.build().eval()

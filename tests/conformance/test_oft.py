@@ -1,40 +1,95 @@
-"""OpenVLA-OFT (`constants.py`, `action_heads.py`): what of it our parallel decoder and DDPM path embody."""
+"""OpenVLA-OFT (`prismatic/extern/hf/modeling_prismatic.py`, `models/{action_heads,projectors,film_vit_wrapper}.py`, `vla/constants.py`)."""
 
 from __future__ import annotations
 
-import torch
-from diffusers import DDIMScheduler
+from dataclasses import replace
 
-from tests.parts import TINY
-from vla.backbones.base import prefix_tokens, visible
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import nn
+
+from tests.backbones.families import prismatic
+from tests.parts import contents, robot
+from vla.backbones.empty import build_empty, count_parameters
 from vla.decoders.base import total_loss
+from vla.decoders.heads import ResNet
 from vla.diffusion.ddpm import DDPM
 from vla.noise import Noise
 from vla.presets import preset
 from vla.roster import Roster
-from vla.types import ActionSpec, Target
+from vla.types import Observation, Target
 
-B, T, A = 3, 8, 7
+T, A, P = 8, 7, 8
+ARM = robot("arm", A, P, T)
 
 
-def test_one_bidirectional_suffix_for_the_whole_chunk_and_l1(monkeypatch):
-    """A chunk of 8 (LIBERO) in one pass: every place sees the prefix and every other place, none of them is seen by the prefix."""
+def tiny():
+    """The published system with small widths: its contents, model and a batch of two prompts of different lengths."""
     chosen = preset("openvla_oft")
-    assert chosen.horizon == T
+    assert chosen.horizon == T  # LIBERO
     torch.manual_seed(0)
-    backbone, decoder = TINY.build(), chosen.decoder.build(TINY.width, Roster(("arm",), T, A, 1))
-    prefix = prefix_tokens(torch.randn(B, 5, TINY.width), torch.ones(B, 5, dtype=torch.bool))
-    like = ActionSpec(torch.zeros(B, dtype=torch.int64), torch.ones(B, T, A, dtype=torch.bool))
-    passes, forward = [], backbone.forward
-    monkeypatch.setattr(backbone, "forward", lambda tokens, cache=None: passes.append(tokens) or forward(tokens, cache))
-    noise = Noise(torch.arange(B))
-    pred_BTA = decoder.sample(backbone, prefix, like, noise)
-    (tokens,) = passes
-    sees = visible(tokens, tokens)[0, 0]
-    assert sees[5:].all() and not sees[:5, 5:].any() and len(tokens) == 5 + T
-    target = Target(torch.randn(B, T, A), like.mask_BTA, like, torch.zeros(B, 0, dtype=torch.int64), torch.zeros(B, dtype=torch.bool))
-    loss = total_loss(decoder.loss(backbone, prefix, target, noise))
-    torch.testing.assert_close(loss, (pred_BTA - target.action_BTA).abs().mean(), atol=1e-6, rtol=1e-6)
+    holds = contents(replace(chosen.decoder, head=ResNet(blocks=2, hidden=32)), prismatic(), (ARM,))
+    holds = replace(holds, model=replace(holds.model, state=chosen.state))
+    model = holds.build()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("backbone."):
+            nn.init.normal_(parameter, std=0.2)
+    rng = np.random.default_rng(0)
+    images = lambda: {role: rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8) for role in ARM.cameras}  # noqa: E731
+    seen = [Observation(images(), rng.uniform(-1, 1, (1, P)), text, "arm") for text in ("open the door", "push")]
+    return model, holds.collate(model).observations(seen)
+
+
+@torch.no_grad()
+def test_one_sequence_of_patches_state_prompt_zeros_and_an_end_in_which_all_see_all():
+    """Beside the library's Llama, called as OFT's fork calls it: no causal mask; a number is read one token ahead of its own."""
+    model, batch = tiny()
+    found = model.sample(batch, Noise(batch.position_B))
+    backbone, inputs = model.backbone, batch.inputs
+    features, _ = backbone._see(inputs, backbone.patches(16, 16))
+    for row, patches in enumerate(features.unflatten(0, (2, -1))):
+        words = inputs["token_valid_BS"][row] & (inputs["patch_BS"][row] < 0)
+        text = backbone.language.embed_tokens(inputs["token_BS"][row][words])
+        state = model.state_in.second(F.gelu(batch.state_BFP[row] @ model.state_in.first.weight_EIO[0] + model.state_in.first.bias_EO[0]))
+        zeros, end = torch.zeros(T * A, backbone.width), model.decoder.closing_1D
+        sequence = torch.cat([text[:1], patches.flatten(0, 1), state, text[1:], zeros, end])[None]
+        S = sequence.shape[1]
+        sees_all = torch.ones(1, 1, S, S, dtype=torch.bool)
+        out = backbone.language(inputs_embeds=sequence, attention_mask=sees_all, position_ids=torch.arange(S)[None], use_cache=False)
+        read = out.last_hidden_state[:, S - T * A - 2 : S - 2].unflatten(1, (T, A))
+        want = model.decoder.out(read, batch.spec[row : row + 1])
+        torch.testing.assert_close(found[row : row + 1], want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_is_the_mean_absolute_error():
+    model, batch = tiny()
+    B = len(batch.spec.embodiment_B)
+    labels = torch.zeros(B, 0, dtype=torch.int64), torch.zeros(B, dtype=torch.bool)
+    target = Target(torch.randn(B, T, A), batch.spec.mask_BTA, batch.spec, *labels)
+    noise = Noise(batch.position_B)
+    loss = total_loss(model(replace(batch, target=target), noise))
+    torch.testing.assert_close(loss, (model.sample(batch, noise) - target.action_BTA).abs().mean(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "horizon", "action"), [("openvla_oft", 8, 7), ("openvla_oft_plus", 25, 14)])
+def test_sizes_are_the_published_ones(name, horizon, action):
+    """`L1RegressionActionHead(4096, 4096)`, `ProprioProjector(4096, P)`, `FiLMedVisionTransformerBlock(llm_dim=4096)`."""
+    chosen = preset(name)
+    assert chosen.horizon == horizon  # LIBERO, ALOHA
+    model = build_empty(chosen.model(), Roster(("arm",), horizon, action, action + (action == 7)))
+    linear = lambda width_in, width_out: width_in * width_out + width_out  # noqa: E731
+    side = action * 4096
+    head = 2 * side + linear(side, 4096) + 2 * (2 * 4096 + linear(4096, 4096)) + 2 * 4096 + linear(4096, action)
+    assert count_parameters(model.decoder.out) == head
+    assert head == {7: 151_117_831, 14: 268_644_366}[action]
+    state = action + (action == 7)
+    assert count_parameters(model.state_in) == linear(state, 4096) + linear(4096, 4096)
+    if name == "openvla_oft_plus":
+        assert [len(film) for film in model.backbone.film.values()] == [23, 26]  # of 24 and 27, whose last ones nothing reads
+        assert count_parameters(model.backbone.film) == 23 * 2 * linear(4096, 1024) + 26 * 2 * linear(4096, 1152)
 
 
 def test_the_diffusion_heads_schedule():

@@ -23,10 +23,10 @@ QUICK_ON_ALL = ("joint",)
 """Decoders that quick tests run on every family of backbones: a causal suffix, and K noise samples over its keys and values."""
 
 
-def cases(fits: bool = False):
+def cases(fits: bool = False, without: tuple[str, ...] = ()):
     """(backbone, decoder) names; the full product, of which a part is quick."""
     for family in ALL:
-        for name in DECODERS:
+        for name in (name for name in DECODERS if name not in without):
             quick = (name in QUICK_TO_FIT or not fits) if family == "tiny" else name in QUICK_ON_ALL and not fits
             yield pytest.param((family, name), id=f"{family}-{name}", marks=[] if quick else [pytest.mark.slow])
 
@@ -40,6 +40,12 @@ def build(case):
 
 @pytest.fixture(params=cases())
 def made(request):
+    return build(request.param)
+
+
+@pytest.fixture(params=cases(without=("oft",)))
+def made_sharing(request):
+    """Decoders that leave the prefix as it is without them."""
     return build(request.param)
 
 
@@ -185,9 +191,9 @@ def test_gradient_checkpointing_changes_nothing(made):
         torch.testing.assert_close(a, b)
 
 
-def test_cached_equals_uncached(made):
+def test_cached_equals_uncached(made_sharing):
     """Behind a prefix that ran once and left its cache, a decoder finds the loss, gradients and actions that it finds in joint passes."""
-    model, collate = made
+    model, collate = made_sharing
     batch = batch_of(collate, samples(5))
     noise, found = Noise(batch.position_B, 2), []
     for wrap in (lambda backbone, prefix: (backbone, prefix), once):
@@ -225,12 +231,11 @@ def test_boolean_and_additive_masks_agree(family, name):
 
 
 def test_prefix_never_sees_the_suffix(made, monkeypatch):
-    """The prefix's states are the same whatever the target is: checked on every pass that the decoder makes."""
+    """The prefix's states are the same whatever the target is, and those it has alone if it may be shared: on every pass that is made."""
     model, collate = made
     batch = batch_of(collate, samples(4, unlabelled=False))
     prefix = model.prefix(batch)
-    want = model.backbone(prefix).x_BSD
-    seen = []
+    alone, seen = model.backbone(prefix).x_BSD, []
     forward = model.backbone.forward
 
     def spy(tokens, cache=None):
@@ -242,9 +247,10 @@ def test_prefix_never_sees_the_suffix(made, monkeypatch):
     monkeypatch.setattr(model.backbone, "forward", spy)
     model(batch, Noise(batch.position_B))
     model.sample(batch, Noise(batch.position_B))
+    model(replace(batch, target=replace(batch.target, action_BTA=-batch.target.action_BTA)), Noise(batch.position_B))
     assert seen
     for states in seen:
-        torch.testing.assert_close(states, want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states, alone if model.decoder.shares_prefix else seen[0], atol=1e-5, rtol=1e-5)
 
 
 def test_survives_a_checkpoint(made, tmp_path):

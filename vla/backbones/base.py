@@ -70,6 +70,11 @@ class Tokens:
         """The same places with other embeddings (and validity)."""
         return replace(self, x_BSD=x_BSD, valid_BS=self.valid_BS if valid_BS is None else valid_BS)
 
+    def bidirectional(self) -> Tokens:
+        """The same tokens as one block of the prefix: every one sees every valid other."""
+        zero_BS = torch.zeros_like(self.block_BS)
+        return Tokens(self.x_BSD, self.valid_BS, zero_BS, zero_BS, self.position_BS, self.extras, self.given)
+
     def _core(self) -> tuple[Tensor, ...]:
         return (self.x_BSD, self.valid_BS, self.block_BS, self.group_BS, self.position_BS)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla.backbones.film import FiLM, modulated, modulations
 from vla.backbones.images import Pixels, by_size, fit_square
 from vla.backbones.library import LibraryBackbone, LibraryConfig
 from vla.backbones.parse import library_config
@@ -39,12 +40,14 @@ TOWERS = {
 @dataclass(frozen=True)
 class Prismatic(LibraryConfig):
     """See `LibraryConfig`. `library`: `timm_model_ids`, `image_sizes`, `text_config`, and optionally `timm_overrides` (sizes of towers that
-    timm has no name for). `tower_pixels`: one for each tower; (): ImageNet's statistics for DINOv2, 0.5 for others."""
+    timm has no name for). `tower_pixels`: one for each tower; (): ImageNet's statistics for DINOv2, 0.5 for others. `film`: language in the
+    towers (OFT)."""
 
     kind: ClassVar[str] = "backbone.prismatic"
     model_types: ClassVar[tuple[str, ...]] = ("prismatic", "openvla")
     prompt: Prompt = OPENVLA_PROMPT
     tower_pixels: tuple[Pixels, ...] = field(default=())
+    film: FiLM | None = None
 
     def build(self) -> PrismaticBackbone:
         return PrismaticBackbone(self)
@@ -58,6 +61,9 @@ class PrismaticBackbone(LibraryBackbone):
         library = self.config.library
         text = library_config({"model_type": "llama", **library["text_config"]})
         self.vision = _Towers(library)
+        towers = zip(TOWER_NAMES, self.vision.towers(), strict=False)
+        film = self.config.film
+        self.film = None if film is None else nn.ModuleDict({name: modulations(tower, text.hidden_size) for name, tower in towers})
         self.projector = _Projector(self.vision.width, text.hidden_size, fused=len(self.vision.towers()) == 2)
         self.language = AutoModel.from_config(text)
         self.head = None
@@ -73,7 +79,22 @@ class PrismaticBackbone(LibraryBackbone):
         def images(side: int, pixels: Pixels) -> Tensor:
             return torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
 
-        return self.projector(self.vision([images(*each) for each in zip(self.vision.sides, self._pixels(), strict=True)])), {}
+        each = [images(*of) for of in zip(self.vision.sides, self._pixels(), strict=True)]
+        if self.film is None:
+            return self.projector(self.vision(each)), {}
+        words_BD = self._asked(inputs)
+        words_ND = words_BD.repeat_interleave(len(each[0]) // len(words_BD), dim=0)
+        triples = zip(self.vision.towers(), self.film.values(), each, strict=True)
+        return self.projector(torch.cat([modulated(*triple, words_ND) for triple in triples], dim=-1)), {}
+
+    def _asked(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, D): the mean embedding of each prompt's words."""
+        words_BS = inputs["token_valid_BS"] & (inputs["patch_BS"] < 0)
+        also = self.config.film.also
+        sum_BD = (self.language.embed_tokens(inputs["token_BS"]) * words_BS[..., None]).sum(1)
+        if also:
+            sum_BD = sum_BD + self.language.embed_tokens(words_BS.new_tensor(also, dtype=torch.int64)).sum(0)
+        return sum_BD / (words_BS.sum(1, keepdim=True) + len(also))
 
     def _pixels(self) -> tuple[Pixels, ...]:
         if self.config.tower_pixels:

@@ -23,13 +23,14 @@ class ActionDecoder(nn.Module, ABC):
     `latent_codes`: how many latent-action codes per sample it learns from, beside actions. `fits`: chunks that `fit` wants to see
     before the first step of training (a codec's edges or codebook), 0 for none. `takes_state`: it reads proprioception itself, from
     what the prefix is `given` (`state_BFP`, `state_valid_BF`), which then has no tokens of it. `text_tokens`: of reasoning, which it says
-    before it acts.
+    before it acts. `shares_prefix`: it leaves the prefix's states as they are without it, so that others may use them too.
     """
 
     latent_codes: int = 0
     text_tokens: int = 0
     fits: int = 0
     takes_state: bool = False
+    shares_prefix: bool = True
 
     def bind(self, backbone: Backbone) -> None:
         """Builds what needs more of the backbone's sizes than its width; called once, before any weight is loaded."""

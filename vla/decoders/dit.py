@@ -21,6 +21,7 @@ from vla.decoders.conditioning import Build, Context, InContext
 from vla.decoders.dit_time import LevelMLP, time_embedding
 from vla.decoders.expert import hide
 from vla.decoders.fold import StepFold
+from vla.decoders.heads import Linear
 from vla.diffusion.base import Warm
 from vla.diffusion.flow import Flow
 from vla.errors import UnknownName, UserError
@@ -45,7 +46,8 @@ class DiT:
     `condition_dropout`: share of training samples whose context is replaced by a learned null token. `guidance`: weight w of
     classifier-free guidance, null + w (seen - null); 1 costs nothing (Ho, Salimans 2022; CogACT: dropout 0.1, w = 1.5).
     `state_in_suffix`: proprioception enters as tokens before the actions, which it does not see, instead of with the prefix (pi0).
-    `experts`, `top_k`: MLPs chosen by the noise level; `balance_scale` weighs their load-balancing loss (MoDE).
+    `experts`, `top_k`: MLPs chosen by the noise level; `balance_scale` weighs their load-balancing loss (MoDE). `head`:
+    vla/decoders/heads.py.
     """
 
     kind: ClassVar[str] = "decoder.dit"
@@ -61,6 +63,7 @@ class DiT:
     experts: int = 1
     top_k: int = 1
     balance_scale: float = 0.01
+    head: Any = field(default_factory=Linear)
 
     def build(self, width: int, roster: Roster) -> DiTDecoder:
         if self.time not in TIMES:
@@ -88,7 +91,7 @@ class DiTDecoder(ActionDecoder):
         self.time_mix = nn.Sequential(nn.Linear(2 * inner, inner), nn.SiLU(), nn.Linear(inner, inner)) if mixes else None
         self.roster_axes = {"step_TD": ("T", None)}
         self.step_TD = nn.Parameter(torch.randn(roster.horizon, inner) * 0.5)
-        self.out = Bank(len(roster), inner, roster.action_width, axes=(None, "A"))
+        self.out = config.head.build(inner, roster)
         self.time_in = None if mixes and config.experts == 1 else LevelMLP(inner)
         self.state_in = Bank(len(roster), roster.state_width, inner, axes=("P", None)) if config.state_in_suffix else None
         self.null_D = nn.Parameter(torch.randn(inner) * 0.02) if config.condition_dropout else None
@@ -177,7 +180,7 @@ class DiTDecoder(ActionDecoder):
         cache = context.cache if self.null_D is None or context.cache is None else hide(context.cache, dropped_BK[:, 0])
         hidden = context.body(suffix, cache, condition_BKD)
         out_BKSD = hidden.last(len(suffix)).unflatten(1, (K, -1))[:, :, lead_BKLD.shape[2] :]
-        return self.out(self.fold.unfold(out_BKSD), like.embodiment_B).view(B, K, T, A)
+        return self.out(self.fold.unfold(out_BKSD), like).view(B, K, T, A)
 
     def _lead(
         self, context: Context, t_BK: Tensor, like: ActionSpec, dropped_BK: Tensor, dtype: torch.dtype

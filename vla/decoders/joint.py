@@ -66,6 +66,8 @@ class JointDecoder(ActionDecoder):
             raise UserError("the parts of a joint decoder learn from different numbers of latent codes; a sample has one set")
         if len({decoder.takes_state for decoder in decoders}) > 1:
             raise UserError("the parts of a joint decoder must agree whether proprioception comes with the prefix (state_in_suffix)")
+        if not all(decoder.shares_prefix for decoder in decoders):
+            raise UserError("the parts of a joint decoder share one prefix, and one of these lets it see its own tokens (whole=True)")
         self.takes_state = decoders[0].takes_state
         self.text_tokens = max(decoder.text_tokens for decoder in decoders)
         self.fits = max(decoder.fits for decoder in decoders)
