@@ -67,7 +67,7 @@ def test_first_predicts_no_change_then_learns(config, samples):
         total_loss(loss).backward()
         optimizer.step()
     assert 0.9 < history[0] <= 1.0
-    assert history[-1] < 0.6 * history[0]
+    assert history[-1] < 0.72 * history[0]  # 0.4 to 0.6 after 60 steps; what learns nothing stays at 1
 
 
 def test_loss_is_a_weighted_sum(config, samples):
