@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Your own pip configuration (index, proxy, wheel folder) decides where packages come from; constraints.txt which versions.
+# Not compiled: Python does so for what is imported, and most of it never is (a minute less).
 # Conflicts are not reported: constraints.txt is tested as a whole, and robosuite's own pins are known not to hold.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-warn-conflicts --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
 RENDERING := libegl1 libgl1-mesa-dri
@@ -21,7 +22,7 @@ ROBOSUITE_NEEDS := numba opencv-python-headless qpsolvers quadprog termcolor pyn
 # Small models on few cores: several processes of one thread beat one process of several.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup system demo test test-slow test-faults lint style types imports bench clean
+.PHONY: help setup system demo test test-slow test-faults lint style types imports site bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +54,11 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
+site: setup ## the documentation as a site, into site/ (strict: a dead link is an error)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: setup ## measure what benchmarks/ measures
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+	@for file in $(filter-out benchmarks/pages.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 clean: ## remove caches and build outputs; .venv, runs and data stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
@@ -69,7 +73,7 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	@echo 'installing into $(VENV) (a few minutes the first time) ...'
 	@# torch alone and first: its build decides about gigabytes of CUDA packages.
 	$(PIP) torch
-	$(PIP) --editable '.[train,quantize,sim,serve,remote,convert,mcap,tfds,dev]' --editable ./client
+	$(PIP) --editable '.[train,quantize,sim,serve,remote,convert,mcap,tfds,docs,dev]' --editable ./client
 	$(PIP) $(ROBOSUITE_NEEDS) && $(PIP) --no-deps robosuite || \
 	  echo 'note: the optional robosuite could not be installed (see above); its robots are missing, all else works.' >&2
 	@touch $@

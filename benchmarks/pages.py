@@ -1,0 +1,231 @@
+"""Writes docs/performance.md and docs/results.md from benchmarks/results/*.json, so that no number on them is typed by hand.
+
+python -m benchmarks.pages           # write both pages
+python -m benchmarks.pages --check   # exit 1 where a page is not what its results say
+
+A result that is not there is a row that says so, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+HEADER = "<!-- Written by `python -m benchmarks.pages` from benchmarks/results/. Do not edit. -->\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a result: `key` with dots for nesting, `at_least` or `at_most` for what it should be, `scale` for display."""
+
+    label: str
+    key: str
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark: its result file, the command that makes it, what it measures, and its rows."""
+
+    title: str
+    file: str
+    command: str
+    what: str
+    rows: tuple[Row, ...]
+
+
+CASES = (
+    Case(
+        "Loader",
+        "loader.json",
+        "python -m benchmarks.loader --json",
+        "CPU seconds a 224 px frame that the training process gets, against decoding alone and against stock webdataset.",
+        (
+            Row("simplejpeg alone", "decode_fps", "frames/s a core"),
+            Row("delivered", "loader_fps", "frames/s a core"),
+            Row("delivered / decoded", "ratio_to_decode", at_least=0.85),
+            Row("against stock webdataset", "ratio_to_webdataset", "x", at_least=2.0),
+            Row("memory growth, 10,000 to 1,000,000 steps", "rss_growth", at_most=0.05),
+            Row("first batch, 60 datasets, 100 million steps", "first_batch_s", "s", at_most=10.0),
+            Row("memory then", "first_batch_rss_mb", "MB", at_most=1000.0),
+        ),
+    ),
+    Case(
+        "RLDS conversion",
+        "rlds.json",
+        "python -m benchmarks.rlds --json",
+        "Converting an RLDS dataset, against reading the same dataset through tensorflow-datasets.",
+        (Row("wall", "ratio", "x", at_least=1.0), Row("CPU seconds", "ratio_cpu", "x", at_least=1.0)),
+    ),
+    Case(
+        "Decoders",
+        "decoders.json",
+        "python -m benchmarks.decoders --json",
+        "Eight noise samples a context against one, in loss samples a second, and against what their operations predict.",
+        (
+            Row("K = 8 / K = 1", "k8_over_k1", "x"),
+            Row("against the prediction", "k8_over_prediction", at_least=0.85),
+        ),
+    ),
+)
+
+DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for path, text in pages().items():
+        if check:
+            stale += [path] if not path.is_file() or path.read_text() != text else []
+        else:
+            path.write_text(text)
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is not what benchmarks/results/ says. Run: python -m benchmarks.pages", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def pages(results: Path = RESULTS) -> dict[Path, str]:
+    return {ROOT / "docs" / "performance.md": performance(results), ROOT / "docs" / "results.md": evidence(results)}
+
+
+def performance(results: Path) -> str:
+    parts = [HEADER + "# Performance\n\nWhat was measured, as `benchmarks/results/` holds it; each table's command makes it again.\n"]
+    for case in CASES:
+        found = _load(results / case.file)
+        lines = [f"## {case.title}\n\n{case.what}\n\n```bash\n{case.command}\n```\n"]
+        if found is None:
+            lines.append("Not measured yet.\n")
+        else:
+            lines.append("| | measured | asked | |\n|---|---|---|---|")
+            lines += [_row(row, _at(found, row.key)) for row in case.rows]
+            lines.append(_machine(found))
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def evidence(results: Path) -> str:
+    return "\n".join(
+        [
+            HEADER + "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
+            _demo(results),
+            _decoders(results),
+            _few_labels(results),
+            _shipped(results),
+        ]
+    )
+
+
+def _demo(results: Path) -> str:
+    found = _load(results / "demo-parallel.json")
+    if found is None:
+        return "## The demo\n\nNot run yet.\n"
+    tasks = found["pretrain"]["success"]["tasks"]
+    lines = ["## The demo\n\n```bash\nmake demo\n```\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    lines.append(_rate("eight trained tasks, unseen seeds", found["pretrain"]["success"]))
+    lines += [_rate(f"- {name}", row) for name, row in tasks.items()]
+    lines.append(_rate("four tasks never seen (zero-shot)", found["zero_shot"]["success"]))
+    lines += [_rate(f"- {name}", row) for name, row in found["zero_shot"]["success"]["tasks"].items()]
+    tune = found["finetune"]
+    lines.append(_rate(f"a robot never seen, fine-tuned from {tune['demonstrations']} demonstrations", tune["success"]))
+    lines.append(_rate("the same from scratch", tune["from_scratch"]))
+    paired = tune["paired_difference"]
+    low, high = paired["interval"]["low"], paired["interval"]["high"]
+    lines.append(
+        f"\nPaired difference of the last two: {100 * paired['difference']:+.0f} points, 95% from {100 * low:+.0f} to {100 * high:+.0f} "
+        f"({paired['test']}, p = {paired['p_value']:.2g}). The whole job took {found['seconds']['total']:.0f} s and "
+        f"{found['cpu_seconds']:.0f} CPU seconds.\n"
+    )
+    return "\n".join(lines)
+
+
+def _decoders(results: Path) -> str:
+    lines = [
+        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`.\n",
+        "| decoder | successes | rate | interval |\n|---|---|---|---|",
+    ]
+    for name in DEMOS:
+        demo, alone = _load(results / f"demo-{name}.json"), _load(results / f"sawyer-{name}.json")
+        success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
+        lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _few_labels(results: Path) -> str:
+    found = _load(results / "latent.json")
+    rows = (found or {}).get("few_label")
+    if not rows:
+        return "## Few labels\n\nNot measured yet.\n"
+    lines = [
+        "## Few labels\n\nFive labelled demonstrations a task; the rest is video.\n",
+        "| | successes | rate | interval |\n|---|---|---|---|",
+    ]
+    lines += [_rate(name.replace("_", " "), row) for name, row in rows.items() if isinstance(row, dict) and "successes" in row]
+    return "\n".join(lines) + "\n"
+
+
+def _shipped(results: Path) -> str:
+    files = sorted(results.glob("checkpoint-*.json"))
+    if not files:
+        return "## Checkpoints in the repository\n\nNone yet.\n"
+    lines = ["## Checkpoints in the repository\n", "| checkpoint | suite | successes | rate | interval |\n|---|---|---|---|---|"]
+    for path in files:
+        found = _load(path)
+        assert found is not None
+        name = path.stem.removeprefix("checkpoint-")
+        lines += [f"| {name} {_rate(found['suite'], found['success'])}"]
+        lines += [f"| | {_rate('- ' + task, row).removeprefix('| ')}" for task, row in found["tasks"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _rate(label: str, row: dict[str, Any]) -> str:
+    low, high = row.get("low"), row.get("high")
+    if low is None or high is None:
+        from statsmodels.stats.proportion import proportion_confint
+
+        low, high = proportion_confint(row["successes"], row["episodes"], method="wilson")
+    rate = 100 * row["successes"] / row["episodes"]
+    return f"| {label} | {row['successes']}/{row['episodes']} | {rate:.1f}% | {100 * low:.1f} to {100 * high:.1f}% |"
+
+
+def _row(row: Row, value: Any) -> str:
+    if value is None:
+        return f"| {row.label} | not measured | | |"
+    asked, verdict = "", ""
+    if row.at_least is not None:
+        asked, verdict = f"at least {row.at_least:g}", "met" if value >= row.at_least else "**short**"
+    elif row.at_most is not None:
+        asked, verdict = f"at most {row.at_most:g}", "met" if value <= row.at_most else "**short**"
+    return f"| {row.label} | {value:.4g} {row.unit} | {asked} | {verdict} |".replace("  ", " ")
+
+
+def _machine(found: dict[str, Any]) -> str:
+    machine = found.get("machine")
+    if isinstance(machine, dict):
+        return "\n" + ", ".join(f"{key}: {value}" for key, value in machine.items() if not isinstance(value, dict | list)) + "\n"
+    return f"\n{machine}\n" if machine else ""
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _at(found: dict[str, Any], key: str) -> Any:
+    value: Any = found
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Pages that are written from results say what the results say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.pages import CASES, RESULTS, ROOT, evidence, pages, performance
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+def test_a_page_is_what_its_results_say(path):
+    assert path.read_text() == pages()[path], "run: python -m benchmarks.pages"
+
+
+def test_a_result_that_falls_short_is_shown_as_short_and_a_missing_one_as_missing(tmp_path):
+    (tmp_path / "loader.json").write_text(json.dumps({"ratio_to_decode": 0.8, "ratio_to_webdataset": 2.0}))
+    text = performance(tmp_path)
+    assert "| delivered / decoded | 0.8 | at least 0.85 | **short** |" in text
+    assert "| against stock webdataset | 2 x | at least 2 | met |" in text
+    assert "| memory then | not measured | | |" in text
+    assert text.count("Not measured yet.") == len(CASES) - 1
+    assert "Not run yet." in evidence(tmp_path)
+
+
+def test_every_command_names_a_module_that_is_there():
+    modules = [case.command.split()[2].replace(".", "/") + ".py" for case in CASES if (RESULTS / case.file).is_file()]
+    assert modules and not [module for module in modules if not (ROOT / module).is_file()]
