@@ -12,7 +12,7 @@ from vla.backbones.base import Tokens
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.state import StateTokens
-from vla.types import Batch, Loss
+from vla.types import Batch, Loss, Prior
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class VLA(nn.Module):
     def sample(self, batch: Batch, noise: Noise) -> Tensor:
         """float32 (B, T, A) normalised actions."""
         return self.decoder.sample(self.backbone, self.prefix(batch), batch.spec, noise)
+
+    def resume(self, batch: Batch, noise: Noise, prior: Prior) -> Tensor:
+        """float32 (B, T, A) normalised actions that continue `prior`."""
+        return self.decoder.resume(self.backbone, self.prefix(batch), batch.spec, noise, prior)
 
     def prefix(self, batch: Batch) -> Tokens:
         """Observation and proprioception as group-0 tokens."""

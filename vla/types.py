@@ -46,6 +46,21 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What a robot does while its next chunk is computed: the rest of the one before.
+
+    `command_RA`: float64 (R, A), R >= 1, in the command space; row 0 is for the step that the new chunk's first row is for. `frozen`: rows
+    that will have been sent before the new chunk arrives, so that it must begin with them; 0..R. Rows from there to R are trusted less and
+    less, those after R not at all. `warm`: decoders that denoise start from these rows noised to this time in [0, 1) (0 is noise, 1 is
+    data) instead of from noise alone.
+    """
+
+    command_RA: np.ndarray
+    frozen: int
+    warm: float = 0.0
+
+
+@dataclass(frozen=True)
 class Frames:
     """Encoded images of one camera: `jpeg[i]` was seen at step `step[i]` (rising; a camera may be slower than control)."""
 
@@ -151,6 +166,16 @@ class ActionSpec(_Tensors):
 
     embodiment_B: Tensor
     mask_BTA: Tensor
+
+
+@dataclass(frozen=True)
+class Prior(_Tensors):
+    """Actions that a new chunk has to agree with: `action_BTA` float32, normalised; `weight_BT` float32, 1 where they are certain, 0
+    where nothing is known. `warm_B`: time in [0, 1) from which to denoise them, 0 for not at all."""
+
+    action_BTA: Tensor
+    weight_BT: Tensor
+    warm_B: Tensor
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vla.decoders.conditioning import _LayerKeysValues
 from vla.decoders.dit import DiT
 from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
+from vla.types import Prior
 
 ALL = {**BACKBONES, **FAMILIES}
 QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "latent")
@@ -91,6 +92,24 @@ def test_is_deterministic_and_a_row_ignores_its_neighbours(made):
     torch.testing.assert_close(first[2:3], alone, atol=1e-5, rtol=1e-5)
     assert first.shape == batch.target.action_BTA.shape and first.dtype == torch.float32
     assert (first[~batch.spec.mask_BTA] == 0).all()
+
+
+def test_resuming_keeps_what_is_committed_and_is_sampling_where_nothing_is(made):
+    model, collate = made
+    batch = batch_of(collate, samples(4))
+    noise, spec = Noise(batch.position_B, 7), batch.spec
+    action_BTA = batch.target.action_BTA.clamp(-0.9, 0.9)
+    free_BT, none_B = torch.zeros(action_BTA.shape[:2]), torch.zeros(len(action_BTA))
+    held_BT = free_BT.clone()
+    held_BT[:, :2] = 1
+    model.eval()
+    with torch.no_grad():
+        sampled = model.sample(batch, noise)
+        free = model.resume(batch, noise, Prior(action_BTA, free_BT, none_B))
+        held = model.resume(batch, noise, Prior(action_BTA, held_BT, none_B))
+    torch.testing.assert_close(free, sampled, atol=1e-4, rtol=1e-4)
+    assert torch.equal(held[:, :2], (action_BTA * spec.mask_BTA)[:, :2])
+    assert held.isfinite().all() and (held[~spec.mask_BTA] == 0).all()
 
 
 def test_padded_dimensions_move_neither_loss_nor_gradient(made):

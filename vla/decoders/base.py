@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens
 from vla.noise import Noise
-from vla.types import ActionSpec, Loss, Target, WeightedSum
+from vla.types import ActionSpec, Loss, Prior, Target, WeightedSum
 
 
 class ActionDecoder(nn.Module, ABC):
@@ -61,6 +61,20 @@ class ActionDecoder(nn.Module, ABC):
     @abstractmethod
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         """float32 (B, T, A) normalised actions, 0 where `like.mask_BTA` is False."""
+
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        """A sample that continues `prior`: equal to it where its weight is 1, unmoved by it where the weight is 0.
+
+        Here, for decoders that give one chunk an observation: what is sampled and the prior, mixed by weight. A decoder that can sample
+        given a part of the chunk does so instead.
+        """
+        return join(self.sample(backbone, prefix, like, noise), like, prior, soft=True)
+
+
+def join(action_BTA: Tensor, like: ActionSpec, prior: Prior, soft: bool) -> Tensor:
+    """`prior` where it is certain; elsewhere `action_BTA`, or (`soft`) the two mixed by the prior's weight."""
+    weight_BT1 = prior.weight_BT[..., None] if soft else (prior.weight_BT[..., None] == 1).float()
+    return torch.where(weight_BT1 > 0, torch.lerp(action_BTA, prior.action_BTA, weight_BT1), action_BTA) * like.mask_BTA
 
 
 def make_loss(parts: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, float]) -> Loss:

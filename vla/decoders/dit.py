@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
-from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.conditioning import Build, Context, InContext
 from vla.decoders.dit_time import LevelMLP, time_embedding
 from vla.decoders.expert import hide
@@ -24,10 +24,11 @@ from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
 from vla.diffusion.base import Warm
 from vla.diffusion.flow import Flow
+from vla.diffusion.guide import guided
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 TIMES = ("mix", "token", "adaptive")
 Film = Callable[[Tensor], Tensor]
@@ -134,8 +135,9 @@ class DiTDecoder(ActionDecoder):
         noise: Noise,
         warm: Warm | None = None,
         film: Film | None = None,
+        prior: Prior | None = None,
     ) -> Tensor:
-        """`warm`: a guess to start from instead of noise, such as the rest of the previous chunk."""
+        """`warm`: a guess to start from instead of noise, such as the rest of the previous chunk. `prior`: actions to be pulled to."""
         context = self.conditioning.prepare(backbone, prefix)
         rows_B1 = like.embodiment_B[:, None]
         seen, unseen = torch.zeros_like(rows_B1, dtype=torch.bool), torch.ones_like(rows_B1, dtype=torch.bool)
@@ -150,8 +152,19 @@ class DiTDecoder(ActionDecoder):
             null_BTA = run(x_BTA, t_B, unseen)
             return null_BTA + self.config.guidance * (found_BTA - null_BTA)
 
+        if prior is not None:
+            predict = guided(self.path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
         eps_BTA = noise.normal("eps", self.horizon, self.action_width)
         return self.path.solve(predict, eps_BTA, self.config.evaluations, warm=warm, noise=noise) * like.mask_BTA
+
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior, film: Film | None = None) -> Tensor:
+        """Guided towards the prior (vla/diffusion/guide.py). Rows of one batch start alike: all from noise, or all warm."""
+        start = float(prior.warm_B[0])
+        if not bool((prior.warm_B == start).all()):
+            raise UserError("continuations of one batch must agree on `warm`")
+        warm = Warm(prior.action_BTA, start) if start > 0 else None
+        found_BTA = self.sample(backbone, prefix, like, noise, warm=warm, film=film, prior=prior)
+        return join(found_BTA, like, prior, soft=False)
 
     def _dropped(self, context: Context, noise: Noise) -> Tensor:
         """bool (B, K): which noise samples learn without their context. A cache is one for all K samples, so they lose it together."""

@@ -21,7 +21,7 @@ from vla.decoders.base import ActionDecoder
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,13 @@ class JointDecoder(ActionDecoder):
         )
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        index = [part.name for part in self.config.parts].index(self.acts)
-        return self.parts[self.acts].sample(backbone, prefix, like, noise.fold(index))
+        return self.parts[self.acts].sample(backbone, prefix, like, noise.fold(self._acting()))
+
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        return self.parts[self.acts].resume(backbone, prefix, like, noise.fold(self._acting()), prior)
+
+    def _acting(self) -> int:
+        return [part.name for part in self.config.parts].index(self.acts)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.codecs.bins import Bins
-from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.tokens import CodeTokens
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,35 @@ class MaskedDecoder(ActionDecoder):
         error_BN = F.cross_entropy(logits_BNC.transpose(1, 2), code_BN, reduction="none")
         return make_loss({"cross_entropy": (error_BN, hidden_BN)}, {"cross_entropy": 1.0})
 
-    def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        """Starts from all codes hidden; every evaluation keeps the most confident and hides the rest again."""
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        """In-filling: the codes that the prior decides are shown from the start. A codec of whole chunks has none, and is mixed."""
+        if self.codes.codec.whole:
+            return super().resume(backbone, prefix, like, noise, prior)
+        found_BTA = self.sample(backbone, prefix, like, noise, self.codes.given(prior, like))
+        return join(found_BTA, like, prior, soft=False)
+
+    def sample(
+        self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, given: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Starts from all codes hidden but those that are `given` (codes (B, N), and which); every evaluation keeps the most confident and
+        hides the rest again."""
         codec, T = self.codes.codec, self.config.evaluations
         id_BN = like.mask_BTA.new_full((len(like.mask_BTA), self.codes.length), self.mask_id, dtype=torch.int64)
         exists_BN = codec.exists(id_BN, like)
         cache, kept_BN = backbone(prefix), torch.full(exists_BN.shape, -math.inf, device=exists_BN.device)
+        open_BN = exists_BN
+        if given is not None:
+            id_BN, open_BN = torch.where(given[1], given[0], id_BN), exists_BN & ~given[1]
         for step in range(T):
             hidden_BN = id_BN == self.mask_id
             logits_BNC = self._logits(backbone, prefix, id_BN, exists_BN, cache=cache)
             if self.config.remask is not None and 0 < step < T - 1:
                 fallen_BN = kept_BN - _log_p(logits_BNC, id_BN.clamp(max=self.mask_id - 1))
-                hidden_BN = hidden_BN | ((fallen_BN > self.config.remask) & exists_BN)
+                hidden_BN = hidden_BN | ((fallen_BN > self.config.remask) & open_BN)
             found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, T)
             id_BN = torch.where(hidden_BN, found_BN, id_BN)
             kept_BN = torch.where(hidden_BN, _log_p(logits_BNC, found_BN), kept_BN)
-            stay_B = still_hidden(exists_BN.sum(1), step, T).minimum((hidden_BN & exists_BN).sum(1))
+            stay_B = still_hidden(open_BN.sum(1), step, T).minimum((hidden_BN & exists_BN).sum(1))
             confidence_BN = confidence_BN.masked_fill(~hidden_BN | ~exists_BN, math.inf)
             id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)
         return self.codes.decode(id_BN, like)

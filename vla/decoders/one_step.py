@@ -22,7 +22,7 @@ from vla.diffusion.ddpm import DDPM
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,6 @@ class OneStepDecoder(ActionDecoder):
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         return self.student.sample(backbone, prefix, like, noise)
+
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        return self.student.resume(backbone, prefix, like, noise, prior)

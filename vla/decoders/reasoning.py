@@ -22,7 +22,7 @@ from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
 from vla.reasoning import END, NONE, VOCABULARY, text_of
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target, WeightedSum
+from vla.types import ActionSpec, Loss, Prior, Target, WeightedSum
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class ReasoningDecoder(ActionDecoder):
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         _, state_BLD, said_BL = self._say(backbone, prefix)
         return self.action.sample(backbone, prefix, like, noise, film=self._film(state_BLD, said_BL))
+
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        _, state_BLD, said_BL = self._say(backbone, prefix)
+        return self.action.resume(backbone, prefix, like, noise, prior, film=self._film(state_BLD, said_BL))
 
     def say(self, backbone: Backbone, prefix: Tokens) -> list[str]:
         """The reasoning of each row, for people."""

@@ -19,10 +19,10 @@ from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.codecs.base import Codec, hold
 from vla.codecs.bins import Bins
-from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ class CodeTokens(nn.Module):
             return self.encode(target)[2]
         exists_BN = self.codec.exists(target.action_BTA.new_zeros(len(target.action_BTA), self.length, dtype=torch.int64), target.spec)
         return self.codec.labelled(exists_BN, target.label_BTA)
+
+    def given(self, prior: Prior, like: ActionSpec) -> tuple[Tensor, Tensor]:
+        """What a prior decides: codes int64 (B, N), and which of them it does. Codes that speak of a whole chunk only if all of it is
+        certain; codes of no fixed number never."""
+        code_BN = self.codec.encode(prior.action_BTA, like)
+        sure_BTA = (prior.weight_BT == 1)[..., None] & like.mask_BTA
+        if not self.codec.fixed:
+            return code_BN, torch.zeros_like(code_BN, dtype=torch.bool)
+        exists_BN = self.codec.exists(code_BN, like)
+        if self.codec.whole:
+            return code_BN, exists_BN & (sure_BTA == like.mask_BTA).flatten(1).all(1, keepdim=True)
+        return code_BN, exists_BN & self.codec.labelled(exists_BN, sure_BTA)
 
     def decode(self, code_BN: Tensor, like: ActionSpec) -> Tensor:
         """int64 (B, N) -> float32 (B, T, A)."""
@@ -162,8 +174,17 @@ class TokensDecoder(ActionDecoder):
             parts["offset"], scale["offset"] = (error_BTA, target.label_BTA), 1.0
         return make_loss(parts, scale)
 
-    def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        """A block of codes at a time after the cached prefix."""
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        """The codes that the prior decides are said as they are, the others after them. A codec without such codes (`given`) is mixed."""
+        code_BN, sure_BN = self.codes.given(prior, like)
+        if not self.codes.codec.fixed or self.codes.codec.whole:
+            return super().resume(backbone, prefix, like, noise, prior)
+        return join(self.sample(backbone, prefix, like, noise, (code_BN, sure_BN)), like, prior, soft=False)
+
+    def sample(
+        self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, given: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """A block of codes at a time after the cached prefix. `given`: codes (B, N), and which of them are decided already."""
         codec, N = self.codes.codec, self.codes.length
         B = len(like.mask_BTA)
         code_BN = like.mask_BTA.new_zeros(B, N, dtype=torch.int64)
@@ -188,6 +209,8 @@ class TokensDecoder(ActionDecoder):
                 repaired_B |= exists_BN[:, at.start] & ~allowed_BC.gather(1, wanted_B[:, None])[:, 0]
                 logits_BmC = logits_BmC.masked_fill(~allowed_BC[:, None], -torch.inf)
             code_BN[:, at] = torch.where(exists_BN[:, at], logits_BmC.argmax(-1), 0)
+            if given is not None:
+                code_BN[:, at] = torch.where(given[1][:, at], given[0][:, at], code_BN[:, at])
             if left_Bn is not None:
                 left_Bn = torch.where(exists_BN[:, at], codec.spend(left_Bn, code_BN[:, at.start]), left_Bn)
             shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))

@@ -44,6 +44,18 @@ class Path(ABC):
         Deterministic; a path that adds noise on the way draws it from `noise`, which it then needs.
         """
 
+    @abstractmethod
+    def data(self, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """The data that a network's output `out` at (x, t) speaks of, t < 1."""
+
+    @abstractmethod
+    def output(self, x: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The inverse of `data`: what a network that knew `data` would say at (x, t)."""
+
+    @abstractmethod
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(of the data, of the noise) in a noisy x at times (N,), each (N,): x = scale * data + other * eps."""
+
     def clock(self, t: Tensor) -> Tensor:
         """The time in [0, 1] that a network is shown: `t`, unless its weights were trained with another convention."""
         return t

@@ -76,13 +76,28 @@ class DDPMPath(Path):
         """One step from `level` to `following` (-1: data), given the network's output (Song et al. 2021, eq. 12 and 16)."""
         kept = float(self.alphas_cumprod_K[level])
         after = float(self.alphas_cumprod_K[following]) if following >= 0 else 1.0
-        data = self._data(x, out, kept)
+        data = self._data(x, out, math.sqrt(kept), math.sqrt(1 - kept))
         if self.config.clip is not None:
             data = data.clamp(-self.config.clip, self.config.clip)
         estimate = (x - math.sqrt(kept) * data) / math.sqrt(1 - kept)
         sigma = self.config.eta * math.sqrt((1 - after) / (1 - kept) * (1 - kept / after))
         x = math.sqrt(after) * data + math.sqrt(max(1 - after - sigma**2, 0.0)) * estimate
         return x if fresh is None else x + sigma * fresh
+
+    def data(self, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        return self._data(x, out, *(spread(scale, x) for scale in self.scales(t)))
+
+    def output(self, x: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        signal, disturbance = (spread(scale, x) for scale in self.scales(t))
+        if self.config.predict == "data":
+            return data
+        if self.config.predict == "noise":
+            return (x - signal * data) / disturbance
+        return (signal * x - data) / disturbance
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self.alphas_cumprod_K.to(t.device)[self.level(t)]
+        return kept.sqrt(), (1 - kept).sqrt()
 
     def levels(self, evaluations: int, start: float = 0.0) -> list[int]:
         """The noise indices of `evaluations` steps from time `start` on, falling."""
@@ -96,8 +111,7 @@ class DDPMPath(Path):
     def level(self, t: Tensor) -> Tensor:
         return ((1 - t) * self.config.steps).round().long() - 1
 
-    def _data(self, x: Tensor, out: Tensor, kept: float) -> Tensor:
-        signal, disturbance = math.sqrt(kept), math.sqrt(1 - kept)
+    def _data(self, x: Tensor, out: Tensor, signal: Tensor | float, disturbance: Tensor | float) -> Tensor:
         if self.config.predict == "data":
             return out
         if self.config.predict == "noise":

@@ -78,6 +78,15 @@ class FlowPath(Path):
             x = x + velocity * size
         return x
 
+    def data(self, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        return out if self.config.predict == "data" else x + (1 - spread(t, x)) * self._sign * out
+
+    def output(self, x: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        return data if self.config.predict == "data" else self._sign * (data - x) / (1 - spread(t, x))
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t, 1 - t
+
     def clock(self, t: Tensor) -> Tensor:
         return 1 - t if self.config.reverse else t
 

@@ -35,6 +35,11 @@ class ChunkQueue:
         self._chunks: list[tuple[int, np.ndarray]] = []  # (step of the first row, commands), oldest first
 
     @property
+    def started(self) -> bool:
+        """Whether a chunk has ever come."""
+        return bool(self._chunks) or self.step > 0
+
+    @property
     def wants_chunk(self) -> bool:
         """True before the first chunk, when `execute` steps have passed since the newest one's start, and when it has run out."""
         if not self._chunks:

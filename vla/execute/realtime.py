@@ -1,0 +1,77 @@
+"""Real-time chunking: the next chunk is computed while the robot moves, and continues what is being executed.
+
+Black et al. 2025, "Real-Time Execution of Action Chunking Flow Policies". A chunk that takes d steps to compute begins with the d commands
+that will have been sent by then; the rest of the old chunk pulls on it less and less. How a decoder takes that in is its own affair
+(`ActionDecoder.resume`): guided denoising, in-filling of hidden codes, codes said as they are, or mixing.
+
+    pacer = Pacer(ChunkQueue(robot, execute=8))
+    while not done:
+        if pacer.due:                                 # from a thread of its own on a robot
+            continuation = pacer.begin()
+            pacer.finish(policy.continue_batch([observation()], [key], [continuation])[0])
+        step(pacer.queue.pop())
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import e, expm1
+
+import numpy as np
+
+from vla.errors import UserError
+from vla.execute.queue import ChunkQueue
+from vla.types import Chunk, Continuation
+
+REMEMBERED = 10
+"""Past delays of which the longest is expected next (the paper's buffer b)."""
+
+
+def soft_weights(horizon: int, frozen: int, rows: int) -> np.ndarray:
+    """float64 (horizon,): 1 for the `frozen` steps, then w expm1(w) / (e - 1) with w falling linearly, 0 from row `rows` on (equation 5).
+
+    The reference's w = clip((frozen - 1 - i) / (rows - frozen + 1) + 1, 0, 1). Raises UserError unless 0 <= frozen <= rows.
+    """
+    if not 0 <= frozen <= rows:
+        raise UserError(f"{frozen} steps are committed of a chunk that has {rows} left; the delay is longer than the chunk")
+    step = np.arange(horizon)
+    w = np.clip((frozen - 1 - step) / (rows - frozen + 1) + 1, 0, 1)
+    return np.where(step < frozen, 1.0, np.where(step < rows, w * np.vectorize(expm1)(w) / (e - 1), 0.0))
+
+
+class Pacer:
+    """When to ask for a chunk, and what it has to continue, in steps of the robot's control.
+
+    `delay`: the steps a chunk is expected to take, at first; then the longest of the last ten. `warm`: see `Continuation`.
+    """
+
+    def __init__(self, queue: ChunkQueue, delay: int = 0, warm: float = 0.0) -> None:
+        if delay < 0 or not 0 <= warm < 1:
+            raise UserError(f"a delay of at least 0 steps and 0 <= warm < 1, please; not {delay} and {warm}")
+        self.queue, self.warm = queue, warm
+        self.delays: deque[int] = deque([delay], maxlen=REMEMBERED)
+        self._begun: int | None = None
+
+    @property
+    def expected(self) -> int:
+        """Steps that the next chunk is expected to take."""
+        return max(self.delays)
+
+    @property
+    def due(self) -> bool:
+        """True when a chunk is wanted and none is being computed."""
+        return self._begun is None and self.queue.wants_chunk
+
+    def begin(self) -> Continuation | None:
+        """Call when the observation is taken. What the chunk has to continue; None where nothing is left to continue."""
+        self._begun = self.queue.step
+        left_RA = self.queue.remaining()
+        return Continuation(left_RA, min(self.expected, len(left_RA)), self.warm) if len(left_RA) else None
+
+    def finish(self, chunk: Chunk) -> None:
+        """Call when the chunk is there: its rows whose time has gone are never sent."""
+        assert self._begun is not None, "finish without begin"
+        if self.queue.started:
+            self.delays.append(self.queue.step - self._begun)
+        self.queue.put(chunk, self._begun)
+        self._begun = None
