@@ -73,7 +73,7 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	@echo 'installing into $(VENV) (a few minutes the first time) ...'
 	@# torch alone and first: its build decides about gigabytes of CUDA packages.
 	$(PIP) torch
-	$(PIP) --editable '.[train,quantize,sim,serve,remote,convert,mcap,tfds,docs,dev]' --editable ./client
+	$(PIP) --editable '.[train,quantize,sim,serve,groot,remote,convert,mcap,tfds,docs,dev]' --editable ./client
 	$(PIP) $(ROBOSUITE_NEEDS) && $(PIP) --no-deps robosuite || \
 	  echo 'note: the optional robosuite could not be installed (see above); its robots are missing, all else works.' >&2
 	@touch $@

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vla.checkpoint import Contents, load_model
-from vla.errors import SchemaError
+from vla.errors import SchemaError, UserError
 from vla.model import VLA
 from vla.noise import Noise
 from vla.types import Chunk, Observation
@@ -37,9 +37,18 @@ class Policy:
         """What sampling has met so far and a result should state, such as the share of chunks whose codes needed repair."""
         return self.model.decoder.facts()
 
-    @torch.inference_mode()
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         """One chunk per observation. `keys` seed each row's noise: a row's chunk does not depend on the others in the batch."""
+        chunks = []
+        for outcome in self.try_batch(observations, keys):
+            if isinstance(outcome, UserError):
+                raise outcome
+            chunks.append(outcome)
+        return chunks
+
+    @torch.inference_mode()
+    def try_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | UserError]:
+        """As `act_batch`, but a row whose actions may not be sent is an error in its place, and the others keep theirs."""
         for observation in observations:
             if not np.isfinite(observation.state).all():
                 raise SchemaError(f"{observation.embodiment}: the observed state holds NaN or infinity")
@@ -49,7 +58,13 @@ class Policy:
             self._robots[name].bounds()  # refused before the model runs, not after
         noise = Noise(torch.tensor(keys, dtype=torch.int64, device=device), self.seed)
         action_BTA = self.model.sample(batch, noise).cpu().numpy().astype(np.float64)
-        return [self._chunk(obs, action_TA) for obs, action_TA in zip(observations, action_BTA, strict=True)]
+        return [self._outcome(obs, action_TA) for obs, action_TA in zip(observations, action_BTA, strict=True)]
+
+    def _outcome(self, observation: Observation, action_TA: np.ndarray) -> Chunk | UserError:
+        try:
+            return self._chunk(observation, action_TA)
+        except UserError as error:
+            return error
 
     def _chunk(self, observation: Observation, action_TA: np.ndarray) -> Chunk:
         robot = self._robots[observation.embodiment]

@@ -1,0 +1,264 @@
+"""P6 and P7: an answer in time or a refusal in time, nothing non-finite or out of limits; and the tensors that training saw."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from websockets.sync.client import connect
+
+from tests.parts import ROBOTS, contents, samples
+from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, said, service, statistics
+from tests.serve.test_protocols import from_openpi, to_openpi
+from vla.collate import Collate
+from vla.decoders.parallel import Parallel
+from vla.policy import Policy
+from vla.serve.background import serving
+from vla.serve.openpi import heard
+from vla.serve.wire import Refusal
+from vla.types import Chunk
+from vla_client import PolicyClient, Refused, TooLate, Unavailable
+
+BAD = (np.nan, np.inf, -np.inf, 1e300, -1e300, 1.0000001, -1.5, 2.0)
+
+
+def bad_chunk(rng: np.random.Generator) -> Chunk:
+    """What a broken model says: numbers that are none, far or just out of limits, wrong shapes and types, another robot; or good ones."""
+    action_TA = rng.uniform(-1, 1, (int(rng.integers(0, 7)), int(rng.choice([2, 2, 2, 1, 3]))))
+    if action_TA.size and rng.random() < 0.6:
+        where = tuple(rng.integers(0, size) for size in action_TA.shape)
+        action_TA[where] = rng.choice(BAD)
+    if rng.random() < 0.1:
+        action_TA = action_TA.astype(rng.choice([np.complex128, np.float16])) if np.abs(action_TA).max(initial=0) < 9 else action_TA
+    if rng.random() < 0.05:
+        action_TA = action_TA[0] if len(action_TA) else action_TA[None]
+    return Chunk(action_TA, "wide" if rng.random() < 0.05 else ROBOT.name, ROBOT.rate_hz * (2 if rng.random() < 0.05 else 1))
+
+
+def violations(action_TA: np.ndarray, low_A: np.ndarray, high_A: np.ndarray) -> bool:
+    return not (np.isfinite(action_TA).all() and (action_TA >= low_A).all() and (action_TA <= high_A).all())
+
+
+def test_p6_ten_thousand_bad_model_outputs_and_not_one_violation():
+    rng = np.random.default_rng(0)
+
+    class Broken(Echo):
+        def act_batch(self, observations, keys):
+            return [bad_chunk(rng) for _ in keys]
+
+    served = service(Broken())
+    low_A, high_A = ROBOT.bounds()
+    request = heard(said())
+
+    async def ask(session) -> bool:
+        """Whether an action was sent, which then is a good one."""
+        try:
+            answer = await served.act(request, session)
+        except Refusal as refusal:
+            assert refusal.kind == "unsafe" and "/" not in refusal.message
+            return False
+        assert answer.action_TA.dtype == np.float64 and answer.action_TA.shape[1] == 2 and 1 <= len(answer.action_TA) <= 4
+        assert not violations(answer.action_TA, low_A, high_A)
+        return True
+
+    async def run() -> int:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        sessions = [served.session() for _ in range(100)]
+        sent = [await asyncio.gather(*map(ask, sessions)) for _ in range(100)]
+        served.batcher.stop()
+        return sum(map(sum, sent))
+
+    sent = asyncio.run(run())
+    assert 1_000 < sent < 5_000 and served.answered == sent
+
+
+def test_p6_a_chunk_that_jumps_or_jerks_is_not_sent():
+    class Path(Echo):
+        def act_batch(self, observations, keys):
+            rows = {0.0: [0, 0.1, 0.2, 0.3], 1.0: [0, 0.1, 0.9, 0.9], 2.0: [0.2, 0.0, 0.2, 0.0]}[observations[0].state[0, 0]]
+            return [Chunk(np.repeat(np.array(rows, dtype=np.float64)[:, None], 2, axis=1), ROBOT.name, ROBOT.rate_hz)]
+
+    served = service(Path(), max_change_per_s=(3.0, np.inf), max_jerk_per_s2=(np.inf, 30.0))
+    with serving(served) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        assert client.infer(said(0.0))["actions"].shape == (4, 2)
+        for number, reason in ((1.0, "jumps faster"), (2.0, "jerks harder")):
+            with pytest.raises(Refused, match=reason):
+                client.infer(said(number))
+    with serving(service(Path())) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        assert client.infer(said(1.0))["actions"][2, 0] == 0.9  # an embodiment says no speeds: whoever knows them gives them
+
+
+def test_p6_the_refusal_comes_while_the_policy_still_thinks_and_its_answer_is_never_sent():
+    gated = Gated()
+    with serving(service(gated)) as server:
+        with connect(f"ws://{server.address}", compression=None) as socket:
+            socket.recv()
+            socket.send(msgpack.packb({**said(0.1), "request": {"timeout_s": 0.2}}, default=to_openpi))
+            assert json.loads(socket.recv(timeout=LONG_S))["error"] == "deadline"  # the gate is closed: the policy cannot have answered
+            socket.send(msgpack.packb(said(0.2), default=to_openpi))
+            gated.go.release(2)
+            answer = msgpack.unpackb(socket.recv(timeout=LONG_S), object_hook=from_openpi)
+            assert answer["actions"][0, 0] == 0.2
+
+
+def test_p6_an_answer_that_is_done_after_its_deadline_is_refused_by_the_clock():
+    now = itertools.count(start=0.0, step=0.4)  # every look at the clock is 0.4 s later
+    served = service(Echo(), deadline_s=1.0)
+    served.clock = lambda: next(now)
+
+    async def run() -> None:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        with pytest.raises(Refusal, match="in time") as caught:
+            await served.act(heard(said(0.1)), served.session())
+        assert caught.value.kind == "deadline"
+        served.batcher.stop()
+
+    asyncio.run(run())
+    assert served.answered == 0
+
+
+def test_p6_stale_and_reordered_observations_are_refused():
+    def ask(client: PolicyClient, **request) -> str:
+        try:
+            client.infer({**said(0.1), "request": request})
+        except Refused as refused:
+            return json.loads(str(refused).split(": ", 1)[1])["error"]
+        return "answered"
+
+    with serving(service(Echo(), max_age_s=0.5)) as server:
+        with PolicyClient(f"ws://{server.address}", LONG_S) as client:
+            assert ask(client, age_s=0.1) == "answered"
+            assert ask(client, age_s=0.6) == "stale"
+            assert ask(client, age_s=-1.0) == "stale"
+            assert ask(client, timeout_s=0) == "deadline"
+            assert ask(client, age_s="old") == "malformed"
+        with connect(f"ws://{server.address}", compression=None) as socket:
+            socket.recv()
+            kinds = []
+            for seq in (1, 2, 2, 1, 3):
+                socket.send(msgpack.packb({**said(0.1), "request": {"seq": seq}}, default=to_openpi))
+                answer = socket.recv()
+                kinds.append(json.loads(answer)["error"] if isinstance(answer, str) else "answered")
+            assert kinds == ["answered", "answered", "reordered", "reordered", "answered"]
+
+
+def test_p6_a_full_queue_refuses_at_once():
+    gated = Gated()
+    with serving(service(gated, max_batch=1, max_waiting=2)) as server:
+        clients = [PolicyClient(f"ws://{server.address}", LONG_S) for _ in range(3)]
+        threads = [threading.Thread(target=client.infer, args=[said(0.1)]) for client in clients]
+        threads[0].start()
+        assert gated.begun.acquire(timeout=LONG_S)  # one is in the policy
+        for thread in threads[1:]:
+            thread.start()
+        eventually(lambda: statistics(server.address)["in_flight"] == 3)  # and two wait
+        with PolicyClient(f"ws://{server.address}", LONG_S) as late, pytest.raises(Refused, match="busy"):
+            late.infer(said(0.1))
+        gated.go.release(3)
+        for thread, client in zip(threads, clients, strict=True):
+            thread.join()
+            client.close()
+
+
+def test_p6_one_row_of_a_batch_that_may_not_be_sent_leaves_the_others_theirs():
+    made = contents(Parallel())
+    policy = Policy(made, made.build())
+    observations = [sample.observation for sample in samples(6, robots=ROBOTS[:1], unlabelled=False)]
+    whole = policy.act_batch(observations, range(6))
+    sample = policy.model.sample
+
+    def broken(batch, noise):
+        action_BTA = sample(batch, noise)
+        action_BTA[2, 0, 0] = float("nan")
+        return action_BTA
+
+    policy.model.sample = broken
+    outcomes = policy.try_batch(observations, range(6))
+    assert [isinstance(outcome, Chunk) for outcome in outcomes] == [True, True, False, True, True, True]
+    assert all(np.array_equal(a.action_TA, b.action_TA) for i, (a, b) in enumerate(zip(outcomes, whole, strict=True)) if i != 2)
+    with pytest.raises(ValueError, match="NaN"):
+        policy.act_batch(observations, range(6))
+
+
+def tensors(value, name=""):
+    """Every tensor in a batch, by its place."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f"{name}.{key}")
+    elif hasattr(value, "__dataclass_fields__"):
+        for key in value.__dataclass_fields__:
+            if key not in ("target", "source_B", "position_B"):  # what only training has
+                yield from tensors(getattr(value, key), f"{name}.{key}")
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=lambda number: ROBOTS[number].name)
+def test_p7_a_sample_through_training_and_through_the_server_gives_identical_tensors(number):
+    robot = ROBOTS[number]
+    made = contents(Parallel())
+    policy = Policy(made, made.build())
+    trained = samples(3, seed=5, robots=(robot,), unlabelled=False)
+    training = policy.collate.samples(trained, {robot.name: 0})
+    seen = []
+    collate = policy.collate
+
+    class Spy(Collate):
+        def observations(self, observations):
+            batch = super().observations(observations)
+            seen.append(batch)
+            return batch
+
+    policy.collate = Spy(collate.embodiments, collate.normalizers, collate.inputs, collate.codes, collate.text)
+    with serving(service(policy, robot)) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        for sample in trained:
+            observation = sample.observation
+            answer = client.infer(
+                {
+                    "prompt": observation.instruction,
+                    "images": dict(observation.images),
+                    "state": observation.state,
+                    "request": {"offsets_s": list(observation.offsets_s)},
+                }
+            )
+            assert answer["actions"].shape == (robot.horizon, robot.command.size)
+    names = [name for name, _ in tensors(training)]
+    assert len(names) > 8 and len(seen) == 3
+    for row, batch in enumerate(seen):
+        served = dict(tensors(batch))
+        assert sorted(served) == sorted(names)
+        for name, tensor in tensors(training[row : row + 1]):
+            words = tensor.shape[1] if ".word" in name else None  # padded to the longest text of the batch
+            assert torch.equal(tensor[:, : served[name].shape[1]] if words else tensor, served[name]), name
+            assert tensor.dtype == served[name].dtype
+
+
+def test_p7_what_the_model_says_is_what_the_client_gets():
+    robot = ROBOTS[0]
+    made = contents(Parallel())
+    policy = Policy(made, made.build())
+    observation = samples(1, robots=(robot,), unlabelled=False)[0].observation
+    with serving(service(policy, robot)) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        request = {"offsets_s": list(observation.offsets_s)}
+        message = {"prompt": observation.instruction, "images": dict(observation.images), "state": observation.state, "request": request}
+        assert np.array_equal(client.infer(message)["actions"], policy.act(observation).action_TA)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_policy_whose_code_is_wrong_ends_the_server_and_nobody_waits():
+    class Wrong(Echo):
+        def act_batch(self, observations, keys):
+            raise AttributeError("no such thing")
+
+    served = service(Wrong())
+    with serving(served) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        with pytest.raises(Unavailable) as caught:
+            client.infer(said(0.1))
+        assert not isinstance(caught.value, TooLate)
+    assert server.broken

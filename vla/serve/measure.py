@@ -1,0 +1,72 @@
+"""How much a message would become, found from its headers alone before anything of it is built.
+
+A byte of msgpack or JSON can become a list of 56 bytes; a message within the byte limit could fill the memory all the same. Whoever
+sends numbers in bulk sends arrays, so that a lawful message has few items.
+"""
+
+from __future__ import annotations
+
+from vla.serve.wire import Refusal
+
+MAX_ITEMS = 4096
+MAX_DEPTH = 8
+MAX_CONTAINERS = 256
+
+# Format bytes of msgpack (github.com/msgpack/msgpack/blob/master/spec.md): bytes of a fixed payload, or of the length in front.
+_FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_LISTS = {0xDC: 2, 0xDD: 4}
+_MAPS = {0xDE: 2, 0xDF: 4}
+_PLAIN = (0xC0, 0xC2, 0xC3)
+
+
+def measure_msgpack(data: bytes) -> None:
+    """Raises Refusal unless it is one whole msgpack value, within the limits, without extension types."""
+    at, items = 0, 0
+    left = [1]  # values still to come, of each open list or map
+    while left:
+        if not left[-1]:
+            left.pop()
+            continue
+        left[-1] -= 1
+        items += 1
+        if items > MAX_ITEMS:
+            raise Refusal("too_large", f"more than {MAX_ITEMS} items in one message; send numbers as arrays")
+        if at >= len(data):
+            raise Refusal("malformed", "the message ends too early")
+        byte = data[at]
+        at += 1
+        inside = -1  # values in it; no list or map
+        if byte <= 0x7F or byte >= 0xE0 or byte in _PLAIN:
+            continue
+        if byte <= 0x8F:
+            inside = 2 * (byte & 15)
+        elif byte <= 0x9F:
+            inside = byte & 15
+        elif byte <= 0xBF:
+            at += byte & 31
+        elif byte in _FIXED:
+            at += _FIXED[byte]
+        else:
+            width = _SIZED.get(byte) or _LISTS.get(byte) or _MAPS.get(byte)
+            if width is None:
+                raise Refusal("malformed", f"format byte {byte:#x} is no part of the protocol")
+            count = int.from_bytes(data[at : at + width], "big")
+            at += width
+            if byte in _SIZED:
+                at += count
+            else:
+                inside = count * (2 if byte in _MAPS else 1)
+        if inside >= 0:
+            if len(left) > MAX_DEPTH:
+                raise Refusal("too_large", f"nested deeper than {MAX_DEPTH}")
+            left.append(inside)
+    if at != len(data):
+        raise Refusal("malformed", "the message ends too early" if at > len(data) else f"{len(data) - at} bytes after the message")
+
+
+def measure_json(data: bytes) -> None:
+    """Raises Refusal for more lists, maps and items than a lawful request has. Counted over texts too, which may hold few of these."""
+    containers = data.count(b"[") + data.count(b"{")
+    if containers > MAX_CONTAINERS or data.count(b",") > MAX_ITEMS:
+        raise Refusal("too_large", f"more than {MAX_CONTAINERS} lists and maps or {MAX_ITEMS} items; send numbers as arrays")

@@ -1,0 +1,150 @@
+"""What a client said -> the observation that the policy knows. Nothing is filled in, guessed or silently dropped."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vla.embodiment import Embodiment
+from vla.serve.wire import Compressed, Heard, Refusal
+from vla.types import Observation
+
+MAX_FRAMES = 16
+SIDE = (8, 2048)
+"""Pixels of a picture's side, least and most."""
+PROPORTION = 50
+MAX_LETTERS = 2000
+IGNORED = "ignore"
+ALIASES: Mapping[str, str] = {"prompt": "instruction", "task_description": "instruction", "states": "state"}
+"""Names that the public protocols use -> ours."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Wire name -> `instruction`, `state`, `state.FIELD`, `images.ROLE` or `ignore`: what `--map` says beside what needs no saying."""
+
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def ours(self, name: str, robot: Embodiment) -> str:
+        if name in self.given:
+            return self.given[name]
+        ours = ALIASES.get(name, name).replace("/", ".")
+        if ours == "image" and len(robot.cameras) == 1:
+            return f"images.{robot.cameras[0]}"
+        if ours in _known(robot):
+            return ours
+        raise Refusal("bad_observation", f"'{name[:80]}' is not known here; expected are {', '.join(_known(robot))} (vla serve --map)")
+
+
+def observe(heard: Heard, robot: Embodiment, names: Names, state_optional: bool = False) -> Observation:
+    """Raises Refusal (bad_observation) for what is missing, unknown, of another shape or type, or not finite."""
+    values: dict[str, Any] = {}
+    for wire_name, value in heard.values.items():
+        name = names.ours(wire_name, robot)
+        if name in values:
+            raise Refusal("bad_observation", f"'{name}' was said twice")
+        if name != IGNORED:
+            values[name] = value
+    offsets_s = _offsets(heard.offsets_s)
+    images = {role: _frames(role, values.get(f"images.{role}"), len(offsets_s)) for role in robot.cameras}
+    state = _state(values, robot, len(offsets_s), state_optional)
+    return Observation(images, state, _instruction(values.get("instruction")), robot.name, offsets_s)
+
+
+def _known(robot: Embodiment) -> list[str]:
+    fields = [f"state.{field.name}" for field in robot.state.fields]
+    return ["instruction", *(f"images.{role}" for role in robot.cameras), *(["state"] if fields else []), *fields]
+
+
+def _instruction(text: Any) -> str:
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_LETTERS:
+        raise Refusal("bad_observation", f"the instruction must be a text of 1 to {MAX_LETTERS} letters")
+    return text
+
+
+def _offsets(offsets_s: tuple[float, ...]) -> tuple[float, ...]:
+    rising = all(a < b for a, b in itertools.pairwise(offsets_s))
+    if not 1 <= len(offsets_s) <= MAX_FRAMES or not all(map(math.isfinite, offsets_s)) or not rising or offsets_s[-1] > 0:
+        raise Refusal("bad_observation", f"offsets_s must be 1 to {MAX_FRAMES} rising seconds, none above 0")
+    return offsets_s
+
+
+def _frames(role: str, value: Any, frames: int) -> np.ndarray:
+    """-> uint8 (F, H, W, 3)."""
+    if value is None:
+        raise Refusal("bad_observation", f"no picture of camera '{role}'")
+    pixels = _decode(value, role) if isinstance(value, Compressed) else value
+    if isinstance(pixels, np.ndarray) and pixels.ndim == 3:
+        pixels = pixels[None]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != frames:
+        said = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise Refusal(
+            "bad_observation", f"camera '{role}': must be uint8 RGB ({frames}, height, width, 3) or, if single, without the 1; came {said}"
+        )
+    _check_size(role, *pixels.shape[1:3])
+    return pixels
+
+
+def _check_size(role: str, height: int, width: int) -> None:
+    small, large = sorted((height, width))
+    if not SIDE[0] <= small <= large <= SIDE[1] or large > PROPORTION * small:
+        raise Refusal(
+            "bad_observation", f"camera '{role}': {height} x {width} pixels; sides must be {SIDE[0]} to {SIDE[1]}, at most 1:{PROPORTION}"
+        )
+
+
+def _decode(picture: Compressed, role: str) -> np.ndarray:
+    import io
+    import struct
+
+    from PIL import Image
+
+    from vla.data.images import decode_image
+    from vla.data.quarantine import BadSample
+
+    try:
+        with Image.open(io.BytesIO(picture.data), formats=("PNG", "JPEG")) as image:  # reads the header alone
+            _check_size(role, image.height, image.width)
+        return decode_image(picture.data)
+    except (BadSample, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise Refusal("bad_observation", f"camera '{role}': the picture does not decode") from error
+
+
+def _state(values: Mapping[str, Any], robot: Embodiment, frames: int, optional: bool) -> np.ndarray:
+    """-> float64 (F, P)."""
+    parts = {field.name: values[f"state.{field.name}"] for field in robot.state.fields if f"state.{field.name}" in values}
+    if not robot.state.size or (optional and not parts and values.get("state") is None):
+        return np.zeros((frames, 0))
+    if parts and "state" in values:
+        raise Refusal("bad_observation", "give the state whole or by field, not both")
+    if parts:
+        missing = [field.name for field in robot.state.fields if field.name not in parts]
+        if missing:
+            raise Refusal("bad_observation", f"the state lacks {', '.join(missing)}")
+        return np.concatenate([_numbers(f"state.{f.name}", parts[f.name], frames, f.size) for f in robot.state.fields], axis=1)
+    listed = ", ".join(f"{field.name}[{field.size} {field.unit}]" for field in robot.state.fields)
+    if values.get("state") is None:
+        raise Refusal("bad_observation", f"no state; it is {listed}")
+    return _numbers(f"state ({listed})", values["state"], frames, robot.state.size)
+
+
+def _numbers(what: str, value: Any, frames: int, size: int) -> np.ndarray:
+    """-> float64 (F, size). A list of numbers stands for an array."""
+    if isinstance(value, list) and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
+        value = np.array(value, dtype=np.float64)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = np.array([value], dtype=np.float64)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.shape not in ((size,), (frames, size)):
+        said = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise Refusal("bad_observation", f"{what}: must be ({frames}, {size}) numbers or, if single, ({size},); came {said}")
+    rows = np.atleast_2d(value).astype(np.float64)
+    if len(rows) != frames:
+        raise Refusal("bad_observation", f"{what}: {len(rows)} rows for {frames} frames")
+    if not np.isfinite(rows).all() or np.abs(rows).max(initial=0) > 1e9:
+        raise Refusal("bad_observation", f"{what}: holds NaN, infinity or numbers over 1e9")
+    return rows

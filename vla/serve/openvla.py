@@ -1,0 +1,63 @@
+"""OpenVLA's REST protocol: POST /act with {image, instruction, unnorm_key} as JSON, arrays as json-numpy writes them.
+
+The answer is one action, (A,), as OpenVLA's is. A client in the manner of OpenVLA-OFT (`full_image`, `..._wrist_image`, `state`) is
+answered with the list of the chunk's actions. `{"encoded": "<JSON>"}`, for clients that have no json-numpy, is answered with JSON in JSON.
+`unnorm_key` names the robot whose statistics are meant, and is refused if that is not the one served.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vla.serve.codec import from_json, to_json
+from vla.serve.openpi import flat, heard
+from vla.serve.service import Service
+from vla.serve.wire import Refusal
+
+
+class OpenVla:
+    """One request; a session of its own, since HTTP has none."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def greeting(self) -> None:
+        return None
+
+    async def answer(self, message: bytes | str) -> bytes:
+        payload = from_json(message if isinstance(message, bytes) else message.encode())
+        encoded = isinstance(payload, dict) and "encoded" in payload
+        if encoded:
+            if len(payload) != 1 or not isinstance(payload["encoded"], str):
+                raise Refusal("malformed", "`encoded` is a text and stands alone")
+            payload = from_json(payload["encoded"].encode())
+        if not isinstance(payload, dict):
+            raise Refusal("malformed", "a request is a map")
+        key, robot = payload.pop("unnorm_key", None), self._service.robot
+        if key is not None and key != robot.name:
+            raise Refusal("mismatch", f"unnorm_key '{str(key)[:80]}' is not served here", (f"embodiment is {robot.name} here",))
+        whole_chunk = "full_image" in payload
+        answer = await self._service.act(heard(self._ours(payload)), self._service.session())
+        said: Any = list(answer.action_TA) if whole_chunk else answer.action_TA[0]
+        return json.dumps(to_json(said).decode()).encode() if encoded else to_json(said)
+
+    def refusal(self, refusal: Refusal) -> bytes:
+        return json.dumps(refusal.to_json()).encode()
+
+    def _ours(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """The names of these clients are those of camera roles where that can only be meant one way."""
+        cameras, given = self._service.robot.cameras, self._service.settings.names.given
+        said = flat({name: value for name, value in payload.items() if name != "request"})
+        for name in [name for name in said if name not in given]:
+            first = name in ("image", "full_image")
+            like = [role for role in cameras if role == "third_person"] if first else []
+            like = like or ([role for role in cameras if "wrist" in role] if "wrist" in name and "." not in name else [])
+            if len(like) == 1:
+                said[f"images.{like[0]}"] = said.pop(name)
+        if "full_image" in said and len(cameras) == 1:
+            said[f"images.{cameras[0]}"] = said.pop("full_image")
+        nested: dict[str, Any] = dict(said)
+        if "request" in payload:
+            nested["request"] = payload["request"]
+        return nested

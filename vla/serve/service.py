@@ -1,0 +1,224 @@
+"""From what a client said to a chunk that may be sent, or to a refusal with a reason; in time, either way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla.embodiment import Embodiment
+from vla.errors import UserError
+from vla.serve.batcher import Actor, Batcher, Item, outcomes_of
+from vla.serve.facts import facts
+from vla.serve.gate import Gate
+from vla.serve.observe import Names, observe
+from vla.serve.wire import Compressed, Heard, Limits, Refusal, Session
+from vla.types import Chunk, Observation
+
+if TYPE_CHECKING:
+    from vla.serve.record import Recorder
+
+MARGIN_S = 0.01
+"""A refusal leaves so much before the deadline (at most a tenth of the time), since it has a way to go too."""
+CALLS_A_SESSION = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`deadline_s`: longest that a request may take, whatever the client would wait; by default the time that a chunk covers, since an
+    answer that is later has no action left to execute. `max_age_s`: oldest observation to act on; by default the same."""
+
+    deadline_s: float | None = None
+    max_age_s: float | None = None
+    max_batch: int = 32
+    max_waiting: int = 256
+    max_change_per_s: tuple[float, ...] | None = None
+    max_jerk_per_s2: tuple[float, ...] | None = None
+    state_optional: bool = False
+    names: Names = field(default_factory=Names)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("deadline_s", "max_age_s", "max_batch", "max_waiting"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`action_TA`: float64, checked. `policy_s`: time of the batch that it was in; `total_s`: since the request had come whole."""
+
+    action_TA: np.ndarray
+    policy_s: float
+    total_s: float
+
+
+class Service:
+    """One policy for one robot. `act` belongs to the event loop that `start` was called with."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        robot: Embodiment,
+        settings: Settings | None = None,
+        *,
+        policy: str = "policy",
+        statistics: str | None = None,
+        recorder: Recorder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.robot, self.actor, self.clock, self.recorder = robot, actor, clock, recorder
+        covers_s = float(robot.horizon / robot.rate_hz)
+        self.deadline_s = self.settings.deadline_s or covers_s
+        self.max_age_s = self.settings.max_age_s or max(covers_s, self.deadline_s)
+        self.gate = Gate(robot, self.settings.max_change_per_s, self.settings.max_jerk_per_s2)
+        self.batcher = Batcher(actor, self.settings.max_batch, self.settings.max_waiting, clock)
+        self.facts = facts(
+            robot,
+            policy,
+            statistics=statistics,
+            deadline_s=self.deadline_s,
+            max_age_s=self.max_age_s,
+            max_bytes=self.settings.limits.message_bytes,
+        )
+        self.draining = False
+        self.in_flight = 0
+        self.answered = 0
+        self.refused: Counter[str] = Counter()
+        self._total_s: deque[float] = deque(maxlen=1024)
+        self._sessions = 0
+
+    def session(self) -> Session:
+        self._sessions += 1
+        return Session(self._sessions)
+
+    def warm_up(self) -> float:
+        """Runs the policy once as a single request and twice in the largest batch, on a grey picture; seconds of a single one, warm.
+
+        UserError if the policy cannot act at all, or never in time.
+        """
+        size = self._picture_size()
+        images = {role: np.full((1, size, size, 3), 128, np.uint8) for role in self.robot.cameras}
+        observation = Observation(images, neutral_state(self.robot)[None], "warm up", self.robot.name)
+        seconds = 0.0
+        for count in (1, self.settings.max_batch, self.settings.max_batch, 1):
+            start = time.perf_counter()
+            for outcome in outcomes_of(self.actor, [observation] * count, list(range(count))):
+                if isinstance(outcome, Exception):
+                    raise outcome
+            seconds = time.perf_counter() - start
+        if seconds > self.deadline_s:
+            raise UserError(
+                f"the policy takes {seconds:.2f} s for one observation and would miss every deadline of {self.deadline_s:.2f} s. "
+                "Give a longer --deadline, or a faster device."
+            )
+        return seconds
+
+    async def act(self, heard: Heard, session: Session) -> Answer:
+        """Raises Refusal; within the deadline in any case."""
+        began_s = self.clock()
+        if self.draining:
+            raise Refusal("draining", "the server is stopping; connect again later")
+        self._check_order(heard, session)
+        timeout_s = self._timeout(heard)
+        deadline_s = began_s + timeout_s - min(MARGIN_S, timeout_s / 10)
+        self._check_age(heard, 0.0)
+        self.in_flight += 1
+        try:
+            observation = await self._observe(heard)
+            chunk, policy_s = await self._run(observation, session, deadline_s)
+            action_TA = self.gate.check(chunk)
+        finally:
+            self.in_flight -= 1
+        now_s = self.clock()
+        if now_s >= deadline_s:
+            raise Refusal("deadline", "the policy was not done in time")
+        self._check_age(heard, now_s - began_s)
+        self.answered += 1
+        self._total_s.append(now_s - began_s)
+        answer = Answer(action_TA, policy_s, now_s - began_s)
+        if self.recorder is not None:
+            self.recorder.add(session.id, observation, answer, heard.executed)
+        return answer
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start; times of the last 1,024 answers."""
+        times = sorted(self._total_s)
+        quantile = {f"total_ms_p{q}": round(times[min(len(times) - 1, len(times) * q // 100)] * 1e3, 3) for q in (50, 99)} if times else {}
+        return {
+            "answered": self.answered,
+            "refused": dict(self.refused),
+            "in_flight": self.in_flight,
+            "sessions": self._sessions,
+            "batches": {str(size): count for size, count in sorted(self.batcher.load.batches.items())},
+            "policy_s": round(self.batcher.load.policy_s, 6),
+            **quantile,
+        }
+
+    async def _run(self, observation: Observation, session: Session, deadline_s: float) -> tuple[Chunk, float]:
+        session.calls += 1
+        key = session.id * CALLS_A_SESSION + session.calls % CALLS_A_SESSION
+        item = self.batcher.submit(observation, key, deadline_s)
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline_s - self.clock()), self._expire, item)
+        try:
+            return await item.future
+        finally:
+            timer.cancel()
+            self.batcher.abandon(item)
+
+    def _expire(self, item: Item) -> None:
+        if not item.future.done():
+            item.future.set_exception(Refusal("deadline", "the policy was not done in time"))
+
+    async def _observe(self, heard: Heard) -> Observation:
+        settings = self.settings
+        if any(isinstance(value, Compressed) for value in heard.values.values()):  # decoding takes milliseconds, which the loop has not
+            return await asyncio.to_thread(observe, heard, self.robot, settings.names, settings.state_optional)
+        return observe(heard, self.robot, settings.names, settings.state_optional)
+
+    def _timeout(self, heard: Heard) -> float:
+        if heard.timeout_s is None:
+            return self.deadline_s
+        if not heard.timeout_s > 0:
+            raise Refusal("deadline", "the request had no time left when it was sent")
+        return min(heard.timeout_s, self.deadline_s)
+
+    def _check_order(self, heard: Heard, session: Session) -> None:
+        if heard.seq is None:
+            return
+        if session.newest_seq is not None and heard.seq <= session.newest_seq:
+            raise Refusal("reordered", f"observation {heard.seq} came after {session.newest_seq}")
+        session.newest_seq = heard.seq
+
+    def _check_age(self, heard: Heard, since_s: float) -> None:
+        if not 0 <= heard.age_s + since_s <= self.max_age_s:
+            raise Refusal("stale", f"the observation is {heard.age_s + since_s:.3f} s old; at most {self.max_age_s:.3f} s are acted on")
+
+    def _picture_size(self) -> int:
+        contents = getattr(self.actor, "contents", None)
+        return int(getattr(contents.model.backbone, "image_size", 224)) if contents is not None else 224
+
+
+def neutral_state(robot: Embodiment) -> np.ndarray:
+    """Zeros, and no rotation: float64 (P,)."""
+    state_P = np.zeros(robot.state.size)
+    for name, where in robot.state.slices().items():
+        if (unit := robot.state.field(name).unit) in ("quat_xyzw", "rot6d"):
+            state_P[where] = [0, 0, 0, 1] if unit == "quat_xyzw" else [1, 0, 0, 0, 1, 0]
+    return state_P
+
+
+def expectation(expected: Mapping[str, Any], service: Service) -> None:
+    """Raises Refusal (mismatch) with every difference, if what a robot expects is not what is served."""
+    from vla.serve.facts import differences
+
+    found = differences(service.facts, expected)
+    if found:
+        raise Refusal("mismatch", "this server serves something else: " + "; ".join(found), found)
