@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from typing import Any, Mapping
 from urllib.parse import urlsplit
 
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from vla_client.codec import ProtocolError, pack, unpack
@@ -26,7 +27,9 @@ class TooLate(Unavailable):
 
 
 class Refused(Unavailable):
-    """The server answered with an error in words."""
+    """The server answered with an error in words. `kind`: of a vla server's refusal ("busy", "stale", "unsafe", ...), else ''."""
+
+    kind = ""
 
 
 class Mismatch(Unavailable):
@@ -38,7 +41,7 @@ class PolicyClient:
 
     `url`: ws://host:port or wss://host:port. `timeout_s`: deadline of one request, connecting included. `token`: sent as
     `Authorization: Api-Key ...`; only wss keeps it secret. `expect`: metadata that the server must report, such as
-    {"embodiment": "my_robot"}; anything else is a Mismatch.
+    {"embodiment": "my_robot"}; anything else is a Mismatch. A vla server compares by itself too, and lists what differs.
     """
 
     def __init__(self, url: str, timeout_s: float, token: str | None = None, expect: Mapping[str, Any] | None = None) -> None:
@@ -50,20 +53,31 @@ class PolicyClient:
         self._url, self._timeout_s, self._token, self._expect = url, timeout_s, token, dict(expect or {})
         self._address = (parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80))
         self._connection: ClientConnection | None = None
+        self._seq = 0
         self.metadata: dict[str, Any] = {}
         """What the server reported when the present connection was made."""
 
-    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def infer(self, observation: Mapping[str, Any], age_s: float = 0.0, executed: Any = None) -> dict[str, Any]:
         """The server's answer to an observation, usually with `actions` of shape (T, A), as it came: pass it to a Guard.
+
+        `age_s`: how long ago the observation was made; `executed`: (n, A), the commands carried out since the last request, for the
+        server's record. Both are told to a vla server alone, with the request's number and the time that is left, so that it can
+        refuse in time what would be stale, reordered or late.
 
         Raises Unavailable (TooLate, Refused, Mismatch) or ProtocolError. After any of them the connection is closed, so that
         the answer to one observation is never taken for the answer to another; the next call makes a new one.
         """
-        message = pack(dict(observation))
-        deadline_s = time.monotonic() + self._timeout_s
+        start_s = time.monotonic()
+        deadline_s = start_s + self._timeout_s
         if self._connection is None:
             self._connect(deadline_s)
-        return self._exchange(message, deadline_s)
+        message = dict(observation)
+        if self.metadata.get("server") == "vla":
+            self._seq += 1
+            now_s = time.monotonic()
+            told = {"seq": self._seq, "age_s": age_s + now_s - start_s, "timeout_s": max(deadline_s - now_s, 0.0), "executed": executed}
+            message["request"] = {**told, **message.get("request", {})}
+        return self._exchange(pack(message), deadline_s)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -77,7 +91,9 @@ class PolicyClient:
         self.close()
 
     def _connect(self, deadline_s: float) -> None:
-        headers = {"Authorization": f"Api-Key {self._token}"} if self._token else None
+        headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
+        if self._expect:
+            headers["Vla-Expect"] = json.dumps(self._expect)
         try:
             # A socket of our own never takes a detour over a proxy that the environment names.
             tcp = socket.create_connection(self._address, timeout=_left(deadline_s))
@@ -93,6 +109,8 @@ class PolicyClient:
             )
             # Entering is what every version of websockets agrees on; leaving is ours, since a dead peer answers no farewell.
             self._connection = opened.__enter__()
+        except InvalidStatus as error:
+            raise self._turned_away(error) from error
         except (OSError, WebSocketException) as error:
             raise self._unavailable(error, deadline_s) from error
         self.metadata = self._exchange(None, deadline_s)
@@ -130,11 +148,31 @@ class PolicyClient:
 
     def _understand(self, reply: str | bytes) -> dict[str, Any]:
         if isinstance(reply, str):  # openpi's way to report an error
-            raise Refused(f"{self._url}: {reply[:500]}")
+            raise self._refused(reply, Refused)
         answer = unpack(reply)
         if not isinstance(answer, dict):
             raise ProtocolError(f"{self._url}: answered a {type(answer).__name__} instead of a map")
         return answer
+
+    def _turned_away(self, error: InvalidStatus) -> Unavailable:
+        """The handshake was answered with an HTTP error; a vla server says why."""
+        body = (error.response.body or b"")[:2000].decode("utf-8", "replace")
+        if not body.startswith("{"):
+            return Unavailable(f"{self._url}: {error}")
+        return self._refused(body, Mismatch if error.response.status_code == 409 else Unavailable, f"{error.response.status_code} ")
+
+    def _refused(self, text: str, kind: type[Unavailable], before: str = "") -> Unavailable:
+        """A refusal in words, or in a vla server's JSON."""
+        try:
+            said = json.loads(text)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict) or not isinstance(said.get("error"), str):
+            return kind(f"{self._url}: {before}{text[:500]}")
+        refused = kind(f"{self._url}: {before}{said['error']}: {str(said.get('message', ''))[:600]}")
+        if isinstance(refused, Refused):
+            refused.kind = said["error"]
+        return refused
 
     def _unavailable(self, error: Exception, deadline_s: float) -> Unavailable:
         # Before Python 3.10 a socket's timeout is no TimeoutError; and the watchdog makes a timeout look like a cut.

@@ -33,7 +33,7 @@ EMBODIMENT = Embodiment("narrow", ("third_person", "wrist"), STATE, SPACE, SPACE
 @contextmanager
 def served(*words: str):
     """The process of `vla serve ...` and the address that it says it serves on."""
-    command = [sys.executable, "-u", "-m", "vla", "serve", *words, "--port", "0"]
+    command = [sys.executable, "-u", "-m", "vla", "serve", "--port", "0", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             lines = []

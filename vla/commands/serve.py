@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
     server = Server(service, args.host, args.port, token_of(args.token_file), args.execute)
     asyncio.run(_until_told(server, args.groot_port))
+    if service.recorder is not None:
+        service.recorder.close()
     print(f"stopped: {service.answered} answered, {sum(service.refused.values())} refused")
     return 1 if server.broken else 0
 
@@ -105,7 +107,7 @@ def make_service(args: argparse.Namespace) -> Service:
     if args.record is not None:
         from vla.serve.record import Recorder
 
-        recorder = Recorder(args.record, robot)
+        recorder = Recorder(args.record, robot, facts["policy"])
     return Service(actor, robot, settings, recorder=recorder, **facts)
 
 

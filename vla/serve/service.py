@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,9 @@ from vla.serve.batcher import Actor, Batcher, Item, outcomes_of
 from vla.serve.facts import facts
 from vla.serve.gate import Gate
 from vla.serve.observe import Names, observe
+from vla.serve.record import Entry, Recorder
 from vla.serve.wire import Compressed, Heard, Limits, Refusal, Session
 from vla.types import Chunk, Observation
-
-if TYPE_CHECKING:
-    from vla.serve.record import Recorder
 
 MARGIN_S = 0.01
 """A refusal leaves so much before the deadline (at most a tenth of the time), since it has a way to go too."""
@@ -127,6 +125,7 @@ class Service:
         if self.draining:
             raise Refusal("draining", "the server is stopping; connect again later")
         self._check_order(heard, session)
+        executed = self._executed(heard)
         timeout_s = self._timeout(heard)
         deadline_s = began_s + timeout_s - min(MARGIN_S, timeout_s / 10)
         self._check_age(heard, 0.0)
@@ -145,7 +144,8 @@ class Service:
         self._total_s.append(now_s - began_s)
         answer = Answer(action_TA, policy_s, now_s - began_s)
         if self.recorder is not None:
-            self.recorder.add(session.id, observation, answer, heard.executed)
+            made_s = began_s - heard.age_s
+            self.recorder.add(Entry(session.id, made_s, observation, action_TA, policy_s, answer.total_s, executed))
         return answer
 
     def statistics(self) -> dict[str, Any]:
@@ -159,6 +159,7 @@ class Service:
             "sessions": self._sessions,
             "batches": {str(size): count for size, count in sorted(self.batcher.load.batches.items())},
             "policy_s": round(self.batcher.load.policy_s, 6),
+            "record_dropped": self.recorder.dropped if self.recorder else 0,
             **quantile,
         }
 
@@ -189,6 +190,17 @@ class Service:
         if not heard.timeout_s > 0:
             raise Refusal("deadline", "the request had no time left when it was sent")
         return min(heard.timeout_s, self.deadline_s)
+
+    def _executed(self, heard: Heard) -> np.ndarray | None:
+        """float64 (n, A), or None."""
+        rows, width = heard.executed, self.robot.command.size
+        if rows is None:
+            return None
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iuf" or rows.ndim != 2 or rows.shape[1] != width:
+            raise Refusal("malformed", f"executed must be an array of (n, {width}) numbers")
+        if not np.isfinite(rows).all():
+            raise Refusal("malformed", "executed holds NaN or infinity")
+        return rows.astype(np.float64)
 
     def _check_order(self, heard: Heard, session: Session) -> None:
         if heard.seq is None:
