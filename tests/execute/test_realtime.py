@@ -8,10 +8,11 @@ from math import e, expm1
 import numpy as np
 import pytest
 
+from vla.continuing import soft_weights
 from vla.embodiment import Embodiment, Field, Space
 from vla.errors import UserError
 from vla.execute.queue import ChunkQueue
-from vla.execute.realtime import Pacer, soft_weights
+from vla.execute.realtime import Pacer
 from vla.types import Chunk
 
 _SPACE = Space((Field("move", 1, "command", "step"),))

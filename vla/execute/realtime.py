@@ -15,9 +15,6 @@ that will have been sent by then; the rest of the old chunk pulls on it less and
 from __future__ import annotations
 
 from collections import deque
-from math import e, expm1
-
-import numpy as np
 
 from vla.errors import UserError
 from vla.execute.queue import ChunkQueue
@@ -25,18 +22,6 @@ from vla.types import Chunk, Continuation
 
 REMEMBERED = 10
 """Past delays of which the longest is expected next (the paper's buffer b)."""
-
-
-def soft_weights(horizon: int, frozen: int, rows: int) -> np.ndarray:
-    """float64 (horizon,): 1 for the `frozen` steps, then w expm1(w) / (e - 1) with w falling linearly, 0 from row `rows` on (equation 5).
-
-    The reference's w = clip((frozen - 1 - i) / (rows - frozen + 1) + 1, 0, 1). Raises UserError unless 0 <= frozen <= rows.
-    """
-    if not 0 <= frozen <= rows:
-        raise UserError(f"{frozen} steps are committed of a chunk that has {rows} left; the delay is longer than the chunk")
-    step = np.arange(horizon)
-    w = np.clip((frozen - 1 - step) / (rows - frozen + 1) + 1, 0, 1)
-    return np.where(step < frozen, 1.0, np.where(step < rows, w * np.vectorize(expm1)(w) / (e - 1), 0.0))
 
 
 class Pacer:
@@ -61,6 +46,11 @@ class Pacer:
     def due(self) -> bool:
         """True when a chunk is wanted and none is being computed."""
         return self._begun is None and self.queue.wants_chunk
+
+    @property
+    def computing(self) -> bool:
+        """Whether a chunk was begun and is not finished."""
+        return self._begun is not None
 
     def begin(self) -> Continuation | None:
         """Call when the observation is taken. What the chunk has to continue; None where nothing is left to continue."""
