@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla.checkpoint import Contents, load_model
+from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
 from vla.model import VLA
 from vla.noise import Noise
-from vla.types import Chunk, Observation
+from vla.types import Batch, Chunk, Continuation, Observation
 
 
 class Policy:
@@ -49,6 +51,35 @@ class Policy:
     @torch.inference_mode()
     def try_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | UserError]:
         """As `act_batch`, but a row whose actions may not be sent is an error in its place, and the others keep theirs."""
+        batch, noise = self._prepared(observations, keys)
+        return self._outcomes(observations, self.model.sample(batch, noise))
+
+    def continue_batch(
+        self, observations: Sequence[Observation], keys: Sequence[int], continuations: Sequence[Continuation | None]
+    ) -> list[Chunk]:
+        """Chunks that begin with what the robot does meanwhile, and follow from it (`Continuation`, docs/execute.md); a row without one is
+        as in `act_batch`."""
+        chunks: dict[int, Chunk] = {}
+        for warm in {None if c is None else c.warm for c in continuations}:
+            rows = [row for row, c in enumerate(continuations) if (None if c is None else c.warm) == warm]
+            seen, chosen = [observations[row] for row in rows], [keys[row] for row in rows]
+            rest = [c for row in rows if (c := continuations[row]) is not None]
+            chunks |= zip(rows, self._continued(seen, chosen, rest) if rest else self.act_batch(seen, chosen), strict=True)
+        return [chunks[row] for row in range(len(observations))]
+
+    @torch.no_grad()  # and not inference_mode: a denoiser is guided through its own derivative
+    def _continued(self, observations: Sequence[Observation], keys: Sequence[int], rest: Sequence[Continuation]) -> list[Chunk]:
+        batch, noise = self._prepared(observations, keys)
+        shape = (self.model.roster.horizon, self.model.roster.action_width)
+        prior = prior_of(self._robots, self.contents.normalizers, shape, observations, rest).to(noise.key_B.device)
+        chunks = []
+        for outcome in self._outcomes(observations, self.model.resume(batch, noise, prior)):
+            if isinstance(outcome, UserError):
+                raise outcome
+            chunks.append(outcome)
+        return chunks
+
+    def _prepared(self, observations: Sequence[Observation], keys: Sequence[int]) -> tuple[Batch, Noise]:
         for observation in observations:
             if not np.isfinite(observation.state).all():
                 raise SchemaError(f"{observation.embodiment}: the observed state holds NaN or infinity")
@@ -56,9 +87,11 @@ class Policy:
         batch = self.collate.observations(observations).to(device)
         for name in {observation.embodiment for observation in observations}:
             self._robots[name].bounds()  # refused before the model runs, not after
-        noise = Noise(torch.tensor(keys, dtype=torch.int64, device=device), self.seed)
-        action_BTA = self.model.sample(batch, noise).cpu().numpy().astype(np.float64)
-        return [self._outcome(obs, action_TA) for obs, action_TA in zip(observations, action_BTA, strict=True)]
+        return batch, Noise(torch.tensor(keys, dtype=torch.int64, device=device), self.seed)
+
+    def _outcomes(self, observations: Sequence[Observation], action_BTA: Tensor) -> list[Chunk | UserError]:
+        rows = action_BTA.cpu().numpy().astype(np.float64)
+        return [self._outcome(obs, action_TA) for obs, action_TA in zip(observations, rows, strict=True)]
 
     def _outcome(self, observation: Observation, action_TA: np.ndarray) -> Chunk | UserError:
         try:
