@@ -14,7 +14,7 @@ from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
 from vla.model import VLA
 from vla.noise import Noise
-from vla.types import Batch, Chunk, Continuation, Observation
+from vla.types import Batch, Chunk, Continuation, Observation, Prior
 
 
 class Policy:
@@ -41,18 +41,12 @@ class Policy:
 
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         """One chunk per observation. `keys` seed each row's noise: a row's chunk does not depend on the others in the batch."""
-        chunks = []
-        for outcome in self.try_batch(observations, keys):
-            if isinstance(outcome, UserError):
-                raise outcome
-            chunks.append(outcome)
-        return chunks
+        return _all_good(self.try_batch(observations, keys))
 
     @torch.inference_mode()
     def try_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | UserError]:
         """As `act_batch`, but a row whose actions may not be sent is an error in its place, and the others keep theirs."""
-        batch, noise = self._prepared(observations, keys)
-        return self._outcomes(observations, self.model.sample(batch, noise))
+        return self._outcomes(observations, self._sample(observations, keys))
 
     def continue_batch(
         self, observations: Sequence[Observation], keys: Sequence[int], continuations: Sequence[Continuation | None]
@@ -69,17 +63,17 @@ class Policy:
 
     @torch.no_grad()  # and not inference_mode: a denoiser is guided through its own derivative
     def _continued(self, observations: Sequence[Observation], keys: Sequence[int], rest: Sequence[Continuation]) -> list[Chunk]:
-        batch, noise = self._prepared(observations, keys)
         shape = (self.model.roster.horizon, self.model.roster.action_width)
-        prior = prior_of(self._robots, self.contents.normalizers, shape, observations, rest).to(noise.key_B.device)
-        chunks = []
-        for outcome in self._outcomes(observations, self.model.resume(batch, noise, prior)):
-            if isinstance(outcome, UserError):
-                raise outcome
-            chunks.append(outcome)
-        return chunks
+        prior = prior_of(self._robots, self.contents.normalizers, shape, observations, rest)
+        return _all_good(self._outcomes(observations, self._sample(observations, keys, prior)))
 
-    def _prepared(self, observations: Sequence[Observation], keys: Sequence[int]) -> tuple[Batch, Noise]:
+    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        """Normalised actions, float32 (B, T, A), on the model's device."""
+        batch, noise = self.prepared(observations, keys)
+        return self.model.sample(batch, noise) if prior is None else self.model.resume(batch, noise, prior.to(noise.key_B.device))
+
+    def prepared(self, observations: Sequence[Observation], keys: Sequence[int]) -> tuple[Batch, Noise]:
+        """What the model sees of observations that were checked, and the noise of their keys, on its device."""
         for observation in observations:
             if not np.isfinite(observation.state).all():
                 raise SchemaError(f"{observation.embodiment}: the observed state holds NaN or infinity")
@@ -104,3 +98,12 @@ class Policy:
         normal_TA = action_TA[: robot.horizon, : robot.action.size]
         learned_TA = self.contents.normalizers[robot.name].action.denormalize(normal_TA)
         return Chunk(robot.limit(robot.decode(learned_TA, observation.state[-1])), robot.name, robot.rate_hz)
+
+
+def _all_good(outcomes: Sequence[Chunk | UserError]) -> list[Chunk]:
+    chunks = []
+    for outcome in outcomes:
+        if isinstance(outcome, UserError):
+            raise outcome
+        chunks.append(outcome)
+    return chunks

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens
+from vla.diffusion.base import Denoiser
+from vla.errors import UserError
 from vla.noise import Noise
 from vla.types import ActionSpec, Loss, Prior, Target, WeightedSum
 
@@ -69,6 +71,10 @@ class ActionDecoder(nn.Module, ABC):
         given a part of the chunk does so instead.
         """
         return join(self.sample(backbone, prefix, like, noise), like, prior, soft=True)
+
+    def denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> Denoiser:
+        """What `sample` asks again and again, for those who combine several (vla/execute/compose.py). UserError where nothing denoises."""
+        raise UserError(f"{type(self).__name__} does not denoise, so its score cannot be combined with another's; take a `dit` decoder")
 
 
 def join(action_BTA: Tensor, like: ActionSpec, prior: Prior, soft: bool) -> Tensor:

@@ -22,7 +22,7 @@ from vla.decoders.dit_time import LevelMLP, time_embedding
 from vla.decoders.expert import hide
 from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
-from vla.diffusion.base import Warm
+from vla.diffusion.base import Denoiser, Warm
 from vla.diffusion.flow import Flow
 from vla.diffusion.guide import guided
 from vla.errors import UnknownName, UserError
@@ -138,6 +138,14 @@ class DiTDecoder(ActionDecoder):
         prior: Prior | None = None,
     ) -> Tensor:
         """`warm`: a guess to start from instead of noise, such as the rest of the previous chunk. `prior`: actions to be pulled to."""
+        predict = self.denoiser(backbone, prefix, like, film).predict
+        if prior is not None:
+            predict = guided(self.path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
+        eps_BTA = noise.normal("eps", self.horizon, self.action_width)
+        return self.path.solve(predict, eps_BTA, self.config.evaluations, warm=warm, noise=noise) * like.mask_BTA
+
+    def denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None = None) -> Denoiser:
+        """With guidance from the null context, if the configuration asks for it."""
         context = self.conditioning.prepare(backbone, prefix)
         rows_B1 = like.embodiment_B[:, None]
         seen, unseen = torch.zeros_like(rows_B1, dtype=torch.bool), torch.ones_like(rows_B1, dtype=torch.bool)
@@ -152,10 +160,7 @@ class DiTDecoder(ActionDecoder):
             null_BTA = run(x_BTA, t_B, unseen)
             return null_BTA + self.config.guidance * (found_BTA - null_BTA)
 
-        if prior is not None:
-            predict = guided(self.path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
-        eps_BTA = noise.normal("eps", self.horizon, self.action_width)
-        return self.path.solve(predict, eps_BTA, self.config.evaluations, warm=warm, noise=noise) * like.mask_BTA
+        return Denoiser(predict, self.path, self.config.evaluations)
 
     def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior, film: Film | None = None) -> Tensor:
         """Guided towards the prior (vla/diffusion/guide.py). Rows of one batch start alike: all from noise, or all warm."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
 from vla.decoders.base import ActionDecoder
+from vla.diffusion.base import Denoiser
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 from vla.roster import Roster
@@ -107,6 +108,9 @@ class JointDecoder(ActionDecoder):
 
     def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
         return self.parts[self.acts].resume(backbone, prefix, like, noise.fold(self._acting()), prior)
+
+    def denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> Denoiser:
+        return self.parts[self.acts].denoiser(backbone, prefix, like)
 
     def _acting(self) -> int:
         return [part.name for part in self.config.parts].index(self.acts)

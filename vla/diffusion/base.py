@@ -65,6 +65,15 @@ class Path(ABC):
         """The noise level, counted as the 256-wide embeddings of image diffusion count it (0, 1, 2, ...)."""
 
 
+@dataclass(frozen=True)
+class Denoiser:
+    """A denoiser given what it is conditioned on: `predict`, the path that it was trained on, and how often it is asked."""
+
+    predict: Predict
+    path: Path
+    evaluations: int
+
+
 def spread(t: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, 1), to multiply (N, T, A)."""
     return t.view(-1, *(1,) * (like.dim() - 1)).to(like.dtype)

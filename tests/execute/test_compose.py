@@ -1,0 +1,72 @@
+"""Policies composed by their scores: what a weight of nearly one gives, and what does not fit together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.parts import DECODERS, ROBOTS, TINY, contents, observation
+from vla.decoders.dit import DiT
+from vla.diffusion.ddpm import DDPM
+from vla.errors import UserError
+from vla.execute.compose import Composed
+from vla.normalize import Normalizer
+from vla.policy import Policy
+from vla.types import Continuation
+
+
+def policy(decoder, seed=0, holds=None):
+    torch.manual_seed(seed)
+    holds = holds or contents(decoder, TINY)
+    return Policy(holds, holds.build())
+
+
+@pytest.fixture(name="seen", scope="module")
+def _seen():
+    rng = np.random.default_rng(0)
+    return [observation(ROBOTS[0], rng), observation(ROBOTS[1], rng)]
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_of_one_policy_twice_it_is_that_policy(name, seen):
+    one = policy(DECODERS[name])
+    both = Composed([one, one], [0.3, 0.7])
+    for a, b in zip(both.act_batch(seen, [1, 2]), one.act_batch(seen, [1, 2]), strict=True):
+        np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)
+
+
+def test_it_lies_between_and_nears_the_heavier(seen):
+    """Linear in the weights only at one evaluation of a flow: there the sample is the weighted mean of both."""
+    one, two = (policy(replace(DECODERS["flow"], evaluations=1), seed) for seed in (0, 1))
+    mixed = Composed([one, two], [0.25, 0.75]).act_batch(seen, [1, 2])
+    for a, b, c in zip(mixed, one.act_batch(seen, [1, 2]), two.act_batch(seen, [1, 2]), strict=True):
+        inside = (np.abs(b.action_TA) < 1) & (np.abs(c.action_TA) < 1)  # where limits cut neither
+        assert inside.any()
+        np.testing.assert_allclose(a.action_TA[inside], (0.25 * b.action_TA + 0.75 * c.action_TA)[inside], atol=1e-5)
+
+
+def test_other_conditionings_compose_and_continue(seen):
+    both = Composed([policy(DECODERS["flow"]), policy(DECODERS["flow_cross"], 1)], [0.5, 0.5])
+    rest = Continuation(np.full((3, ROBOTS[0].command.size), 0.25), frozen=2)
+    chunk = both.continue_batch(seen[:1], [1], [rest])[0]
+    np.testing.assert_allclose(chunk.action_TA[:2], 0.25, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused(seen):
+    one = policy(DECODERS["flow"])
+    for weights in ([1.0], [0.5, 0.6], [1.5, -0.5]):
+        with pytest.raises(UserError, match="positive weights that sum to 1"):
+            Composed([one, one], weights)
+    with pytest.raises(UserError, match="does not denoise"):
+        Composed([policy(DECODERS["parallel"])], [1.0]).act_batch(seen, [1, 2])
+    with pytest.raises(UserError, match="no common noise level"):
+        Composed([one, policy(DiT(path=DDPM(steps=20), evaluations=4))], [0.5, 0.5]).act_batch(seen, [1, 2])
+    holds = contents(DECODERS["flow"], TINY)
+    other = Normalizer.from_json(holds.normalizers["narrow"].action.to_json() | {"scale": [2.0, 2.0]})
+    narrow = replace(holds.normalizers["narrow"], action=other)
+    holds = replace(holds, normalizers={**holds.normalizers, "narrow": narrow})
+    with pytest.raises(UserError, match="policy 2 differs from the first in normalisers"):
+        Composed([one, policy(None, 1, holds)], [0.5, 0.5])

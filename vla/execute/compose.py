@@ -1,0 +1,68 @@
+"""Several policies as one: a convex combination of their scores at every step of denoising, at test time and without training.
+
+General Policy Composition (Cao et al. 2025); before it PoCo (Wang et al. 2024), Modality-Composable Diffusion Policy (Cao et al. 2025). At
+one noise level of one path a network's output is affine in the score, so that combining outputs is combining scores. Policies may see other
+cameras, have other backbones and other conditionings; the numbers that they denoise must mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vla.decoders.base import join
+from vla.diffusion.guide import guided
+from vla.errors import UserError
+from vla.noise import Noise
+from vla.policy import Policy
+from vla.types import Observation, Prior
+
+
+class Composed(Policy):
+    """`Composed([vision, points], [0.6, 0.4]).act(observation)`. The first policy's robots, limits and seed are the whole's.
+
+    UserError unless the weights are positive and sum to 1, and the policies agree on robots, chunk and normalisers.
+    """
+
+    def __init__(self, policies: Sequence[Policy], weights: Sequence[float]) -> None:
+        if not policies or len(policies) != len(weights) or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6:
+            raise UserError(f"{len(policies)} policies need as many positive weights that sum to 1, not {list(weights)}")
+        first = policies[0]
+        super().__init__(first.contents, first.model, first.seed)
+        self.policies, self.weights = tuple(policies), tuple(weights)
+        for number, other in enumerate(policies[1:], 2):
+            differing = [what for what, value in _meaning(other).items() if value != _meaning(first)[what]]
+            if differing:
+                raise UserError(f"policy {number} differs from the first in {' and '.join(differing)}: its actions mean something else")
+
+    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        denoisers = []
+        for policy in self.policies:
+            batch, noise = policy.prepared(observations, keys)
+            model = policy.model
+            denoisers.append(model.decoder.denoiser(model.backbone, model.prefix(batch), batch.spec))
+        path, like = denoisers[0].path, batch.spec
+        if any(denoiser.path.config != path.config for denoiser in denoisers):
+            raise UserError("policies that denoise along different paths have no common noise level; train them on one")
+
+        def predict(x_BTA: Tensor, t_B: Tensor) -> Tensor:
+            return sum(weight * part.predict(x_BTA, t_B) for weight, part in zip(self.weights, denoisers, strict=True))
+
+        noise = Noise(noise.key_B, self.seed)
+        eps_BTA = noise.normal("eps", self.model.roster.horizon, self.model.roster.action_width)
+        evaluations = max(denoiser.evaluations for denoiser in denoisers)
+        if prior is None:
+            return path.solve(predict, eps_BTA, evaluations, noise=noise) * like.mask_BTA
+        prior = prior.to(eps_BTA.device)
+        pulled = guided(path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
+        return join(path.solve(pulled, eps_BTA, evaluations, noise=noise), like, prior, soft=False)
+
+
+def _meaning(policy: Policy) -> dict[str, object]:
+    contents = policy.contents
+    return {
+        "robots": [robot.to_json() | {"cameras": None} for robot in contents.embodiments],
+        "normalisers": {name: both.action.to_json() for name, both in contents.normalizers.items()},
+        "the shape of a chunk": (policy.model.roster.horizon, policy.model.roster.action_width),
+    }
