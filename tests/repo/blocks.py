@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -102,9 +104,25 @@ def _python(page: list[Block], folder: Path) -> list[str]:
     program: list[str] = []
     for block in page:
         program += [""] * (block.line - 1 - len(program)) + block.text.splitlines()
-    script = folder / f"{page[0].path.stem}.py"
+    script, log = folder / f"{page[0].path.stem}.py", folder / ".log"
     script.write_text("\n".join(program) + "\n")
-    return _run([sys.executable, str(script)], page[0], folder)
+    # A process of its own, forked from one that has imported what most pages need: importing torch costs more than the pages.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch", "vla.policy", "vla.presets"])
+    child = processes.Process(target=run_page, args=(script, folder, log))
+    child.start()
+    child.join()
+    return [f"{page[0].path}:{page[0].line}: failed\n{log.read_text()}"] if child.exitcode else []
+
+
+def run_page(script: Path, folder: Path, log: Path) -> None:
+    """Runs a page's blocks as `python script` in `folder` would, with what they print and their traceback in `log`."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.argv = [str(script)]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def _run(command: list[str], block: Block, folder: Path) -> list[str]:
