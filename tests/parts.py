@@ -82,6 +82,7 @@ def robot(name: str, action: int, state: int, horizon: int) -> Embodiment:
     )
 
 
+OFFSETS_S = (-0.1, 0.0)
 ROBOTS = (robot("narrow", 2, 3, 4), robot("wide", 5, 6, 3))
 
 
@@ -91,7 +92,7 @@ def unit_normalizer(of: Embodiment) -> RobotNormalizer:
 
 
 def contents(decoder, backbone=TINY, robots=ROBOTS) -> Contents:
-    return Contents(Model(backbone, decoder), robots, {r.name: unit_normalizer(r) for r in robots})
+    return Contents(Model(backbone, decoder), robots, {r.name: unit_normalizer(r) for r in robots}, offsets_s=OFFSETS_S)
 
 
 def observation(of: Embodiment, rng: np.random.Generator, side: int = 16, state: bool = True, text: str = "open the door") -> Observation:
@@ -100,7 +101,7 @@ def observation(of: Embodiment, rng: np.random.Generator, side: int = 16, state:
         rng.uniform(-1, 1, (2, of.state.size if state else 0)),
         text,
         of.name,
-        offsets_s=(-0.1, 0.0),
+        offsets_s=OFFSETS_S,
     )
 
 

@@ -1,27 +1,29 @@
 """A checkpoint: a folder that acts alone. Complete or invisible, and checked before a weight is used.
 
-    model.safetensors   weights, fp32 or bf16
-    config.json         format_version, model (kinds), embodiments and normalisers by value, the run that made it
+    model.safetensors   weights, fp32 or bf16; of a large model several files and an index (`vla/weights.py`)
+    config.json         format_version, model (kinds), embodiments and normalisers by value, observed times, the run that made it
+    golden.json         what it did with observations that a seed gives (`vla/golden.py`); in exported ones
+    README.md           the model card of an exported one, which people may edit: the manifest leaves it out
     manifest.json       sha256 and bytes of every other file; its presence means that the folder is complete
 
 Written to a temporary sibling, flushed to disk, then renamed. The manifest detects damage, not malice.
+
+A change of what config.json means raises FORMAT_VERSION and adds a rule to MIGRATIONS, so that every older version stays readable; a newer
+one is refused. `tests/core/frozen` holds a folder of each.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla.collate import Collate
@@ -31,20 +33,25 @@ from vla.errors import Damaged, UserError
 from vla.model import VLA, Model
 from vla.normalize import RobotNormalizer
 from vla.roster import Roster
+from vla.weights import MAX_SHARD_BYTES, read_weights, save_weights, weight_table
+from vla.weights import save_tensors as save_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CARD = "README.md"
 MODEL = "pretrained_model"
 """What acts, in the folder of a run's step (`checkpoints/000500`); what resuming needs stands beside it."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything a checkpoint says beside its weights. `run`: JSON facts of the run that made it, for people."""
+    """Everything a checkpoint says beside its weights. `run`: JSON facts of the run that made it, for people. `offsets_s`: times of the
+    frames that an observation shows, seconds relative to now."""
 
     model: Model
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
     run: Mapping[str, Any] = field(default_factory=dict)
+    offsets_s: tuple[float, ...] = (0.0,)
 
     @property
     def roster(self) -> Roster:
@@ -64,32 +71,60 @@ class Contents:
             "model": to_json(self.model),
             "embodiments": [robot.to_json() for robot in self.embodiments],
             "normalizers": {name: n.to_json() for name, n in self.normalizers.items()},
+            "offsets_s": list(self.offsets_s),
             "run": dict(self.run),
         }
 
     @staticmethod
     def from_json(data: Mapping) -> Contents:
-        """The inverse of `to_json`. UserError for a kind that no table and no named plug-in knows."""
+        """The inverse of `to_json`, also for older format versions. UserError for a newer one, and for a kind that no table knows."""
         if "embodiments" not in data:
             raise UserError(
                 "this folder holds no policy: its config.json names no embodiments. A run's folder or its pretrained_model does."
             )
-        if data.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"checkpoint format {data.get('format_version')}; this version reads {FORMAT_VERSION}")
+        data = _migrated(data)
         return Contents(
             from_json(data["model"]),
             tuple(Embodiment.from_json(row) for row in data["embodiments"]),
             {name: RobotNormalizer.from_json(row) for name, row in data["normalizers"].items()},
             data["run"],
+            tuple(map(float, data["offsets_s"])),
         )
 
 
-def save_checkpoint(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> Path:
-    """Writes the folder; an existing one is replaced only once the new one is complete on disk."""
+def _times_of_the_run(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 knew the times of the observed frames from the run alone."""
+    return {**data, "offsets_s": data["run"].get("history_s", [0.0])}
+
+
+MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _times_of_the_run}
+"""Format version -> config.json of that version as one of the next."""
+
+
+def _migrated(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    version = data.get("format_version")
+    if version != FORMAT_VERSION and version not in MIGRATIONS:
+        known = f"{', '.join(map(str, MIGRATIONS))} and {FORMAT_VERSION}"
+        raise UserError(f"checkpoint format {version}; this version of vla reads {known}. Update it, or export the checkpoint again.")
+    for step in range(int(version), FORMAT_VERSION):
+        data = MIGRATIONS[step](data)
+    return data
+
+
+def save_checkpoint(
+    folder: Path,
+    contents: Contents,
+    weights: Mapping[str, Tensor],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the folder; an existing one is replaced only once the new one is complete on disk. `beside`: further files, name -> text."""
 
     def write(temporary: Path) -> None:
-        save_tensors(temporary / "model.safetensors", weights)
+        save_weights(temporary, weights, max_shard_bytes)
         (temporary / "config.json").write_text(json.dumps(contents.to_json(), indent=1))
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
     return write_folder(folder, write)
 
@@ -100,8 +135,21 @@ def load_checkpoint(folder: str | Path) -> tuple[Contents, dict[str, Tensor]]:
     Raises UserError (no checkpoint there) or Damaged (naming the file).
     """
     folder = verify_folder(acting(Path(folder)))
-    contents = Contents.from_json(json.loads((folder / "config.json").read_text()))
-    return contents, load_file(folder / "model.safetensors")
+    return read_contents(folder), {name: tensor for part in read_weights(folder) for name, tensor in part.items()}
+
+
+def read_contents(folder: Path) -> Contents:
+    """What config.json says, without a look at any other file. UserError, with the folder's name, where it is none of ours."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json, so it is no checkpoint of vla; give the folder of one, or of a run")
+    try:
+        return Contents.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except UserError as error:
+        error.args = (f"{folder}: {error}",)
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is not readable ({type(error).__name__}: {error}); copy the checkpoint again") from error
 
 
 def acting(folder: Path) -> Path:
@@ -115,21 +163,11 @@ def steps_saved(run: Path) -> list[Path]:
     return sorted((path for path in (run / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()), key=lambda p: int(p.name))
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors, with the umask's file mode (the library's own is 0600, unreadable for a colleague)."""
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        save_file(held, path)
-    except SafetensorError as error:  # the library's own type hides what the system said
-        needed = sum(tensor.nbytes for tensor in held.values())
-        raise OSError(errno.EIO, f"{path.name} needs {needed / 1e6:.1f} MB: {error}") from error
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
 def write_folder(folder: Path, write: Any) -> Path:
-    """`write(temporary folder)`, then manifest, flush, rename. A failure (no space, say) leaves what was there before untouched."""
+    """`write(temporary folder)`, then manifest, flush, rename. A failure (no space, say) leaves what was there before untouched.
+
+    The manifest vouches for every file but a model card.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -138,7 +176,8 @@ def write_folder(folder: Path, write: Any) -> Path:
     try:
         write(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        rows = {str(path.relative_to(temporary)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        vouched = [path for path in files if path.name != CARD]
+        rows = {str(path.relative_to(temporary)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in vouched}
         (temporary / "manifest.json").write_text(json.dumps({"files": rows}, indent=1))
         for path in (*files, temporary / "manifest.json", temporary):
             _flush(path)
@@ -217,12 +256,20 @@ def _flush(path: Path) -> None:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Contents, VLA]:
-    """Contents and the model in evaluation mode with its weights."""
-    contents, weights = load_checkpoint(folder)
+    """Contents and the model in evaluation mode with its weights, which are read a file at a time."""
+    folder = verify_folder(acting(Path(folder)))
+    contents = read_contents(folder)
     model = contents.build()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [name for name in sorted({*shapes, *weights}) if name not in weights or shapes.get(name) != tuple(weights[name].shape)]
+    wrong = misfits(folder, model)
     if wrong:
         raise Damaged(f"{folder}: weights do not fit its model: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
-    model.load_state_dict(weights)
+    for part in read_weights(folder):
+        model.load_state_dict(part, strict=False)  # what is missing here is in another file: `misfits` saw all of them
     return contents, model.to(device).eval()
+
+
+def misfits(folder: Path, model: VLA) -> list[str]:
+    """Names of tensors that are missing in the folder, left over there, or of another shape; no weight is read."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = weight_table(folder)
+    return [name for name in sorted({*shapes, *stored}) if name not in stored or shapes.get(name) != stored[name].shape]

@@ -25,16 +25,17 @@ COMMANDS = {
     "check": "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 damaged, 2 not understood.",
     "show": "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, or training runs as curves.",
     "stats": "Compute normalisation statistics of shards for an embodiment, or compare two.",
+    "new-robot": "Write a robot's file, card, mixture and recipe from a dataset, asking for what it cannot know.",
     "train": "Run a recipe: pretraining or fine-tuning.",
     "label": "Write latent-action codes into shards, from video without actions.",
     "eval": "Evaluate a checkpoint in closed loop in a simulator.",
     "compare": "Compare two evaluations, paired where their seeds match.",
     "serve": "Serve a policy to robots and benchmarks: openpi, OpenVLA, vla-eval and GR00T clients, on one port.",
-    "export": "Write a dataset of shards in another format (LeRobot 3.0).",
+    "export": "Write shards in another format (LeRobot 3.0), or a checkpoint with a model card to hand on.",
     "presets": "List the published systems that a recipe can name, with their sizes and where they depart from the paper.",
     "demo": "The whole job on real input: collect, pretrain, evaluate, fine-tune, report.",
 }
-"""Name -> one line for `vla --help`; each is the SUMMARY of its module `vla.commands.<name>` (held by a test)."""
+"""Name -> one line for `vla --help`; each is the SUMMARY of its module `vla.commands.<name>`, with _ for - (held by a test)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def load(name: str) -> ModuleType:
     """The module of a command; an error inside it is not hidden."""
     if name not in COMMANDS:
         raise UnknownName("command", name, COMMANDS, "`vla --help` says what each is for.")
-    return importlib.import_module(f"vla.commands.{name}")
+    return importlib.import_module(f"vla.commands.{name.replace('-', '_')}")
 
 
 def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:

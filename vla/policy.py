@@ -1,15 +1,16 @@
-"""A checkpoint that acts: observations in, action chunks in physical units out."""
+"""A checkpoint that acts: observations in, action chunks in physical units out. No part of training is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla.checkpoint import Contents, load_model
+from vla.checkpoint import Contents, acting, load_model, save_checkpoint
 from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
 from vla.model import VLA
@@ -27,8 +28,38 @@ class Policy:
         self._calls = 0
 
     @staticmethod
-    def load(folder: str | Path, device: str = "cpu", seed: int = 0) -> Policy:
-        return Policy(*load_model(folder, device), seed=seed)
+    def load(folder: str | Path, device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
+        """From the folder of a checkpoint, or of a run (its newest). `verify`: also act as it did when it was exported, or Damaged."""
+        policy = Policy(*load_model(folder, device), seed=seed)
+        if verify:
+            from vla.golden import check
+
+            check(acting(Path(folder)), policy.contents, policy._verifying)
+        return policy
+
+    @staticmethod
+    def from_pretrained(source: str | Path, revision: str = "", device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
+        """`load` of a local folder, or of a hub id at a `revision`, which must be a commit: a name alone may change under you."""
+        from vla.hub import fetch_folder
+
+        return Policy.load(fetch_folder(source, revision), device, seed, verify)
+
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
+        """Writes a checkpoint that acts alone, with golden actions; from 5 GB on in several files, unless said otherwise."""
+        from vla.golden import GOLDEN, record
+        from vla.weights import MAX_SHARD_BYTES
+
+        golden = {GOLDEN: record(self.contents, self._verifying)}
+        return save_checkpoint(Path(folder), self.contents, self.model.state_dict(), max_shard_bytes or MAX_SHARD_BYTES, golden)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, message: str = "", api: Any = None) -> str:
+        """Uploads what `save_pretrained` writes, and returns the commit. For a model card and scores: `vla export checkpoint`."""
+        import tempfile
+
+        from vla.hub import push_folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            return push_folder(self.save_pretrained(Path(folder) / "model"), repo_id, private=private, message=message, api=api)
 
     def act(self, observation: Observation) -> Chunk:
         """One chunk; successive calls draw fresh noise."""
@@ -77,6 +108,11 @@ class Policy:
         for observation in observations:
             if not np.isfinite(observation.state).all():
                 raise SchemaError(f"{observation.embodiment}: the observed state holds NaN or infinity")
+            if len(observation.offsets_s) != len(self.contents.offsets_s):
+                raise SchemaError(
+                    f"{len(observation.offsets_s)} frames given; this checkpoint sees {len(self.contents.offsets_s)}, at "
+                    f"{list(self.contents.offsets_s)} s relative to now"
+                )
         device = next(self.model.parameters()).device
         batch = self.collate.observations(observations).to(device)
         for name in {observation.embodiment for observation in observations}:
@@ -92,6 +128,10 @@ class Policy:
             return self._chunk(observation, action_TA)
         except UserError as error:
             return error
+
+    def _verifying(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
+        """`act_batch` under seed 0, whatever this policy's: golden actions must not depend on it."""
+        return Policy(self.contents, self.model).act_batch(observations, keys)
 
     def _chunk(self, observation: Observation, action_TA: np.ndarray) -> Chunk:
         robot = self._robots[observation.embodiment]

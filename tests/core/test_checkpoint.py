@@ -8,15 +8,17 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.parts import DECODERS, ROBOTS, contents, observation
-from vla.checkpoint import folder_problems, load_checkpoint, load_model, save_checkpoint
-from vla.errors import Damaged, UnknownName, UserError
+from tests.parts import DECODERS, OFFSETS_S, ROBOTS, contents, observation
+from vla.checkpoint import FORMAT_VERSION, MIGRATIONS, Contents, folder_problems, load_checkpoint, load_model, save_checkpoint
+from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserError
 from vla.policy import Policy
+from vla.weights import read_weights, weight_files, weight_table
 
 
 @pytest.fixture
@@ -75,8 +77,6 @@ def test_files_follow_the_umask_and_hold_no_code(saved):
 def test_an_unknown_kind_names_the_plug_in_flag(saved):
     config = json.loads((saved / "config.json").read_text())
     config["model"]["decoder"]["kind"] = "decoder.theirs"
-    from vla.checkpoint import Contents
-
     with pytest.raises(UnknownName, match="--plugin"):
         Contents.from_json(config)
 
@@ -107,7 +107,94 @@ def test_a_model_that_emits_nan_never_reaches_a_motor(saved):
     holds, model = load_model(saved)
     with torch.no_grad():
         model.decoder.out.bias_EO.fill_(float("nan"))
-    from vla.errors import SchemaError
-
     with pytest.raises(SchemaError, match="NaN"):
         Policy(holds, model).act(observation(ROBOTS[0], np.random.default_rng(0)))
+
+
+def test_a_policy_of_another_number_of_frames_says_which_it_sees(saved):
+    policy = Policy.load(saved)
+    seen = observation(ROBOTS[0], np.random.default_rng(0))
+    one = replace(seen, images={role: frames[-1:] for role, frames in seen.images.items()}, state=seen.state[-1:], offsets_s=(0.0,))
+    with pytest.raises(SchemaError, match=r"1 frames given; this checkpoint sees 2, at \[-0.1, 0.0\] s"):
+        policy.act(one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"embodiment": "panda"}, "unknown embodiment 'panda'. Choices: narrow, wide"),
+        ({"images": {}}, r"cameras \[\] given; 'narrow' has the roles \['third_person', 'wrist'\]"),
+        ({"state": np.zeros((2, 4))}, r"the last axis must be 3 \(joints\[3 rad\]\)"),
+    ],
+)
+def test_what_a_checkpoint_does_not_know_is_answered_with_what_it_knows(saved, changes, says):
+    with pytest.raises(UserError, match=says):
+        Policy.load(saved).act(replace(observation(ROBOTS[0], np.random.default_rng(0)), **changes))
+
+
+def test_a_missing_statistic_lists_those_there_are(saved):
+    holds, model = load_model(saved)
+    without = replace(holds, normalizers={"wide": holds.normalizers["wide"]})
+    with pytest.raises(StatsMissing, match=r"no statistics for 'narrow'; there are some for \['wide'\]"):
+        Policy(without, model)
+
+
+FROZEN = sorted((Path(__file__).parent / "frozen").glob("format_*"))
+
+
+@pytest.mark.parametrize("folder", FROZEN, ids=lambda path: path.name)
+def test_checkpoints_of_every_format_act_as_they_did(folder):
+    policy = Policy.load(folder)
+    assert policy.contents.offsets_s == OFFSETS_S
+    rows = [observation(of, np.random.default_rng(number)) for number, of in enumerate(ROBOTS)]
+    for chunk, want_TA in zip(policy.act_batch(rows, [1, 2]), json.loads((folder.parent / "actions.json").read_text()), strict=True):
+        np.testing.assert_allclose(chunk.action_TA, want_TA, atol=1e-4)
+
+
+def test_there_is_a_frozen_checkpoint_of_every_format():
+    assert [int(path.name.removeprefix("format_")) for path in FROZEN] == [*MIGRATIONS, FORMAT_VERSION]
+
+
+def test_a_newer_format_is_refused_with_what_can_be_read(saved):
+    config = json.loads((saved / "config.json").read_text())
+    with pytest.raises(UserError, match=f"checkpoint format 99; this version of vla reads 1 and {FORMAT_VERSION}. Update it"):
+        Contents.from_json({**config, "format_version": 99})
+
+
+def test_weights_in_several_files_are_those_in_one(saved, tmp_path):
+    contents_of, weights = load_checkpoint(saved)
+    parted = save_checkpoint(tmp_path / "parted", contents_of, weights, max_shard_bytes=20_000)
+    files = weight_files(parted)
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors" and not (parted / "model.safetensors").exists()
+    index = json.loads((parted / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in weights.values())
+    assert set(index["weight_map"]) == set(weights)
+    again = load_model(parted)[1].state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    assert next(set(part) for part in read_weights(parted)) == {n for n, file in index["weight_map"].items() if file == files[0]}
+
+    (parted / files[1]).unlink()
+    with pytest.raises(Damaged, match=f"{files[1]}: missing"):
+        load_model(parted)
+
+
+def test_an_index_cannot_lead_out_of_its_folder_nor_lie(saved, tmp_path):
+    contents_of, weights = load_checkpoint(saved)
+    parted = save_checkpoint(tmp_path / "parted", contents_of, weights, max_shard_bytes=20_000)
+    path = parted / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first, *_, last = index["weight_map"]
+    for file, says in (("../model.safetensors", "is no file of weights"), (index["weight_map"][last], f"disagree about '{first}'")):
+        path.write_text(json.dumps({**index, "weight_map": {**index["weight_map"], first: file}}))
+        with pytest.raises(Damaged, match=says):
+            weight_table(parted)
+
+
+def test_the_library_reads_our_sharded_weights(saved, tmp_path):
+    from huggingface_hub import load_torch_model
+
+    contents_of, weights = load_checkpoint(saved)
+    parted = save_checkpoint(tmp_path / "parted", contents_of, weights, max_shard_bytes=20_000)
+    model = contents_of.build()
+    load_torch_model(model, parted, strict=True)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())

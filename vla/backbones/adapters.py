@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vla.config import check_types
 from vla.errors import UserError
+from vla.torchvision_cpu import prepare_torchvision
 
 MERGE_TOLERANCE = 1e-3
 """Largest change of outputs, as a share of their largest, that a merge in fp32 may make. Seen: 3e-6; in bf16 it would be 0.02."""
@@ -34,6 +35,7 @@ class LoRA:
 
 def inject(backbone: Any, lora: LoRA) -> None:
     """Adapters into the linear maps of the parts, in place. A map keeps its name; its weight moves to `<name>.base_layer.weight`."""
+    prepare_torchvision()  # peft imports transformers' models, and these torchvision
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -49,6 +51,16 @@ def inject(backbone: Any, lora: LoRA) -> None:
             inject_adapter_in_model(settings, module)
 
 
+def over_plain(backbone: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Plain weights under the names that they have below this backbone's adapters, which stay as they are (fresh ones change nothing)."""
+    mine = backbone.state_dict()
+    if not any(".lora_" in name for name in mine) or any(".lora_" in name for name in weights):
+        return weights
+    below = {name.replace(".base_layer.", "."): name for name in mine}
+    adapters = {name: tensor for name, tensor in mine.items() if ".lora_" in name}
+    return {**adapters, **{below.get(name, name): tensor for name, tensor in weights.items()}}
+
+
 def merge(backbone: Any, check: Callable[[Any], Tensor]) -> Any:
     """A backbone of plain weights equal to the adapted one, whose configuration has no `lora`. The given one stays as it is.
 
@@ -61,7 +73,8 @@ def merge(backbone: Any, check: Callable[[Any], Tensor]) -> Any:
     backbone.float().eval()
     with torch.no_grad():
         before = check(backbone).float()
-        merged = replace(backbone.config, lora=None, four_bit=False).build().eval()
+        plain = {"lora": None, **({"four_bit": False} if hasattr(backbone.config, "four_bit") else {})}
+        merged = replace(backbone.config, **plain).build().eval()
         merged.load_state_dict(_merged_weights(backbone), assign=True)
         after = check(merged).float()
     backbone.to(dtype).train(training)

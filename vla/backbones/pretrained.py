@@ -78,13 +78,14 @@ def fetch(origin: Origin, name: str) -> Path:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; files there: {', '.join(sorted(path.name for path in folder.iterdir())[:8])}")
         return folder / name
-    _check_hub(origin)
+    check_hub(origin)
     from huggingface_hub import hf_hub_download
 
-    return Path(_hub(origin, lambda: hf_hub_download(origin.source, name, revision=origin.revision)))
+    return Path(ask_hub(origin, lambda: hf_hub_download(origin.source, name, revision=origin.revision)))
 
 
-def _check_hub(origin: Origin) -> None:
+def check_hub(origin: Origin) -> None:
+    """Raises UserError unless it is a hub id at a commit."""
     if not HUB_ID.fullmatch(origin.source):
         raise UserError(f"'{origin.source}' is neither a folder here nor a hub id (owner/name)")
     if not COMMIT.fullmatch(origin.revision):
@@ -92,7 +93,8 @@ def _check_hub(origin: Origin) -> None:
         raise UserError(f"{origin.source}: a hub id without a pinned revision may change under you; {fix}")
 
 
-def _hub(origin: Origin, ask: Callable[[], Any]) -> Any:
+def ask_hub(origin: Origin, ask: Callable[[], Any]) -> Any:
+    """`ask()`, with what the hub may answer as one line and the fix."""
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -211,11 +213,11 @@ def _weights_folder(origin: Origin) -> Path:
     """A folder with safetensors and JSON: the given one, or the hub's in the cache."""
     folder = Path(origin.source)
     if not folder.is_dir():
-        _check_hub(origin)
+        check_hub(origin)
         from huggingface_hub import snapshot_download
 
         patterns = ["*.safetensors", "*.json"]
-        folder = Path(_hub(origin, lambda: snapshot_download(origin.source, revision=origin.revision, allow_patterns=patterns)))
+        folder = Path(ask_hub(origin, lambda: snapshot_download(origin.source, revision=origin.revision, allow_patterns=patterns)))
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{origin.source} has no *.safetensors; weights in other formats (pickles can run code) are not read")
     return folder

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
 from vla.backbones.transformer import Transformer
-from vla.errors import SchemaError
+from vla.errors import SchemaError, UnknownName
 from vla.types import Observation
 
 ROLE_BUCKETS = 64
@@ -29,7 +30,8 @@ ROLE_BUCKETS = 64
 
 @dataclass(frozen=True)
 class Tiny:
-    """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not."""
+    """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not. `lora`: adapters on its
+    transformer (`LoRA(parts=("language",))`), whose own weights are then frozen."""
 
     kind: ClassVar[str] = "backbone.tiny"
     width: int = 192
@@ -40,6 +42,7 @@ class Tiny:
     keypoints: int = 64
     words: int = 4096
     max_words: int = 24
+    lora: LoRA | None = None
 
     def build(self) -> TinyBackbone:
         return TinyBackbone(self)
@@ -59,6 +62,18 @@ class TinyBackbone(Backbone):
         self.transformer = Transformer(config.width, config.depth, config.heads)
         for embedding in (self.word_in, self.role_in):
             nn.init.normal_(embedding.weight, std=0.5)
+        if config.lora is not None:
+            inject(self, config.lora)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.word_in.weight.dtype
+
+    def part(self, name: str) -> tuple[nn.Module, ...]:
+        """The modules of a part that adapters may stand on."""
+        if name != "language":
+            raise UnknownName("part of the tiny backbone", name, ("language",))
+        return (self.transformer,)
 
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """`image_BVFHW3` uint8, `image_valid_BV`, `role_BV`, `age_BF` (seconds, <= 0), `word_BL`, `word_valid_BL`."""

@@ -21,6 +21,8 @@ EXAMPLES = """
 vla check data/demo/sawyer
 vla check data_mixtures/demo.yaml --data-root data --json
 vla check runs/demo/pretrain
+vla check exports/demo --verify
+vla check runs/demo/pretrain --data data/my_robot
 vla check data/large --quick --sample 100
 vla check data/new --like data/trusted --html runs/check.html
 """
@@ -32,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte, and look at fewer episodes")
     parser.add_argument("--sample", type=int, help="episodes whose numbers and frames are looked at (default: 64, quick: 16; 0: none)")
     parser.add_argument("--like", type=Path, help="dataset: one of the same robot that is known to be good, to compare with")
+    parser.add_argument("--verify", action="store_true", help="checkpoint: also act, and compare with its golden actions")
+    parser.add_argument("--data", type=Path, metavar="SHARDS", help="checkpoint: which of its robots is nearest to these data")
+    parser.add_argument("--embodiment", metavar="FILE.py", help="with --data: the robot in other frames, say; its code is run")
+    parser.add_argument("--plugin", action="append", default=[], help="checkpoint: module or .py file with parts it uses; it is run")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the evidence: plots and frames")
 
@@ -41,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     kind = kind_of(args.path)
     if args.like is not None and kind != "dataset":
         raise UserError(f"--like compares a dataset with another; {args.path} is a {kind}")
+    if kind != "checkpoint" and (args.verify or args.data is not None):
+        raise UserError(f"--verify and --data are for a checkpoint; {args.path} is a {kind}")
     report = CHECKS[kind](args)
     _Progress.clear()
     if args.json:
@@ -63,7 +71,7 @@ def _print(report: Report) -> None:
     rest = ", ".join(f"{len(found)} {name}{'s' * (len(found) > 1)}" for name in ("warning", "note") if (found := report.of(name)))
     print(f"{report.path}: {report.kind}, {verdict}{f'; also {rest}' if rest else ''}")
     for name, value in report.facts.items():
-        print(f"  {name}: {_short(value)}")
+        print("\n".join([f"  {name}:", *(f"    {line}" for line in value)]) if name == "readiness" else f"  {name}: {_short(value)}")
 
 
 class _Progress:
@@ -124,11 +132,37 @@ def _mixture(args: argparse.Namespace) -> Report:
 
 
 def _checkpoint(args: argparse.Namespace) -> Report:
-    from vla.checkpoint import acting, folder_problems
-    from vla.data.check import Finding, Report
+    from dataclasses import replace
 
-    folder = acting(args.path)  # of a run, its newest
-    return Report("checkpoint", folder, tuple(Finding("damaged", str(folder), text) for text in folder_problems(folder)))
+    from vla.audit import check_checkpoint
+    from vla.config import load_plugin
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    report = check_checkpoint(args.path, args.verify)
+    if args.data is None or not report.sound:
+        return report
+    rows, said = _readiness(report.path, args.data, args.embodiment)
+    return replace(report, facts={**report.facts, "readiness": rows if args.json else said})
+
+
+def _readiness(folder: Path, data: Path, robot_file: str | None) -> tuple[list[dict], list[str]]:
+    """How near the robots of a checkpoint are to a dataset's: for programs, and for people."""
+    from vla.checkpoint import read_contents
+    from vla.data.reader import Dataset
+    from vla.data.statistics import compute_stats
+    from vla.embodiment import load_embodiment
+    from vla.normalize import RobotNormalizer
+    from vla.readiness import lines, nearest
+
+    dataset, contents = Dataset.open(data), read_contents(folder)
+    robot = load_embodiment(robot_file) if robot_file else dataset.info.robot
+    found = compute_stats([dataset], {robot.name: robot}) if robot else {}
+    if robot is None or robot.name not in found:
+        raise UserError(f"{data} has no actions of a robot ('{dataset.info.name}', {dataset.info.supervision}): nothing to compare")
+    fitted = RobotNormalizer.fit(found[robot.name])
+    rows = nearest(robot, fitted, dataset.cameras, contents.embodiments, contents.normalizers)
+    return [row.to_json() for row in rows], lines(rows, robot)
 
 
 def _recipe(args: argparse.Namespace) -> Report:

@@ -1,4 +1,4 @@
-"""`vla export`: our shards in another project's format, read back and compared before the command ends well."""
+"""`vla export`: shards in another project's format, or a run's checkpoint to hand on; read back and compared before it ends well."""
 
 from __future__ import annotations
 
@@ -11,31 +11,75 @@ from vla.errors import UserError
 if TYPE_CHECKING:
     from vla.data.reader import Dataset
 
-SUMMARY = "Write a dataset of shards in another format (LeRobot 3.0)."
+SUMMARY = "Write shards in another format (LeRobot 3.0), or a checkpoint with a model card to hand on."
 EXAMPLES = """
 vla export lerobot data/demo/sawyer exports/sawyer
 vla export lerobot data/demo/sawyer exports/sawyer --images
+vla export checkpoint runs/demo exports/demo --licence apache-2.0 --scores runs/demo/eval.json
+vla export checkpoint runs/my_robot_lora exports/my_robot --merge-adapters --dtype bf16
+vla export checkpoint runs/demo exports/demo --push me/demo
 """
-FORMATS = ("lerobot",)
+FORMATS = ("lerobot", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", choices=FORMATS, help="lerobot: LeRobot 3.0")
-    parser.add_argument("dataset", help="dataset folder or URL")
+    parser.add_argument("format", choices=FORMATS, help="lerobot: LeRobot 3.0; checkpoint: what acts, without what only training needs")
+    parser.add_argument("source", help="dataset folder or URL; of a checkpoint, its folder or that of a run (its newest)")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist")
-    parser.add_argument("--images", action="store_true", help="pictures byte for byte in the rows, in place of videos")
-    parser.add_argument("--crf", type=int, default=20, help="quality of the videos: 0 lossless .. 51 (default: 20)")
-    parser.add_argument("--no-check", action="store_true", help="do not read the result back")
+    lerobot = parser.add_argument_group("lerobot")
+    lerobot.add_argument("--images", action="store_true", help="pictures byte for byte in the rows, in place of videos")
+    lerobot.add_argument("--crf", type=int, default=20, help="quality of the videos: 0 lossless .. 51 (default: 20)")
+    lerobot.add_argument("--no-check", action="store_true", help="do not read the result back")
+    ours = parser.add_argument_group("checkpoint")
+    ours.add_argument("--name", default="", help="title of the model card (default: the run's name)")
+    ours.add_argument("--licence", default="unknown", help="of the weights, an SPDX name such as apache-2.0")
+    ours.add_argument("--scores", type=Path, action="append", default=[], metavar="FILE", help="a result of `vla eval --json`")
+    ours.add_argument("--dtype", default="keep", help="of the stored weights: keep, fp32 or bf16 (default: keep)")
+    ours.add_argument("--merge-adapters", action="store_true", help="merge LoRA, in fp32; refused where an output moves")
+    ours.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one file of weights (default: 5GB)")
+    ours.add_argument("--push", default="", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub")
+    ours.add_argument("--private", action="store_true", help="the hub's repository is made private")
+    ours.add_argument("--device", default="cpu", help="that acts for the golden actions (default: cpu)")
+    ours.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; a result that does not read back as it was is Damaged."""
+    return _checkpoint(args) if args.format == "checkpoint" else _lerobot(args)
+
+
+def _checkpoint(args: argparse.Namespace) -> int:
+    from vla.config import load_plugin
+    from vla.hub import push_folder
+    from vla.publish import Publishing, publish
+    from vla.weights import parse_size, weight_files
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    size = parse_size(args.max_shard_size)
+    how = Publishing(args.name, args.licence, tuple(args.scores), args.dtype, args.merge_adapters, size)
+    policy = publish(args.source, args.out, how, args.device)
+    files = weight_files(args.out)
+    size_mb = sum((args.out / file).stat().st_size for file in files) / 1e6
+    robots = ", ".join(robot.name for robot in policy.contents.embodiments)
+    print(f"wrote {args.out}: {size_mb:.1f} MB of weights in {len(files)} file{'s' * (len(files) > 1)}, acts as {robots}")
+    print(f"  read back, and it acts as before; look at {args.out / 'README.md'}")
+    for missing, flag in ((args.licence == "unknown", "--licence NAME"), (not args.scores, "--scores FILE")):
+        if missing:
+            print(f"  the card would say more with {flag}")
+    if args.push:
+        commit = push_folder(args.out, args.push, private=args.private)
+        print(f"  uploaded: Policy.from_pretrained({args.push!r}, revision={commit!r})")
+    return 0
+
+
+def _lerobot(args: argparse.Namespace) -> int:
     from vla.convert.lerobot_write import LeRobotWriter, Options
     from vla.data.remote import open_dataset
 
     if not 0 <= args.crf <= 51:
         raise UserError(f"--crf {args.crf}: give 0 to 51")
-    dataset = open_dataset(args.dataset)
+    dataset = open_dataset(args.source)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with LeRobotWriter(args.out, dataset.info, dataset.cameras, Options(args.images, args.crf)) as writer:
         for index in _progress(dataset, "writing"):

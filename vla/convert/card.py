@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 import vla
+from vla.blanks import refuse_blanks
 from vla.convert.strict import build, choice, entry, listed, named, nested, optional, plain_tree, rational, text
 from vla.convert.vocabulary import Camera, Drop, FieldMap, Instruction, Published, Time
 from vla.data.format import DatasetInfo, check_name
@@ -100,6 +101,7 @@ class Card:
 
     @staticmethod
     def from_json(data: Any, where: str = "card", robot: Embodiment | None = None) -> Card:
+        refuse_blanks(data, where)
         card = build(Card, data, where, given_robot=robot)
         object.__setattr__(card, "data", plain_tree(data, where))
         return card

@@ -15,7 +15,7 @@ from torch import Tensor
 from vla.checkpoint import Contents, load_checkpoint
 from vla.collate import Collate
 from vla.config import to_json
-from vla.data.mixture import Mixture
+from vla.data.mixture import Mixture, Source
 from vla.data.pipeline import Pipeline
 from vla.data.statistics import compute_stats
 from vla.embodiment import Embodiment, load_embodiment
@@ -116,7 +116,8 @@ def assemble(
     first = resumed or (find(run.init, near) if run.init else None)
     origin = load_checkpoint(first) if first else None
     normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and (resumed or run.init_parts != ()) else None)
-    contents = Contents(_model(run, origin), tuple(robots), normalizers, {**run.to_json(), "data": mixture.fingerprint()})
+    told = {**run.to_json(), "data": mixture.fingerprint(), "sources": [_told(source) for source in mixture.sources]}
+    contents = Contents(_model(run, origin), tuple(robots), normalizers, told, run.history_s)
     model = _empty(contents, most_parameters)
     if model is not None:
         notes.append("note: the model is too large to be built for this; its starting weights were not looked at")
@@ -176,6 +177,20 @@ def _model(run: Run, origin: tuple[Contents, Mapping[str, Tensor]] | None) -> Mo
         return run.model
     assert origin is not None  # held by Run
     return origin[0].model
+
+
+def _told(source: Source) -> dict[str, Any]:
+    """What a model card says of a source."""
+    info = source.dataset.info
+    return {
+        "name": source.name,
+        "robot": info.embodiment["name"] if info.embodiment else None,
+        "share": source.share,
+        "episodes": len(source.dataset),
+        "hours": round(source.dataset.hours, 4),
+        "supervision": info.supervision,
+        "licence": info.licence,
+    }
 
 
 def _held_out(run: Run, mixture: Mixture, robots: Mapping[str, Embodiment]) -> Pipeline | None:
