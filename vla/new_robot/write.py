@@ -160,7 +160,7 @@ def recipe_text(plan: Plan, out: Path) -> str:
 
 
 def _planned_robot(plan: Plan, state: Part, action: Part) -> str:
-    rate = f"Fraction({str(plan.rate_hz)!r})" if plan.rate_hz else _blank("commands per second (Hz), as Fraction(30)")
+    rate = _fraction(plan.rate_hz) if plan.rate_hz else _blank("commands per second (Hz), as Fraction(30)")
     return "\n".join(
         [
             _planned_space("STATE", state, framed=False),
@@ -235,7 +235,7 @@ def _space(name: str, space: Space) -> str:
 
 
 def _fraction(rate_hz: Fraction) -> str:
-    return f"Fraction({str(rate_hz)!r})"
+    return f'Fraction("{rate_hz}")'
 
 
 def _source(each: FieldPlan, column: Column) -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""`vla new-robot`: from LeRobot, HDF5 and shards to files that convert, check and train; and blanks that refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.toy import NARROW, write_shards
+from vla.checkpoint import Contents, save_checkpoint
+from vla.cli import main
+from vla.convert.card import Card
+from vla.embodiment import load_embodiment
+from vla.errors import UserError
+from vla.new_robot.fields import FieldPlan, propose, suspicious
+from vla.new_robot.source import Column, look
+from vla.policy import Policy
+
+NAMES = [*(f"{joint}.pos" for joint in ("shoulder", "elbow", "wrist")), "gripper.pos"]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """A small HDF5 dataset in ALOHA's arrangement: degrees, and a gripper that is open at 100."""
+    import h5py
+
+    folder = tmp_path_factory.mktemp("raw") / "mine"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        turn = 60 * np.sin(np.linspace(0, 3, 12)[:, None] + rng.uniform(0, 1, 3))
+        numbers = np.concatenate([turn, rng.uniform(0, 100, (12, 1))], axis=1)
+        with h5py.File(folder / f"episode_{number}.hdf5", "w") as file:
+            file["action"], file["observations/qpos"] = numbers + 0.5 * np.sign(50 - numbers), numbers
+            file["observations/images/top"] = rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+            file["observations/images/cam_left_wrist"] = rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Pretrained (not really) on the toy robots."""
+    from tests.parts import unit_normalizer
+    from tests.train.toy import MODEL, WIDE
+
+    torch.manual_seed(0)
+    robots = (NARROW, WIDE)
+    holds = Contents(MODEL, robots, {robot.name: unit_normalizer(robot) for robot in robots})
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "pretrained", holds, holds.build().state_dict())
+
+
+SAID = ["--action-fields", "arm:3,gripper:1", "--state-fields", "arm:3,gripper:1", "--rate", "10", "--horizon", "4"]
+SAID += ["--unit", "arm=deg", "--unit", "gripper=open01", "--gripper", "gripper=100:0", "--frame", "arm=absolute"]
+SAID += ["--frame", "gripper=absolute", "--limit", "arm=-2:2", "--instruction", "push it", "--licence", "CC0-1.0"]
+
+
+def new_robot(dataset: Path, out: Path, *words: str) -> int:
+    return main(["new-robot", str(dataset), "--name", "my_arm", "--out", str(out), *words])
+
+
+def test_what_it_writes_converts_checks_and_trains(raw, checkpoint, tmp_path, capsys):
+    out, data = tmp_path / "robots", tmp_path / "data"
+    assert new_robot(raw, out, *SAID, "--init", str(checkpoint), "--data-root", str(data)) == 0
+    said = capsys.readouterr().out
+    assert "fill in" not in said and "third_person = observations/images/top" in said and "wrist_left" in said
+    robot = load_embodiment(str(out / "my_arm.py"))
+    assert robot.rate_hz == Fraction(10) and robot.cameras == ("wrist_left", "third_person") and robot.limits[0] == (-2.0, 2.0)
+    assert [(f.name, f.unit) for f in robot.command.fields] == [("arm", "rad"), ("gripper", "open01")] and robot.limits[3] == (0.0, 1.0)
+    commands = [line.strip() for line in said.partition("then:\n")[2].splitlines()]
+    assert len(commands) == 6
+    for line in commands:  # as it says, to the letter; training alone is cut short
+        words = line.split()[1:]
+        assert main([*words, *(["--steps", "2", "--out", str(tmp_path / "run")] if words[0] == "train" else [])]) == 0, line
+    policy = Policy.load(tmp_path / "run")
+    assert [each.name for each in policy.contents.embodiments] == ["my_arm"]
+    report = capsys.readouterr().out
+    assert "nearest: " in report and "cameras it has never seen: third_person, wrist_left" in report
+
+
+def test_what_nobody_said_is_a_blank_that_refuses_by_line(raw, tmp_path, capsys):
+    assert new_robot(raw, tmp_path / "robots", "--action-fields", "arm:3,gripper:1", "--unit", "gripper=open01") == 0
+    said = capsys.readouterr().out
+    assert "my_arm.py: fill in line" in said and "my_arm_card.yaml: fill in" in said
+    with pytest.raises(UserError, match=r"blanks to fill in, which nothing but you can know: line \d+: unit of 'qpos'") as raised:
+        load_embodiment(str(tmp_path / "robots" / "my_arm.py"))
+    for left in ("unit of 'arm'", "frame of 'arm'", "frame of 'gripper'", "limits of 'arm'", "commands per second"):
+        assert left in str(raised.value), left
+    assert "limits of 'gripper'" not in str(raised.value)  # an opening lies between closed and open
+    with pytest.raises(UserError, match=r"action.gripper.gripper.open: its value when open; .* instruction.text: what"):
+        Card.load(tmp_path / "robots" / "my_arm_card.yaml")
+    assert main(["check", str(tmp_path / "robots" / "my_arm_recipe.py")]) == 2  # before any data are looked for
+    assert "my_arm.py has" in capsys.readouterr().err
+
+
+def test_existing_files_are_not_touched(raw, tmp_path, capsys):
+    (tmp_path / "my_arm.py").write_text("mine")
+    assert new_robot(raw, tmp_path, *SAID) == 2
+    assert "may hold your work" in capsys.readouterr().err and (tmp_path / "my_arm.py").read_text() == "mine"
+    assert not (tmp_path / "my_arm_card.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--action", "qpos"], "unknown column for the action 'qpos'. Choices: action, observations/qpos"),
+        (["--unit", "arm=degrees"], "unknown unit of 'arm' 'degrees'"),
+        (["--frame", "arm=relative"], "unknown frame of 'arm' 'relative'. Choices: absolute, step"),
+        (["--gripper", "gripper=1:1"], "open and closed cannot both be 1"),
+        (["--gripper", "gripper=open"], "is no OPEN:CLOSED"),
+        (["--limit", "arm=3:-3"], "LOW < HIGH"),
+        (["--action-fields", "arm:3"], "names 3 numbers; 'action' has 4"),
+        (["--camera", "wrist=cam"], "unknown camera for 'wrist' 'cam'"),
+        (["--rate", "fast"], "is no rate"),
+        (["--unit", "arm=quat_xyzw"], "'arm' has 3 numbers; quat_xyzw takes 4"),
+    ],
+)
+def test_mistakes_are_one_line_with_what_there_is(raw, tmp_path, capsys, words, says):
+    assert new_robot(raw, tmp_path / "robots", *SAID, *words) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not (tmp_path / "robots").exists()
+
+
+def test_limits_that_the_data_reached_have_to_be_asked_for(raw, tmp_path):
+    assert new_robot(raw, tmp_path, *SAID, "--limit", "arm=observed") == 0
+    low, high = load_embodiment(str(tmp_path / "my_arm.py")).limits[0]
+    column = look(raw).columns["action"]
+    assert (low, high) == pytest.approx((np.deg2rad(column.low_A[0]), np.deg2rad(column.high_A[0])))
+
+
+def test_lerobot_names_and_rate_are_read(tmp_path):
+    shards = write_shards(tmp_path / "data")
+    assert main(["export", "lerobot", str(shards / "a"), str(tmp_path / "theirs"), "--images"]) == 0
+    info = tmp_path / "theirs" / "meta" / "info.json"
+    facts = json.loads(info.read_text())
+    facts["features"]["action"]["names"] = ["left_gripper", "left_elbow"]
+    info.write_text(json.dumps(facts))
+    offer = look(tmp_path / "theirs")
+    assert (offer.format, offer.rate_hz, offer.episodes, offer.texts) == ("lerobot", Fraction(10), 12, ("task",))
+    assert new_robot(tmp_path / "theirs", tmp_path / "robots", "--unit", "left_gripper=open01", "--gripper", "left_gripper=0:1") == 0
+    text = (tmp_path / "robots" / "my_arm.py").read_text()
+    assert 'Field("left_gripper", 1, "open01"' in text and 'Field("left_arm", 1, blank(' in text
+    assert 'rate_hz=Fraction("10")' in text and "from: task" in (tmp_path / "robots" / "my_arm_card.yaml").read_text()
+
+
+def test_our_own_shards_say_everything(tmp_path, capsys):
+    shards = write_shards(tmp_path / "data")
+    assert new_robot(shards / "a", tmp_path / "robots") == 2
+    assert "was recorded on 'narrow', and shards name their robot: --name narrow" in capsys.readouterr().err
+    words = ["new-robot", str(shards / "a"), "--name", "narrow", "--out", str(tmp_path / "robots"), "--data-root", str(shards)]
+    assert main(words) == 0
+    assert load_embodiment(str(tmp_path / "robots" / "narrow.py")) == NARROW
+    assert (
+        not (tmp_path / "robots" / "narrow_card.yaml").exists() and "path: a\n" in (tmp_path / "robots" / "narrow_mixture.yaml").read_text()
+    )
+    capsys.readouterr()
+    assert main([*words[:5], str(tmp_path / "more"), "--limit", "position=-1:1"]) == 0
+    assert load_embodiment(str(tmp_path / "more" / "narrow.py")).limits == ((-1.0, 1.0),) * 2
+
+
+def test_on_a_terminal_it_asks(raw, tmp_path):
+    """Real prompts on a real pseudo-terminal: the same robot as from flags."""
+    answers = [
+        "arm:3,gripper:1",
+        "deg",
+        "absolute",
+        "-2:2",
+        "open01",
+        "relative",
+        "absolute",
+        "100:0",
+    ]  # one of them is none of the choices
+    answers += ["arm:3,gripper:1", "deg", "", "", "push it", "10", "CC0-1.0"]
+    main_end, other_end = pty.openpty()
+    command = [sys.executable, "-m", "vla", "new-robot", str(raw), "--name", "my_arm", "--out", str(tmp_path), "--horizon", "4"]
+    with subprocess.Popen(command, stdin=other_end, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        os.write(main_end, ("\n".join(answers) + "\n").encode())
+        said = child.communicate(timeout=100)[0]
+    os.close(main_end), os.close(other_end)
+    assert child.returncode == 0, said
+    assert "'relative' is none of the choices" in said and "fill in" not in said
+    assert new_robot(raw, tmp_path / "flags", *SAID) == 0
+    assert load_embodiment(str(tmp_path / "my_arm.py")) == load_embodiment(str(tmp_path / "flags" / "my_arm.py"))
+    assert Card.load(tmp_path / "my_arm_card.yaml", load_embodiment(str(tmp_path / "my_arm.py"))).state["gripper"].gripper.open == 100
+
+
+def test_names_of_numbers_become_fields():
+    bimanual = [f"{side}_{joint}" for side in ("left", "right") for joint in ("waist", "elbow", "gripper")]
+    found = propose(Column("action", 6, tuple(bimanual)))
+    assert [(each.name, each.width) for each in found] == [("left_arm", 2), ("left_gripper", 1), ("right_arm", 2), ("right_gripper", 1)]
+    assert [each.name for each in propose(Column("observations/qpos", 4))] == ["qpos"]
+    assert [(each.name, each.width) for each in propose(Column("action", 4, tuple(NAMES)))] == [("arm", 3), ("gripper", 1)]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "reach", "says"),
+    [("rad", 90, "is it in degrees"), ("deg", 1.5, "is it in rad"), ("m", 300, "is it in mm"), ("mm", 0.3, "is it in m"), ("rad", 3, "")],
+)
+def test_numbers_that_speak_against_a_unit_are_noted(recorded, reach, says):
+    note = suspicious(FieldPlan("arm", 0, 2, recorded), Column("action", 2, (), (-reach / 2, 0), (reach, reach)))
+    assert says in note and bool(note) == bool(says)
