@@ -13,6 +13,8 @@ Command   vla collect --suite aloha --episodes 50 --out data/new_robot          
 
 from dataclasses import replace
 
+from vla.backbones.adapters import LoRA
+from vla.data.augment import PI0
 from vla.train.optim import AdamW, Cosine
 from vla.train.run import Run
 
@@ -41,6 +43,34 @@ RUN = Run(
     threads=1,  # of a forward pass on a CPU; 0: all
 )
 
-# Variants: `vla train finetune/forkme.py:frozen ...`
+# Variants, by what they change; docs/finetune.md says when to take which: `vla train finetune/forkme.py:frozen ...`
 frozen = replace(RUN, name="my_robot_frozen", freeze=("backbone",))  # least memory; enough where the scenes look alike
+lora = replace(
+    RUN,
+    name="my_robot_lora",
+    # Of a library's backbone all three parts (the default) and rank 32. The tiny one has adapters on its transformer alone, so that
+    # what they do not stand on is frozen by name.
+    lora=LoRA(rank=8, parts=("language",)),
+    freeze=("backbone.stem", "backbone.image_in", "backbone.word_in", "backbone.role_in", "backbone.age_in"),
+)
+new_head = replace(RUN, name="my_robot_new_head", init_parts=("backbone", "state_in"))  # the decoder from fresh weights; or another `model`
+few_shot = replace(  # five to ten demonstrations: what little there is must not move much
+    RUN, name="my_robot_few_shot", freeze=("backbone",), steps=200, schedule=Cosine(warmup_steps=20), validate_every=100, augment=PI0
+)
+# The robots that the checkpoint knows beside the new one, which may be the same arm under another control mode. All that robots share
+# is frozen, and nothing decays: the old ones act bit for bit as before, and the new one learns its own maps.
+beside = replace(
+    RUN,
+    name="my_robot_beside",
+    embodiments=("metaworld_sawyer", "fetch", "aloha"),
+    freeze=("backbone", "decoder.query_TD"),
+    optim=replace(RUN.optim, weight_decay=0.0),
+)
+# Everything trains, and a tenth of the draws is what it was pretrained on: against forgetting.
+co_training = replace(
+    RUN,
+    name="my_robot_co_training",
+    mixture="data_mixtures/demo_co_training.yaml",
+    embodiments=("metaworld_sawyer", "fetch", "aloha"),
+)
 scratch = replace(RUN, name="my_robot_scratch", init_parts=())  # the control: the same architecture and data, nothing carried

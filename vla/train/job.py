@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vla.backbones.adapters import over_plain
 from vla.checkpoint import Contents, load_checkpoint
 from vla.collate import Collate
 from vla.config import to_json
@@ -173,10 +174,13 @@ def _embodiment(name: str, near: Path) -> Embodiment:
 
 
 def _model(run: Run, origin: tuple[Contents, Mapping[str, Tensor]] | None) -> Model:
-    if run.model is not None:
-        return run.model
-    assert origin is not None  # held by Run
-    return origin[0].model
+    assert run.model is not None or origin is not None  # held by Run
+    model = run.model or origin[0].model  # type: ignore[index]
+    if run.lora is None:
+        return model
+    if not hasattr(model.backbone, "lora"):
+        raise UserError(f"run '{run.name}': a {model.backbone.kind} takes no adapters; train all of it, or freeze=('backbone',)")
+    return replace(model, backbone=replace(model.backbone, lora=run.lora))
 
 
 def _told(source: Source) -> dict[str, Any]:
@@ -240,6 +244,8 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         theirs = {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")}
         if part == "decoder":
             theirs = model.decoder.adopt(theirs)
+        if part == "backbone":
+            theirs = over_plain(model.backbone, theirs)
         report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
         carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
     new = [name for name in contents.roster.names if name not in old.roster.names]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vla.backbones.adapters import LoRA
 from vla.config import check_types, to_json
 from vla.data.augment import Augment
 from vla.data.mixture import Mixture
@@ -35,9 +36,10 @@ class Run:
     optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
     rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
     which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
-    `freeze`: prefixes of parameter names. `history_s`: times of the observed frames relative to now. `goal_gap_s`: (least, most) seconds
-    ahead of an image that tells half of the samples what to do, instead of words (vla/goals.py). `latents`: name of the latent
-    codes that `vla label` wrote. `max_skips`: non-finite updates in a row before the run stops.
+    `freeze`: prefixes of parameter names. `lora`: adapters in the backbone, whose adapted weights stand still. `history_s`: times of the
+    observed frames relative to now. `goal_gap_s`: (least, most) seconds ahead of an image that tells half of the samples what to do,
+    instead of words (vla/goals.py). `latents`: name of the latent codes that `vla label` wrote. `max_skips`: non-finite updates in a row
+    before the run stops.
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `probe`: validating also asks what other instructions do to the loss, in two more forward passes a batch (vla/train/probe.py).
     `trackers`: services that the log goes to as well, `wandb` or `trackio` (they send it where their own settings say).
@@ -59,6 +61,7 @@ class Run:
     init: str | None = None
     init_parts: tuple[str, ...] | None = None
     freeze: tuple[str, ...] = ()
+    lora: LoRA | None = None
     normalization: Method = "quantile"
     history_s: tuple[float, ...] = (0.0,)
     goal_gap_s: tuple[float, float] | None = None
