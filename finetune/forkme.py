@@ -58,7 +58,7 @@ few_shot = replace(  # five to ten demonstrations: what little there is must not
     RUN, name="my_robot_few_shot", freeze=("backbone",), steps=200, schedule=Cosine(warmup_steps=20), validate_every=100, augment=PI0
 )
 # The robots that the checkpoint knows beside the new one, which may be the same arm under another control mode. All that robots share
-# is frozen, and nothing decays: the old ones act bit for bit as before, and the new one learns its own maps.
+# is frozen, and nothing decays: the old ones keep their weights bit for bit, and the new one learns its own maps.
 beside = replace(
     RUN,
     name="my_robot_beside",
