@@ -101,7 +101,8 @@ def _row(data: Mapping[str, Any], where: str) -> Row:
     if missing := [name for name in known if name not in data and name != "scores"]:
         raise SchemaError(f"{where}: the key '{missing[0]}' is missing")
     values = {**data, "scores": tuple(data.get("scores", ()))}
-    wrong = [key for key, value in values.items() if key != "scores" and (not isinstance(value, str) or not value or value.startswith("???"))]
+    texts = {key: value for key, value in values.items() if key != "scores"}
+    wrong = [key for key, value in texts.items() if not isinstance(value, str) or not value or value.startswith("???")]
     if wrong:
         raise SchemaError(f"{where}: '{wrong[0]}' must be text that says something, not {values[wrong[0]]!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", values["manifest_sha256"]) or Path(values["folder"]).name != values["folder"]:
