@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_what_is_in_the_policy_when_sigterm_comes_is_answered_and_what_comes_lat
 
 
 def test_a_checkpoint_is_served_for_one_of_its_robots(tmp_path):
-    made = contents(Parallel())
+    made = replace(contents(Parallel()), offsets_s=(0.0,))  # a client that says nothing of times sends one frame
     save_checkpoint(tmp_path / "ckpt", made, made.build().state_dict())
     with served(str(tmp_path / "ckpt"), "--embodiment", "narrow", "--deadline", "60") as (_, address):
         with PolicyClient(f"ws://{address}", LONG_S) as client:
