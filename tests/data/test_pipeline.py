@@ -10,6 +10,7 @@ import simplejpeg
 from vla.data.format import is_validation, read_header
 from vla.data.images import decode_jpeg
 from vla.data.latents import read_latents, write_latents
+from vla.data.memory import Ring
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.quarantine import BadSample, TooManyBad
@@ -175,6 +176,30 @@ def test_encoding_by_shift_is_encoding(tmp_path):
         i = sample.step
         want = ROBOT.encode(episode.action[i : i + 4], episode.state[i])
         np.testing.assert_array_equal(sample.action_TA[: len(want)], want)
+
+
+@pytest.mark.parametrize("options", [{}, {"history_s": (-0.3, 0.0)}, {"future_gap_s": (0.2, 0.6)}, {"cache_bytes": 0}], ids=str)
+def test_samples_made_together_are_those_made_alone(tmp_path, options):
+    """In one canvas, with others of all kinds: another size, another rate, no actions, a spoiled frame, NaN within reach of some chunks."""
+    write(tmp_path / "a", [make_episode(f"e{i}", n, i) for i, n in enumerate((12, 2, 30))])
+    large = tuple(jpeg(step, 24) for step in range(9))
+    odd = replace(make_episode("large", 9), frames={camera: Frames(np.arange(9), large) for camera in ROBOT.cameras})
+    write(tmp_path / "b", [make_episode("slow", 9, 4, rate_hz=Fraction(5)), odd])
+    write(tmp_path / "c", [make_video("v", 6)], embodiment=None, supervision="none")
+    spoil(tmp_path / "a", "e2", "wrist", [7])
+    poke(tmp_path / "a", "action", 25, np.nan)
+    mixture = Mixture.of([tmp_path / name for name in "abc"], val_fraction=0.0)
+    pipeline = Pipeline(mixture, ROBOTS, seed=1, block=68, max_bad_rate=1.0, **options)
+    ring, places = Ring(), pipeline.look_up(range(68))
+    for _ in range(3):  # the first time, sizes are not known yet
+        together, bad = pipeline.collect(places, ring.canvas())
+        single = Pipeline(mixture, ROBOTS, seed=1, block=68, max_bad_rate=1.0, **options)
+        for a, b in zip(together, map(single.sample, range(68)), strict=True):
+            assert_same(a, b)
+            assert (a.future is None) == (b.future is None) and a.gap_s == b.gap_s and a.latent_N is None
+            for role in a.future or ():
+                np.testing.assert_array_equal(a.future[role], b.future[role])
+        assert {record.cause for record in bad} == {"altered", "nonfinite"}
 
 
 def test_frame_pairs_are_the_asked_time_apart(tmp_path):

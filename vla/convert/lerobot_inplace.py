@@ -93,10 +93,10 @@ class InPlace(Dataset):
     def __reduce__(self) -> tuple:
         return InPlace, (self.videos, self.folder, self.pool)
 
-    def frame(self, index: int, camera: str, number: int) -> Any:
-        table = self.episode(index).cameras[camera]
+    def frame_of(self, episode: StoredEpisode, camera: str, number: int) -> Any:
+        table = episode.cameras[camera]
         path = inside(self.videos, self.manifest["files"][int(table.shard[number])])
-        where = f"{self.info.name}: episode {index} camera '{camera}' frame {number}"
+        where = f"{self.info.name}: episode {episode.index} camera '{camera}' frame {number}"
         return Shot(path, float(table.offset[number]), self._views[camera], where)
 
     def read(self, index: int) -> Episode:

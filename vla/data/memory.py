@@ -46,6 +46,20 @@ class Canvas:
         self._cuts[id(array)] = start, array
         return array
 
+    def take_many(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray] | list[None]:
+        """So many uint8 arrays of one shape, one after the other; None each where there is no room for all."""
+        size = -(-math.prod(shape) // ALIGN) * ALIGN
+        self.wanted += size * count
+        start = self._used
+        if start + size * count > len(self.block):
+            return [None] * count
+        self._used = start + size * count
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        arrays = list(np.ndarray((count, *shape), np.uint8, self.block, start, (size, *strides)))
+        for number, array in enumerate(arrays):
+            self._cuts[id(array)] = start + number * size, array
+        return arrays
+
     def start(self, array: np.ndarray) -> int:
         """Where an array that was cut from it begins; -1 for any other object. Cheaper than to ask the array."""
         return self._cuts.get(id(array), (-1,))[0]

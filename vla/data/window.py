@@ -32,7 +32,7 @@ def history_steps(episode: StoredEpisode, step: int, offsets_s: Sequence[float])
 
 def frame_at(step_N: np.ndarray, step: int) -> int:
     """Which frame of a camera is seen at a step: the latest one at or before it (before the first, the first)."""
-    if step < len(step_N) and step_N[step] == step:  # a frame at every step so far: no search
+    if step < len(step_N) and step_N.item(step) == step:  # a frame at every step so far: no search
         return step
     return max(int(np.searchsorted(step_N, step, side="right")) - 1, 0)
 
@@ -62,8 +62,7 @@ class Targets:
         """
         assert episode.action is not None
         T, from_hz, to_hz = self.robot.horizon, episode.rate_hz, self.robot.rate_hz
-        # Compared by parts, which costs a tenth of comparing fractions.
-        if from_hz.numerator == to_hz.numerator and from_hz.denominator == to_hz.denominator:
+        if self._same_rate(from_hz):
             rows, count = episode.action[step : step + T], min(T, episode.steps - step)
         else:
             recorded = episode.action[step : step + _rows_needed(T, from_hz, to_hz)]
@@ -79,6 +78,48 @@ class Targets:
         if len(rows) < T:
             rows = np.concatenate([rows, np.repeat(rows[-1:], T - len(rows), axis=0)])
         return rows, self._valid[min(count, T)]
+
+    def chunks(self, episodes: Sequence[StoredEpisode], steps: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray] | BadSample | SchemaError]:
+        """`chunk` of many, to the bit, for a tenth of its time each; for those that it refuses, its error."""
+        if not all(map(self._by_rows, episodes)):
+            return list(map(self._chunk_or_error, episodes, steps))
+        T, parts, valid = self.robot.horizon, [], []
+        for episode, step in zip(episodes, steps, strict=True):
+            rows = episode.action[step : step + T]  # type: ignore[index]  # it has actions, or there were no targets
+            parts.append(rows)
+            if len(rows) < T:
+                parts.append(np.repeat(rows[-1:], T - len(rows), axis=0))
+            valid.append(self._valid_rows[len(rows)])
+        action_BTA = np.concatenate(parts).reshape(len(episodes), T, -1)
+        if not self.plain:
+            state_BP = np.concatenate([e.state[s : s + 1] for e, s in zip(episodes, steps, strict=True)])  # type: ignore[index]
+            action_BTA -= (state_BP.take(self._shift[0], axis=1) * self._shift[1])[:, None]  # type: ignore[index]
+        if not np.isfinite(action_BTA).all():  # which one, and why
+            return list(map(self._chunk_or_error, episodes, steps))
+        return list(zip(action_BTA, valid, strict=True))
+
+    def _chunk_or_error(self, episode: StoredEpisode, step: int) -> tuple[np.ndarray, np.ndarray] | BadSample | SchemaError:
+        try:
+            return self.chunk(episode, step)
+        except (BadSample, SchemaError) as error:
+            return error
+
+    def _by_rows(self, episode: StoredEpisode) -> bool:
+        """Whether its chunks are its rows, or its rows less its state."""
+        return self._same_rate(episode.rate_hz) and (self.plain or (self._shift is not None and episode.state is not None))
+
+    def _same_rate(self, rate_hz: Fraction) -> bool:
+        if rate_hz is self._own_rate[0]:  # which costs a tenth of comparing them; a reader hands out one object for equal rates
+            return True
+        if rate_hz == self.robot.rate_hz:
+            self._own_rate[0] = rate_hz
+            return True
+        return False
+
+    @cached_property
+    def _own_rate(self) -> list[Fraction]:
+        """The object that stands for the robot's rate in the episode seen last."""
+        return [self.robot.rate_hz]
 
     def _same(self, name: str) -> bool:
         a, b = self.robot.state.field(name), self.robot.action.field(name)
@@ -99,6 +140,10 @@ class Targets:
             elif old != new:
                 return None
         return column, factor
+
+    @cached_property
+    def _valid_rows(self) -> list[np.ndarray]:
+        return list(self._valid)
 
     @cached_property
     def _valid(self) -> np.ndarray:
