@@ -29,7 +29,7 @@ from vla.convert.report import JOURNAL, Journal
 from vla.convert.store import Store
 from vla.data.quarantine import TooManyBad
 from vla.data.shard import Dataset, verify
-from vla.errors import Damaged, UnsafeChange, UserError
+from vla.errors import Damaged, SchemaError, UnsafeChange, UserError
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"workers": 0, "max_shard_bytes": 20_000}
@@ -94,6 +94,21 @@ def test_a_source_of_which_nothing_is_left_says_why(tmp_path):
         convert(toy(parts=1, per_part=2, bad={0, 1}), card(), tmp_path / "out", Settings(**SMALL, max_bad=1.0))
     with pytest.raises(TooManyBad, match="left out by the card: 4 episodes: shorter than 99 steps"):
         convert(toy(parts=1), card(drop={"shorter_than": 99}), tmp_path / "other", Settings(**SMALL))
+
+
+def test_a_card_that_fits_no_episode_is_the_users_mistake(tmp_path):
+    """Exit code 2 with what is wrong, after the first few and not after terabytes; 1 is for data that are bad."""
+    fields = {**CARD["action"], "gripper": {"from": "action", "index": 3, "gripper": {"open": 5, "closed": 3}}}
+    wrong = card(action=fields)
+    with pytest.raises(
+        SchemaError, match=r"card 'toy' does not fit the source: not one of 11 episodes .*\(range\).*the card says closed 3, open 5"
+    ) as error:
+        convert(toy(parts=1, per_part=40), wrong, tmp_path / "out", Settings(**SMALL))
+    assert error.value.exit_code == 2
+    with pytest.raises(SchemaError, match="not one of 3 episodes"):
+        convert(toy(parts=1, per_part=3), wrong, tmp_path / "few", Settings(**SMALL))
+    with pytest.raises(TooManyBad):  # one that fits, and it may be the data
+        convert(toy(parts=1, per_part=40, bad=set(range(1, 40))), card(), tmp_path / "other", Settings(**SMALL))
 
 
 def test_what_the_card_leaves_out_is_counted(tmp_path):

@@ -108,6 +108,8 @@ def test_a_mixture_names_it(exported, tmp_path, monkeypatch):
     assert set(sample.observation.images) == set(ROBOT.cameras) and source_folders(tmp_path / "m.yaml", folder.parent) == []
     report = check_mixture(tmp_path / "m.yaml", folder.parent)
     assert report.samples and report.facts["sources"]["handover"]["episodes"] == 4
+    (note,) = [finding for finding in report.findings if finding.kind == "not_examined"]
+    assert note.severity == "note" and "no checksums" in note.detail
     assert report.facts["sources"]["handover"]["bytes"] == sum(
         path.stat().st_size for kind in ("data", "videos") for path in (folder / kind).rglob("*") if path.is_file()
     )

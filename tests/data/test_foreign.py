@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 
@@ -11,6 +12,7 @@ import simplejpeg
 import webdataset
 import yaml
 
+from vla.cli import main
 from vla.data.foreign import open_foreign
 from vla.data.key_map import KeyMap
 from vla.data.mixture import Mixture
@@ -149,6 +151,23 @@ def test_an_image_that_changed_since_is_never_shown(root, cache):
         file.write(b"\x00\x01\x02")
     with pytest.raises(Damaged, match="episode 'e0' camera 'front' frame 3"):
         dataset.frame(0, "front", 3)
+
+
+def test_the_doctor_compares_every_picture(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump({**STEPS, "name": "theirs"}))
+    (tmp_path / "m.yaml").write_text("val_fraction: 0\nsources: [{foreign: map.yaml}]")
+    say = ["check", str(tmp_path / "m.yaml"), "--data-root", str(root), "--json"]
+    assert main(say) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["sources"]["theirs"]["checked"] == "every picture, as indexed"
+    path = root / "theirs" / "001.tar"
+    data, facts = bytearray(path.read_bytes()), path.stat()
+    data[data.index(b"\xff\xd8") + 300] ^= 4
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # neither size nor time tell it
+    assert main(say) == 1
+    (found,) = [row for row in json.loads(capsys.readouterr().out)["findings"] if row["kind"] == "altered"]
+    assert found["severity"] == "error" and "001.tar: episode" in found["detail"]
 
 
 def test_samples_with_chunks_stand_alone(tmp_path, cache):

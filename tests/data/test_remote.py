@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla.cli import main
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.remote import ATTEMPTS, Cache, Unreachable, is_url, open_dataset
@@ -218,6 +219,26 @@ def test_a_mixture_names_urls(server, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("VLA_CACHE_GB", "lots")
     with pytest.raises(UserError, match="VLA_CACHE_GB='lots'"):
         Mixture.load(path, tmp_path)
+
+
+def test_the_doctor_looks_at_sources_at_urls_and_says_what_it_did_not_see(server, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("vla.data.remote.FIRST_PAUSE_S", 0.0)
+    path = tmp_path / "m.yaml"
+    path.write_text(f"sources: [{{path: '{server.url}/arms'}}]")
+    total = len(open_dataset(folder).shard_names)
+    assert main(["check", str(path), "--shards", "2", "--sample", "4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (note,) = [row for row in report["findings"] if row["kind"] == "not_examined"]
+    assert note["severity"] == "note" and f"{total - 2} of {total} shards" in note["detail"] and f"--shards {total}" in note["fix"]
+    assert report["facts"]["sources"]["arms"]["checked"] == f"2 of {total} shards, as they arrived"
+    assert len([name for name in server.gets if name.endswith(".tar")]) == 2  # no other was fetched, whatever was looked for
+    assert main(["check", str(path), "--shards", "0"]) == 2
+    server.faults["shard-00001.tar"] = ["altered"] * ATTEMPTS
+    path.write_text(f"sources: [{{path: '{server.url}/arms'}}, {{path: '{server.url}/none', name: gone}}]")
+    assert main(["check", str(path), "--shards", str(total), "--sample", "4"]) == 1
+    said = capsys.readouterr().out
+    assert "source 2: unreadable: " in said and "gone" in said and "arms: shard-00001: unreadable: " in said and "sha256" in said
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte, and look at fewer episodes")
     parser.add_argument("--sample", type=int, help="episodes whose numbers and frames are looked at (default: 64, quick: 16; 0: none)")
+    parser.add_argument("--shards", type=int, help="of each source at a URL, shards that are fetched and looked at (default: 8, quick: 2)")
     parser.add_argument("--like", type=Path, help="dataset: one of the same robot that is known to be good, to compare with")
     parser.add_argument("--verify", action="store_true", help="checkpoint: also act, and compare with its golden actions")
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="checkpoint: which of its robots is nearest to these data")
@@ -102,6 +103,10 @@ def budget_of(args: argparse.Namespace) -> Budget:
     from vla.data.doctor.sample import Budget
 
     budget = Budget.quick() if args.quick else Budget()
+    if args.shards is not None:
+        if args.shards < 1:
+            raise UserError(f"--shards {args.shards}; give a number of shards, at least 1")
+        budget = replace(budget, shards=args.shards)
     if args.sample is None:
         return budget
     if args.sample < 0:

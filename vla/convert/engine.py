@@ -84,7 +84,7 @@ def convert(
         with ShardWriter(out, card.dataset_info(), how.max_shard_bytes, how.resume) as writer:
             journal = Journal(out, fingerprint, how.resume)
             with closing(journal):
-                state = _State(writer, journal, how, parts)
+                state = _State(writer, journal, how, parts, card.name)
                 job = Job(open_reader, mapper, parts, state.done, np.sort(np.fromiter(writer.keys(), np.uint64)))
                 state.report.resumed = writer.episodes
                 state.take(slots(job, how.workers), lambda: show(Progress(state.report, state.parts_done, len(parts), expected)))
@@ -102,8 +102,8 @@ def convert(
 class _State:
     """Slots -> writer, journal and report."""
 
-    def __init__(self, writer: ShardWriter, journal: Journal, how: Settings, parts: tuple[str, ...]) -> None:
-        self.writer, self.journal, self.how, self.report = writer, journal, how, Report()
+    def __init__(self, writer: ShardWriter, journal: Journal, how: Settings, parts: tuple[str, ...], card: str) -> None:
+        self.writer, self.journal, self.how, self.report = writer, journal, how, Report(card)
         self.parts_done = 0
         known = ((part, journal.parts[part]) for part in parts if part in journal.parts)
         self.done: dict[str, int] = {part: record.slots for part, record in known if all(map(writer.has, record.stored))}

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from vla.data.quarantine import GRACE, TooManyBad
-from vla.errors import Damaged, UnsafeChange
+from vla.errors import Damaged, SchemaError, UnsafeChange
 
 LISTED = 100
 """Bad episodes kept by name; beyond that they are only counted."""
 JOURNAL = "conversion.jsonl"
+OF_THE_CARD = {"language", "range", "rotation", "schema", "time"}
+"""Causes that a wrong card gives to every episode; the others are of the files."""
 MAX_BAD = 0.01
 """Share of the episodes tried that may be bad, where nobody says another."""
 
@@ -36,8 +38,9 @@ class Bad:
 @dataclass
 class Report:
     """`episodes`: in the dataset now; `resumed` of them were there before. `steps`, `hours`, `seconds`: of this run. `dropped`: what the
-    card left out. `bad`: by cause."""
+    card left out. `bad`: by cause. `card`: its name."""
 
+    card: str = ""
     tried: int = 0
     episodes: int = 0
     resumed: int = 0
@@ -54,15 +57,26 @@ class Report:
             self.listed.append(bad)
 
     def check_rate(self, max_bad: float) -> None:
-        """TooManyBad, with the first of them, when more than this share of the episodes tried were bad."""
+        """TooManyBad, with the first of them, when more than this share of the episodes tried were bad; SchemaError where all of them
+        were, for what the card says of them."""
         if self.bad.total() > max(GRACE, max_bad * self.tried):
+            self._check_card()
             raise TooManyBad(f"{self._bad()}, more than the allowed {max_bad:.1%}: {self._first()}")
 
     def check_any(self) -> None:
-        """TooManyBad, with the reasons, when not one episode was stored."""
+        """TooManyBad, with the reasons, when not one episode was stored; SchemaError where the card is the reason."""
         if not self.episodes:
+            self._check_card()
             dropped = ", ".join(f"{count} {what}" for what, count in self.dropped.items()) or "none"
             raise TooManyBad(f"no episode was stored: {self._bad()}; left out by the card: {dropped}. {self._first()}".rstrip())
+
+    def _check_card(self) -> None:
+        causes = sorted(self.bad)
+        if self.bad.total() == self.tried > 0 and not self.episodes and set(causes) <= OF_THE_CARD:
+            raise SchemaError(
+                f"the card '{self.card}' does not fit the source: not one of {self.tried} episodes is what it says ({', '.join(causes)}): "
+                f"{self._first()}. Correct the card; `--dry-run` shows what the source holds."
+            )
 
     def _bad(self) -> str:
         causes = ", ".join(f"{number} {cause}" for cause, number in self.bad.most_common())

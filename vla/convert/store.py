@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vla.convert.safe import inside
-from vla.data.remote import SCHEMES
+from vla.data.remote import SCHEMES, network_errors
 from vla.errors import Damaged, UserError
 
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
@@ -80,7 +79,7 @@ class Store:
             sizes = {name: row.get("size") or system.size(name) for name, row in listed.items()}  # http lists without sizes
         except UserError:
             raise
-        except _network_errors(ValueError) as error:
+        except network_errors(ValueError) as error:
             raise UserError(f"{self.root} cannot be listed: {error}") from error
         if not listed:
             raise UserError(f"there is nothing at {self.root}")
@@ -153,7 +152,7 @@ class Store:
                     os.replace(part, place)
                     return
                 failure = f"{arrived} bytes arrived of {listed}"
-            except _network_errors() as error:
+            except network_errors() as error:
                 failure = str(error) or type(error).__name__
             part.unlink(missing_ok=True)
             if wait_s is not None:
@@ -165,16 +164,3 @@ class Store:
         if relative.is_absolute() or ".." in relative.parts or not relative.parts:
             raise UserError(f"{self.root} lists '{name}', which lies outside of it")
         return relative.as_posix()
-
-
-def _network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What fsspec's systems raise beside OSError; those whose package was not imported cannot have raised."""
-    others = (
-        ("aiohttp", "ClientError"),
-        ("asyncio", "TimeoutError"),  # an OSError from Python 3.11 on
-        ("gcsfs.retry", "HttpError"),
-        ("botocore.exceptions", "BotoCoreError"),
-        ("botocore.exceptions", "ClientError"),
-        ("fsspec.exceptions", "FSTimeoutError"),
-    )
-    return (OSError, *more, *(getattr(sys.modules[module], name) for module, name in others if module in sys.modules))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla.convert.strict import boolean, choice, entry, integer, listed, named, nested, number, optional, plain, text
+from vla.data.images import Exif
 from vla.embodiment import ROTATION_UNITS, Field
 from vla.errors import SchemaError
 
@@ -200,7 +201,7 @@ class Camera:
     column: str = entry(text, key="from")
     colour: str = entry(choice("rgb", "bgr", "cmyk"), default="rgb")
     bits: int = entry(choice(8, 16), default=8)
-    exif: str = entry(choice("refuse", "apply", "ignore"), default="refuse")
+    exif: Exif = entry(choice("refuse", "apply", "ignore"), default="refuse")
     rotate: int = entry(choice(0, 90, 180, 270), default=0)
     flip: str = entry(choice("none", "horizontal", "vertical"), default="none")
     crop: tuple[int, ...] | None = entry(listed(integer), default=None)

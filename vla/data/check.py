@@ -85,10 +85,12 @@ def check_dataset(
 def check_mixture(
     path: Path, root: Path | None = None, full: bool = True, budget: Budget | None = None, progress: Progress | None = None
 ) -> Report:
-    """The file, every dataset it names, and what these say about each other.
+    """The file, every dataset it names, and what these say about each other. What could not be looked at is a finding of its own: an
+    error where a source does not open, a note where only a part of it was read.
 
     UserError for mistakes in the file, which stop before the data is read.
     """
+    from vla.data.doctor.elsewhere import bytes_of
     from vla.data.doctor.examine import examine, examine_together, ordered, sample_of
     from vla.data.doctor.sample import Budget
 
@@ -98,15 +100,20 @@ def check_mixture(
         damage += _damage(folder, full, f"{name}: ")
     if damage:
         return Report("mixture", path, tuple(damage))
-    mixture = Mixture.load(path, root, verify="size")
-    findings: list[Finding] = []
-    samples: list[Sampled] = []
+    mixture, left_out = Mixture.load_what_opens(path, root)
+    findings = [Finding("unreadable", where, str(error)) for where, error in left_out]
+    if mixture is None:
+        return Report("mixture", path, tuple(findings))
+    samples = [sample_of(s.dataset, budget, mixture.val_fraction, s.name, progress) for s in mixture.sources]
+    sources = {}
+    for source, sample in zip(mixture.sources, samples, strict=True):
+        found, checked = bytes_of(sample, full)
+        findings += found
+        sources[source.name] = {"share": source.share, **dataset_facts(source.dataset, full), "checked": checked}
     if budget.episodes:
-        samples = [sample_of(s.dataset, budget, mixture.val_fraction, s.name, progress) for s in mixture.sources]
-        findings = ordered([*(finding for sample in samples for finding in examine(sample)), *examine_together(samples)])
-    sources = {s.name: {"share": s.share, **dataset_facts(s.dataset, full)} for s in mixture.sources}
+        findings = ordered([*findings, *(finding for sample in samples for finding in examine(sample)), *examine_together(samples)])
     facts = {"name": mixture.name, "val_fraction": mixture.val_fraction, "sources": sources}
-    return Report("mixture", path, tuple(findings), facts, tuple(samples))
+    return Report("mixture", path, tuple(ordered(findings)), facts, tuple(samples if budget.episodes else ()))
 
 
 def dataset_facts(dataset: Dataset, full: bool) -> dict[str, Any]:

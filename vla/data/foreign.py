@@ -82,6 +82,9 @@ class ForeignDataset(Dataset):
     def _open_shard(self, number: int, only_index: bool = False) -> ShardFiles:
         return ShardFiles(self.folder / self.shard_names[number], only_index, tar=self.tars[number])
 
+    def _tar_name(self, shard: int) -> str:
+        return self.tars[shard].name
+
     def _check_sizes(self) -> None:
         for path, shard in zip(self.tars, self.manifest["shards"], strict=True):
             for kind, facts in shard["files"].items():

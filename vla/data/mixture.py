@@ -91,6 +91,14 @@ class Mixture:
         return mixture
 
     @staticmethod
+    def load_what_opens(path: str | Path, root: str | Path | None = None) -> tuple[Mixture | None, list[tuple[str, UserError]]]:
+        """For whoever looks at data, not for training: a mixture of the sources that open (None if none does), and those that are damaged
+        or out of reach: (place in the file, error). Raises what else `load` raises."""
+        reader = _Reader(data_root(root), "size", Pool(), leave_out=True)
+        mixture = reader.mixture(Path(path), ())
+        return (mixture if mixture.children else None), reader.left_out
+
+    @staticmethod
     def of(
         weights: Mapping[str | Path, float] | Sequence[str | Path], name: str = "mixture", val_fraction: float = VAL_FRACTION
     ) -> Mixture:
@@ -225,21 +233,38 @@ def _absent(rows: Sequence[Any], root: Path) -> list[str]:
 class _Reader:
     """Mixture files -> mixtures with their datasets open."""
 
-    def __init__(self, root: Path, verify: str, pool: Pool) -> None:
-        self.root, self.verify, self.pool = root, verify, pool
+    def __init__(self, root: Path, verify: str, pool: Pool, leave_out: bool = False) -> None:
+        self.root, self.verify, self.pool, self.leave_out = root, verify, pool, leave_out
+        self.left_out: list[tuple[str, UserError]] = []
 
     def mixture(self, path: Path, above: tuple[Path, ...]) -> Mixture:
         data = _read(path, above)
         rows = data["sources"]
-        children = [self._child(row, f"{path}: source {number}", path, above, rows) for number, row in enumerate(rows, 1)]
+        children, given = [], []
+        for number, row in enumerate(rows, 1):
+            if (child := self._child_if_it_opens(row, f"{path}: source {number}", path, above, rows)) is not None:
+                children.append(child)
+                given.append(row.get("weight", 1))
         per_step = data.get("weights") == "per_step"
-        weights = _weights([row.get("weight", 1) for row in rows], [_size(child) for child in children], per_step, str(path))
+        weights = _weights(given, [_size(child) for child in children], per_step, str(path)) if children else []
         shared = tuple(
             replace(child, share=weight) if isinstance(child, Source) else (child, weight)
             for child, weight in zip(children, weights, strict=True)
         )
         val_fraction = _number(data.get("val_fraction", VAL_FRACTION), f"{path}: val_fraction", low=0.0)
         return Mixture(str(data.get("name", path.stem)), shared, val_fraction, str(data.get("why", "")))
+
+    def _child_if_it_opens(
+        self, row: Any, where: str, path: Path, above: tuple[Path, ...], rows: Sequence[Any]
+    ) -> Source | Mixture | None:
+        try:
+            child = self._child(row, where, path, above, rows)
+        except UserError as error:
+            if not self.leave_out or error.exit_code != Damaged.exit_code:
+                raise
+            self.left_out.append((where, error))
+            return None
+        return child if isinstance(child, Source) or child.children else None
 
     def _child(self, row: Any, where: str, path: Path, above: tuple[Path, ...], rows: Sequence[Any]) -> Source | Mixture:
         if "mixture" in _check_row(row, where):

@@ -149,9 +149,9 @@ class Cache:
             except _Cut as error:
                 if attempt == ATTEMPTS:
                     raise Damaged(f"{what}: {url} {error}, {ATTEMPTS} times over. It is not the file that the manifest names.") from error
-            except _transient() as seen:
+            except network_errors() as seen:
                 hidden = seen.__cause__  # fsspec calls every failure to ask for a size a file that is not there
-                error = hidden if isinstance(seen, FileNotFoundError) and isinstance(hidden, _transient()) else seen
+                error = hidden if isinstance(seen, FileNotFoundError) and isinstance(hidden, network_errors()) else seen
                 status = getattr(error, "status", None) or getattr(error, "code", None)
                 final = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
                 final = final or (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
@@ -311,18 +311,15 @@ def _touched(path: Path, size: int) -> bool:
     return True
 
 
-def _transient() -> tuple[type[BaseException], ...]:
-    """Errors of reading over a network, of those libraries that are loaded; TimeoutError is an OSError."""
-    errors: list[type[BaseException]] = [OSError, EOFError]
-    for module, name in (
+def network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What reading over a network may raise, and `more`; of the libraries that fsspec uses, those that are loaded."""
+    others = (
         ("aiohttp", "ClientError"),
-        ("asyncio", "TimeoutError"),
+        ("asyncio", "TimeoutError"),  # an OSError from Python 3.11 on
         ("gcsfs.retry", "HttpError"),
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
         ("fsspec.exceptions", "FSTimeoutError"),
-    ):
-        kind = getattr(sys.modules.get(module), name, None)
-        if isinstance(kind, type):
-            errors.append(kind)
-    return tuple(errors)
+    )
+    kinds = [getattr(sys.modules.get(module), name, None) for module, name in others]
+    return (OSError, EOFError, *more, *(kind for kind in kinds if isinstance(kind, type)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vla.data import format as fmt
-from vla.data.reader import ShardFiles
+from vla.data.reader import Dataset, ShardFiles
 from vla.errors import Damaged
 
 Kind = Literal["missing", "truncated", "overlong", "altered", "unlisted"]
@@ -54,6 +54,18 @@ def verify(folder: str | Path, full: bool = True, threads: int = 2) -> list[Prob
         for found in pool.map(lambda shard: list(_shard(folder, shard, manifest, full)), manifest["shards"]):
             problems.extend(found)
     return problems
+
+
+def verify_frames(dataset: Dataset) -> Iterator[Problem]:
+    """Every picture against the checksum in the index: for shards without a manifest (`vla.data.foreign`), whose bytes have no other."""
+    for index in range(len(dataset)):
+        episode = dataset.episode(index)
+        for camera, table in episode.cameras.items():
+            for number in range(len(table.step)):
+                try:
+                    dataset.frame_of(episode, camera, number)
+                except Damaged as error:
+                    yield Problem("altered", f"episode '{episode.id}'", f"{camera}, frame {number}", str(error))
 
 
 def _shard(folder: Path, shard: dict[str, Any], manifest: dict[str, Any], full: bool) -> Iterator[Problem]:

@@ -57,12 +57,13 @@ def check(sample: Sampled) -> Iterator[Finding]:
 def prints(sample: Sampled) -> Prints:
     """Of up to `budget.compared` episodes: those whose length is another's too first, since a copy has the length of its original."""
     dataset = sample.dataset
-    chosen = np.arange(len(dataset))
-    if len(dataset) > sample.budget.compared:
-        _, back, count = np.unique(dataset.steps_E, return_inverse=True, return_counts=True)
+    chosen = sample.at_hand_N
+    if len(chosen) > sample.budget.compared:
+        steps_N = dataset.steps_E[chosen]
+        _, back, count = np.unique(steps_N, return_inverse=True, return_counts=True)
         shared = count[back] > 1
-        draw = mix(sample.budget.seed, np.arange(len(dataset)))
-        chosen = np.sort(np.lexsort((draw, dataset.steps_E if shared.any() else draw, ~shared))[: sample.budget.compared])
+        draw = mix(sample.budget.seed, chosen)
+        chosen = chosen[np.sort(np.lexsort((draw, steps_N if shared.any() else draw, ~shared))[: sample.budget.compared])]
     rows, steps, owner, names = [], [], [], []
     for place, index in enumerate(chosen):
         if place % 200 == 199:

@@ -11,6 +11,7 @@ import numpy as np
 from vla.data.images import decode_frame
 from vla.data.keyed import mix, name_key
 from vla.data.reader import Dataset, StoredEpisode
+from vla.data.remote import RemoteDataset
 from vla.embodiment import Field, Space
 
 Progress = Callable[[str], None]
@@ -27,7 +28,8 @@ THUMB = 32
 @dataclass(frozen=True)
 class Budget:
     """How much is looked at. `episodes` for numbers, `filmed` of them for pictures, `frames` per camera and episode;
-    `rows` scanned for extremes; `compared` episodes searched for duplicates. `seed` picks the episodes."""
+    `rows` scanned for extremes; `compared` episodes searched for duplicates. `seed` picks the episodes. `shards`: of a dataset at a URL,
+    so many are fetched, and all else is of these."""
 
     episodes: int = 64
     filmed: int = 10
@@ -35,10 +37,11 @@ class Budget:
     rows: int = 2_000_000
     compared: int = 2_000
     seed: int = 0
+    shards: int = 8
 
     @staticmethod
     def quick() -> Budget:
-        return Budget(episodes=16, filmed=4, frames=24, rows=200_000, compared=200)
+        return Budget(episodes=16, filmed=4, frames=24, rows=200_000, compared=200, shards=2)
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,19 @@ class Sampled:
     progress: Progress = field(default=lambda line: None)
 
     @cached_property
+    def shard_N(self) -> list[int]:
+        """The shards looked at: any beginning of the list is spread over the dataset."""
+        numbers = _spread_order(len(self.dataset.shard_names))
+        return numbers[: self.budget.shards] if isinstance(self.dataset, RemoteDataset) else numbers
+
+    @cached_property
+    def at_hand_N(self) -> np.ndarray:
+        """The episodes of those shards."""
+        return np.flatnonzero(np.isin(self.dataset.shard_E, self.shard_N))
+
+    @cached_property
     def episode_N(self) -> np.ndarray:
-        return pick(self.dataset, self.budget.episodes, self.budget.seed)
+        return pick(self.at_hand_N, self.budget.episodes, self.dataset.info.name, self.budget.seed)
 
     @cached_property
     def traces(self) -> list[StoredEpisode]:
@@ -139,15 +153,22 @@ def _held(rows: np.ndarray) -> np.ndarray:
     return np.clip(np.nan_to_num(np.take_along_axis(rows, last, 0), posinf=0.0, neginf=0.0), -BEYOND, BEYOND)
 
 
-def pick(dataset: Dataset, count: int, seed: int) -> np.ndarray:
-    """Up to `count` episodes in storage order, a keyed choice: the same for the same dataset, spread over all of it."""
-    total = len(dataset)
+def pick(episode_N: np.ndarray, count: int, name: str, seed: int) -> np.ndarray:
+    """Up to `count` of some episodes in storage order, a keyed choice: the same for the same dataset, spread over all of them."""
+    total = len(episode_N)
     if total <= count:
-        return np.arange(total)
+        return episode_N
     edge = np.linspace(0, total, count + 1).astype(np.int64)  # one of each stretch
     width = np.diff(edge)
-    draw = mix(seed, np.repeat(np.uint64(name_key(dataset.info.name)), count), np.arange(count))
-    return edge[:-1] + (draw % width.astype(np.uint64)).astype(np.int64)
+    draw = mix(seed, np.repeat(np.uint64(name_key(name)), count), np.arange(count))
+    return episode_N[edge[:-1] + (draw % width.astype(np.uint64)).astype(np.int64)]
+
+
+def _spread_order(count: int) -> list[int]:
+    """0, the middle, the quarters, ...: any beginning of it is spread over the whole."""
+    bits = max(count - 1, 0).bit_length()
+    turned = sorted(range(1 << bits), key=lambda i: int(f"{i:0{max(bits, 1)}b}"[::-1], 2))
+    return [i for i in turned if i < count]
 
 
 def busiest(trace: StoredEpisode, step_F: np.ndarray, count: int) -> tuple[int, int]:

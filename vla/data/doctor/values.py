@@ -55,7 +55,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
 def scan(sample: Sampled, kind: str, width: int) -> Scan:
     """Reads the flat columns of shards, spread over the dataset, until the budget is spent."""
     found = Scan(np.full(width, np.inf), np.full(width, -np.inf))
-    for number in _spread_order(len(sample.dataset.shard_names)):
+    for number in sample.shard_N:
         files = sample.dataset._open_shard(number)  # which may lie elsewhere than in the dataset's folder
         total = int(files.step_end[-1]) if len(files.step_end) else 0
         for start in range(0, total, 100_000):
@@ -70,13 +70,6 @@ def scan(sample: Sampled, kind: str, width: int) -> Scan:
                 found.low = np.minimum(found.low, values[fine].min(0))
                 found.high = np.maximum(found.high, values[fine].max(0))
     return found
-
-
-def _spread_order(count: int) -> list[int]:
-    """0, the middle, the quarters, ...: any beginning of it is spread over the whole."""
-    bits = max(count - 1, 0).bit_length()
-    turned = sorted(range(1 << bits), key=lambda i: int(f"{i:0{max(bits, 1)}b}"[::-1], 2))
-    return [i for i in turned if i < count]
 
 
 def _dimensions(where: str, space: Space, rows: np.ndarray, found: Scan) -> Iterator[Finding]:
