@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tests.repo.tracked import ROOT, tracked
 
 FORBIDDEN = {
     "Layers": ("normalize.py", "import vla.data"),
-    "Data, simulators and robots know no model": ("data/__init__.py", "import vla.decoders"),
+    "Data, converters, simulators and robots know no model": ("data/__init__.py", "import vla.decoders"),
     "Only commands import training": ("policy.py", "def late():\n    from vla.train import run"),
     "Only training, and the doctor, import deepspeed": ("model.py", "def late():\n    import deepspeed"),
     "The package imports no outer folder": ("types.py", "from pretrain import demo"),
@@ -46,7 +47,8 @@ def test_each_contract_sees_what_it_forbids(copy):
         with (copy / "vla" / name).open("a") as file:
             file.write(f"\n{lines}\n")
     done = lint(copy)
-    results = {line.rsplit(" ", 1)[0]: line.rsplit(" ", 1)[-1] for line in done.stdout.splitlines() if line.endswith(("KEPT", "BROKEN"))}
+    said = [re.sub(r" \(\d+ ignored imports?\)$", "", line) for line in done.stdout.splitlines()]
+    results = {line.rsplit(" ", 1)[0]: line.rsplit(" ", 1)[-1] for line in said if line.endswith(("KEPT", "BROKEN"))}
     assert done.returncode == 1
     for beginning in FORBIDDEN:
         assert [verdict for contract, verdict in results.items() if contract.startswith(beginning)] == ["BROKEN"], done.stdout
