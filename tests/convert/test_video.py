@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from fractions import Fraction
 
 import av
@@ -115,6 +116,67 @@ def test_a_folder_with_captions_becomes_a_dataset(tmp_path):
     stored = dataset.read(0)
     assert (stored.supervision, stored.licence, stored.instructions[0].text) == ("none", "CC-BY-NC-4.0", "lift the cup, slowly")
     assert [number_of(decode_frame(dataset.frame(1, "first_person", i))) for i in range(10)] == list(range(60, 90, 3))
+
+
+TRACKS = {
+    "supervision": "tracks",
+    "state": {
+        "points": {"from": "tracks", "field": {"size": 6, "unit": "px"}},
+        "visible": {"from": "visible", "field": {"size": 3, "unit": "command"}},
+    },
+}
+
+
+def test_points_that_were_followed_come_along(tmp_path):
+    """Row i of the npz beside a video is its frame i, at whatever rate and from wherever a clip is taken."""
+    video(tmp_path / "src/day 1/cup.mp4", 90, options={"bf": "2"})
+    video(tmp_path / "src/b.mp4", 30)
+    table(
+        tmp_path / "src/captions.csv", ["path", "start_s", "stop_s", "text"], [["day 1/cup.mp4", "0.5", "1.5", "x"], ["b.mp4", "", "", "y"]]
+    )
+    for name, frames in (("day 1/cup", 90), ("b", 30)):
+        points = np.arange(frames)[:, None, None] + np.array([[0.25, 0.5], [0.75, 1.0], [2, 3]])
+        np.savez(tmp_path / f"src/{name}.npz", tracks=points.astype(np.float32), visible=np.arange(frames * 3).reshape(frames, 3) % 2 == 0)
+    reader = VideoFolder(tmp_path / "src", rate_hz=10, tracks="{stem}.npz")
+    mine = card("points", "text", **TRACKS)
+    assert check_against(mine, reader.features()) == []
+    reader.wanted = mine.wanted
+    found, refused = every(reader)
+    assert not refused
+    with ShardWriter(tmp_path / "out", mine.dataset_info()) as writer:
+        for raw in found.values():
+            episode = Mapper(mine).episode(raw).episode
+            assert episode is not None and episode.supervision == "tracks"
+            np.testing.assert_array_equal(np.floor(episode.state[:, 0]), numbers(raw))  # the points of the frames that are shown
+            writer.add(episode)
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.info.supervision == "tracks" and dataset.read(1).state.shape == (10, 9) and dataset.info.recorded_action is None
+    with pytest.raises(SchemaError, match="give the name of an npz beside each video"):
+        VideoFolder(tmp_path / "src", tracks="tracks.npz")
+
+
+def test_tracks_that_do_not_belong_or_hold_code_are_refused(tmp_path):
+    for name in ("short", "pickle", "none", "cut", "huge", "good"):
+        video(tmp_path / f"src/{name}.mp4", 30)
+    table(
+        tmp_path / "src/captions.csv",
+        ["path", "text"],
+        [[f"{name}.mp4", "x"] for name in ("good", "short", "pickle", "none", "cut", "huge")],
+    )
+    np.savez(tmp_path / "src/good.npz", tracks=np.zeros((30, 3, 2)))
+    np.savez(tmp_path / "src/short.npz", tracks=np.zeros((20, 3, 2)))
+    np.savez(tmp_path / "src/pickle.npz", tracks=np.array([print, {}] * 15, dtype=object))
+    (tmp_path / "src/cut.npz").write_bytes((tmp_path / "src/good.npz").read_bytes()[:400])
+    with (
+        zipfile.ZipFile(tmp_path / "src/huge.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("tracks.npy", "w", force_zip64=True) as file,
+    ):
+        for _ in range(1025):
+            file.write(bytes(1 << 20))
+    found, refused = every(VideoFolder(tmp_path / "src", tracks="{stem}.npz"))
+    assert list(found) == ["good-0"]
+    assert "has 20 rows, and its video 30 frames" in refused["short-1"] and "no array of numbers" in refused["pickle-2"]
+    assert "no tracks" in refused["none-3"] and "no npz" in refused["cut-4"] and "at most" in refused["huge-5"]
 
 
 def test_a_card_may_store_a_camera_as_video(tmp_path):

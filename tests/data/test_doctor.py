@@ -366,7 +366,8 @@ def test_video_without_actions_is_looked_at_too(tmp_path):
     assert report.sound and kinds(report) <= {"duplicate_episodes", "blank_pictures"}
 
 
-def test_the_command_line_says_how_bad_and_writes_the_page(clean, tmp_path, capsys):
+def test_the_command_line_says_how_bad_and_writes_the_page(clean, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vla.commands.check._Progress.every_s", 1e9)  # a slow machine would say how far it is
     good = clean("joints_slow").write(tmp_path / "good")
     bad = next(m for m in MUTANTS if m.name == "degrees for radians").change(clean("joints_slow")).write(tmp_path / "bad")
     assert main(["check", str(good), "--quick"]) == 0 and "dataset, sound" in capsys.readouterr().out

@@ -312,7 +312,7 @@ def poke(folder, name, row, value):
     path = folder / "shard-00000.columns"
     _, shape, offset = read_header(path)[0][name]
     with path.open("r+b") as file:
-        file.seek(offset + 8 * row * shape[1])
+        file.seek(offset + 8 * row * (shape[1] if len(shape) > 1 else 1))
         file.write(np.float64(value).tobytes())
 
 
@@ -338,6 +338,16 @@ def test_data_that_no_writer_of_ours_made_is_still_checked(tmp_path, monkeypatch
     }
     for sample in samples:
         assert np.isfinite(sample.action_TA).all() and np.isfinite(sample.observation.state).all()
+
+
+@pytest.mark.parametrize("options", [{"history_s": (-0.2, 0.0)}, {"future_gap_s": (0.2, 0.4)}], ids=str)
+def test_a_time_that_is_none_is_dropped_where_times_count(tmp_path, options):
+    folder = write(tmp_path / "d", [make_episode("bad", 6), make_episode("good", 30)])
+    poke(folder, "time_s", 3, np.nan)
+    assert {s.episode for s in one(folder, block=36).samples(range(36))} == {"bad", "good"}  # a frame and its rows need no clock
+    pipeline = one(folder, block=36, max_bad_rate=1.0, **options)
+    assert {s.episode for s in pipeline.samples(range(36))} == {"good"}
+    assert {(r.cause, r.episode) for r in pipeline.quarantine.records} == {("nonfinite", "bad")}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import numpy as np
 
 from vla.convert.raw import Clip, Feature, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import inside, video_facts
+from vla.data.video import VideoFacts
 from vla.errors import Damaged, SchemaError, UserError
 
 PICTURES = "video"
@@ -68,6 +69,10 @@ class ClipReader(Reader):
         self.parts()
         return [Feature(PICTURES, "pictures", "video"), *(Feature(name, "text") for name in self.texts)]
 
+    def columns(self, caption: Caption, facts: VideoFacts, frame_N: np.ndarray) -> dict[str, np.ndarray]:
+        """What a format says of these frames of the video (numbers in the order shown), a row each. SchemaError where it does not."""
+        return {}
+
     def size(self) -> Size:
         """Bytes of all files in the folder; a walk over their names."""
         return Size(sum(path.stat().st_size for path in self.source.rglob("*") if path.is_file()))
@@ -104,7 +109,7 @@ class ClipReader(Reader):
             yield RawEpisode(
                 id=clip_id(name),
                 steps=high - low,
-                columns={},
+                columns=self.columns(caption, facts, np.floor(time_s * float(facts.rate_hz)).astype(np.int64)),
                 texts={key: [text] for key, text in caption.texts.items()},
                 pictures={PICTURES: Clip(np.arange(high - low), path, time_s)},
                 rate_hz=rate_hz,

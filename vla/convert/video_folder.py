@@ -4,17 +4,28 @@
     kitchen/day1.mp4,3.2,7.9,put the cup into the sink
 
 Empty times mean the file's start and end. Further columns become facts of the episode.
+
+Points that were followed through a video (CoTracker, TAPIR) may lie beside it, one row per frame of the whole file, and become columns
+under the names that they have there:
+
+    reader: {tracks: "{stem}.npz"}      # kitchen/day1.mp4 -> kitchen/day1.npz
+    np.savez("kitchen/day1.npz", tracks=tracks[0], visible=visible[0])      # (frames, points, 2) pixels, and (frames, points)
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vla.convert.raw import Unreadable
+import numpy as np
+
+from vla.convert.raw import Feature, Unreadable
+from vla.convert.safe import fill, inside
+from vla.convert.tracks import Tracks
 from vla.convert.video import Caption, ClipReader, clip_id, number, read_table
+from vla.data.video import VideoFacts
 from vla.errors import SchemaError, UnknownName
 
 CLIPS_PER_PART = 256
@@ -24,14 +35,35 @@ _TIME_LIKE = re.compile(r"(start|begin|stop|end)(_?(s|sec|seconds|ms|time|timest
 
 
 class VideoFolder(ClipReader):
-    """A folder with `captions` (default: captions.csv), whose paths are relative to it. A part is a run of 256 rows."""
+    """A folder with `captions` (default: captions.csv), whose paths are relative to it. A part is a run of 256 rows. `tracks`: the name,
+    beside a video, of the npz with what was followed in it; `{stem}` is the video's own name."""
 
     texts = ("text",)
 
-    def __init__(self, source: str | Path, captions: str = "captions.csv", **options: Any) -> None:
+    def __init__(self, source: str | Path, captions: str = "captions.csv", tracks: str = "", **options: Any) -> None:
         super().__init__(source, **options)
-        self.table = self.source / captions
+        if tracks and (not tracks.endswith(".npz") or "{stem}" not in tracks):
+            raise SchemaError(f"tracks '{tracks}': give the name of an npz beside each video, such as {{stem}}.npz")
+        self.table, self.tracks = self.source / captions, tracks
         self._count: int | None = None
+
+    def features(self) -> Sequence[Feature]:
+        if not self.tracks:
+            return super().features()
+        first = next(self._rows())["path"]
+        arrays = Tracks(self._beside(first)).arrays
+        rows = [Feature(name, "column", str(values.dtype), tuple(values.shape[1:])) for name, values in arrays.items()]
+        return [*super().features(), *rows]
+
+    def columns(self, caption: Caption, facts: VideoFacts, frame_N: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.tracks:
+            return {}
+        frames = round((facts.duration_s or 0.0) * facts.rate_hz) or None
+        return Tracks(self._beside(caption.video), self.wanted).at(frame_N, frames)
+
+    def _beside(self, video: str) -> Path:
+        place = PurePosixPath(video)
+        return inside(self.source, (place.parent / fill(self.tracks, {"stem": place.stem})).as_posix())
 
     def parts(self) -> Sequence[str]:
         if self._count is None:

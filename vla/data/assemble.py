@@ -42,6 +42,7 @@ class Draft:
         "index",
         "position",
         "sample",
+        "seen",
         "state_FP",
         "step",
         "valid_T",
@@ -56,6 +57,7 @@ class Draft:
         self.action_TA: np.ndarray | None = None
         self.episode: StoredEpisode
         self.step: int
+        self.seen: list[int]  # its steps with a history: the last is `step`
         self.state_FP: np.ndarray
         self.valid_T: np.ndarray
         self.sample: Sample
@@ -110,7 +112,8 @@ class Assembler:
                 draft.ahead = _nearest(episode.time_s[episode.anchors], episode.time_s[episode.anchors[draft.anchor]] + gap_s)
             elif self.future_gap_s is not None:
                 draft.anchor, draft.ahead = self._pair(draft.position, episode, draft.anchor)
-            draft.step = episode.anchors.item(draft.anchor)
+            draft.step = step = episode.anchors.item(draft.anchor)
+            draft.seen = [step] if len(self.history_s) == 1 else history_steps(episode, step, self.history_s)
         except BAD as error:
             draft.error = error
 
@@ -139,15 +142,13 @@ class Assembler:
             state, step = draft.episode.state, draft.step
             if state is None:  # then no episode of the source has any
                 return np.zeros((len(drafts), F, 0))
-            parts.append(state[step : step + 1] if F == 1 else state[history_steps(draft.episode, step, self.history_s)])
+            parts.append(state[step : step + 1] if F == 1 else state[draft.seen])
         return np.concatenate(parts).reshape(len(drafts), F, -1)
 
     def _read(self, draft: Draft, views: list[_View]) -> None:
         """Reads what the cameras show at the draft's step and its history."""
-        if draft.error is not None:
-            return
-        steps = [draft.step] if len(self.history_s) == 1 else history_steps(draft.episode, draft.step, self.history_s)
-        self._read_steps(draft, steps, draft.images, views)
+        if draft.error is None:
+            self._read_steps(draft, draft.seen, draft.images, views)
 
     def _read_ahead(self, draft: Draft, views: list[_View]) -> None:
         if draft.error is None:
@@ -273,6 +274,8 @@ class Assembler:
         low, high = self.future_gap_s
         gap_s = low + (high - low) * float(uniform(self.seed, position, 0x6A9)[0])
         time_s = episode.time_s[episode.anchors]
+        if not episode.finite_time:
+            raise BadSample("nonfinite", "a time of the episode is NaN or infinity")
         if len(time_s) < 2:
             raise BadSample("short", f"episode '{episode.id}' has a single frame; a pair needs two")
         half_tick_s = 0.5 / float(episode.rate_hz)

@@ -135,6 +135,10 @@ class StoredEpisode:
         return 2000 + rows + sum(28 * len(table.step) for table in self.cameras.values())
 
     @cached_property
+    def finite_time(self) -> bool:
+        return bool(np.isfinite(self.time_s).all())
+
+    @cached_property
     def finite_state(self) -> bool:
         return self.state is None or bool(np.isfinite(self.state).all())
 

@@ -18,6 +18,8 @@ from vla.errors import SchemaError
 def history_steps(episode: StoredEpisode, step: int, offsets_s: Sequence[float]) -> list[int]:
     """The steps seen at `step` and the given offsets before it (seconds, <= 0): the latest at or before each time, within half
     a tick. Before the first step, the first."""
+    if len(offsets_s) > 1 and not episode.finite_time:
+        raise BadSample("nonfinite", "a time of the episode is NaN or infinity")
     half_tick_s = (0.5 + 1e-6) / float(episode.rate_hz)  # a hair more, so that rounding decides no tie
     now_s = episode.time_s[step]
     steps = []
