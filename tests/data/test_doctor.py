@@ -154,6 +154,15 @@ def test_actions_that_are_the_states_themselves_tell_a_shift_exactly(clean, tmp_
         assert ("actions_shifted" in kinds(report)) == want
 
 
+def test_steps_that_turn_about_the_bases_axes_are_found(tmp_path):
+    """rot6d transposed in state and action alike, which is the same to the numbers: steps compose from the other side."""
+    made = make(replace(BASES["from_state_rot6d"], episodes=8, image_every=60, wrists=False))
+    both = next(m for m in MUTANTS if (m.name, m.variant) == ("rotation layout", "state and action"))
+    assert not kinds(look(made.write(tmp_path / "good")), "error")
+    (found,) = look(both.change(made).write(tmp_path / "bad")).of("error")
+    assert found.kind == "rotation_layout" and found.evidence["about_the_base"] > 0.8 and "base's axes" in found.detail
+
+
 def test_pictures_that_run_behind_their_rows_are_found(clean, tmp_path):
     def late(episode):
         frames = {c: replace(f, jpeg=(f.jpeg[0],) * 4 + f.jpeg[:-4]) for c, f in episode.frames.items()}

@@ -5,7 +5,7 @@ state, and a commanded turn no longer turns the hand about its axis. Each conven
 
 Where a state and its absolute action share the same mistake, the two agree again: a transposed rot6d, and wxyz for xyzw, are
 isometries (R to A R^T B), so nothing inside the pair tells. Then only sign flips of quaternions, other datasets of the robot and
-commands about axes do.
+commands about axes do; steps tell, since transposed they compose from the other side.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ def _against_action(sample: Sampled, state: Field, action: Field) -> Iterator[Fi
             for x, u in pairs
         ]
         scaled = list(_scale(sample, state, action, command, [x for x, _ in pairs])) if action.unit == "axis_angle" else []
-        yield from scaled or _axes(sample, state, action.name, command, [x for x, _ in pairs])
+        turned = scaled or list(_axes(sample, state, action.name, command, [x for x, _ in pairs]))
+        yield from turned or _others_axes(sample, state, action, command, [x for x, _ in pairs])
 
 
 def _mismatch(sample: Sampled, state: Field, action: Field, hypotheses: list[tuple[str, str, str]], verdict: Verdict) -> Finding:
@@ -252,6 +253,24 @@ def _axes(sample: Sampled, state: Field, name: str, command: list[np.ndarray], x
             "error",
             {f"{c}_{a}": float(v) for (c, a), v in agree.items()},
             FIX[convention],
+        )
+
+
+def _others_axes(sample: Sampled, state: Field, action: Field, command: list[np.ndarray], x: list[np.ndarray]) -> Iterator[Finding]:
+    """Steps of rotation are about the hand's own axes. Matrices transposed in state and action alike read as steps about the base's: which
+    of the two it is, the numbers cannot say, and neither is what is declared."""
+    agree = _agreement(sample, command, x, state.unit)
+    hand, base = agree.get(("declared", "hand"), 0.0), agree.get(("declared", "world"), 0.0)
+    if base > 0.5 and base > hand + TURN_MARGIN:
+        layout = state.unit == action.unit == "rot6d"
+        either = f", or state and action both are {TELL['rows']}" if layout else ""
+        yield Finding(
+            "rotation_layout" if layout else "wrong_frame",
+            f"{sample.name}: action.{action.name}, state.{state.name}",
+            f"the steps turn the hand about the base's axes (correlation {base:.2f}), not about its own ({hand:.2f}){either}",
+            "error",
+            {"about_the_base": base, "about_the_hand": hand},
+            "say `delta: {axes: base, by: ...}` in the card" + (f", or {FIX['rows']}" if layout else "."),
         )
 
 
