@@ -23,7 +23,7 @@ COMMANDS = {
     "collect": "Record demonstrations of scripted experts in a simulator as shards.",
     "convert": "Convert a dataset (RLDS, LeRobot, HDF5, video, ...) into shards, by what its card says.",
     "check": "Check shards, a mixture, a recipe or a checkpoint; exit 0 good, 1 damaged, 2 not understood.",
-    "show": "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, or training runs as curves.",
+    "show": "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, training runs as curves, or what was served.",
     "stats": "Compute normalisation statistics of shards for an embodiment, or compare two.",
     "new-robot": "Write a robot's file, card, mixture and recipe from a dataset, asking for what it cannot know.",
     "train": "Run a recipe: pretraining or fine-tuning.",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vla.data.mixture import Mixture
     from vla.data.reader import Dataset
 
-SUMMARY = "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, or training runs as curves."
+SUMMARY = "Show what a dataset holds (tables, pictures, plots), a mixture as a tree, training runs as curves, or what was served."
 EXAMPLES = """
 vla show data_mixtures/demo.yaml --samples 100000
 vla show data/demo/sawyer
@@ -23,23 +23,26 @@ vla show data/demo/sawyer --out pictures --episodes 12
 vla show data_mixtures/demo.yaml --batch 8 --out pictures
 vla show data/demo/sawyer --rerun runs/show/sawyer.rrd
 vla show runs/demo runs/demo_tokens
+vla show runs/served --out runs/show
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, or folder of a training run")
+    parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, training run, or recording of `vla serve`")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="further runs, to be drawn over the first")
     parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
     parser.add_argument("--samples", type=int, help="mixture: length of a run, to show how often each source is seen")
     parser.add_argument("--episodes", type=int, default=8, help="dataset: episodes on the pictures (default: 8)")
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="also draw the first N samples as training sees them")
-    parser.add_argument("--rerun", type=Path, metavar="FILE", help="dataset: also write a recording (.rrd) for the rerun viewer")
+    parser.add_argument("--rerun", type=Path, metavar="FILE", help="dataset or one session: also write a file (.rrd) for rerun")
     parser.add_argument("--out", type=Path, default=Path("runs/show"), help="folder for pictures (default: runs/show)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.runs or (args.path / "log.jsonl").is_file():
         return _runs(args)
+    if _served(args.path):
+        return _rollouts(args)
     kind = kind_of(args.path)
     if kind not in SHOWS:
         raise UnknownName("kind of path to show", kind, SHOWS, f"`vla check {args.path}` knows it.")
@@ -98,6 +101,27 @@ def _runs(args: argparse.Namespace) -> int:
     path = args.out / f"{'-'.join(dict.fromkeys(history.name for history in histories))}-curves.png"
     save_curves(path, histories)
     print(f"wrote {path}")
+    return 0
+
+
+def _served(path: Path) -> bool:
+    return (path / "rollout.json").is_file() or any(path.glob("session-*/rollout.json"))
+
+
+def _rollouts(args: argparse.Namespace) -> int:
+    from vla.serve.page import write_page
+    from vla.serve.rollout import Rollout, rollouts
+
+    found = rollouts(args.path)
+    if args.rerun and len(found) > 1:
+        raise UserError(f"--rerun records one session; give one of {', '.join(path.name for path in found)}")
+    for path in found:
+        rollout = Rollout.read(path)
+        print(f"wrote {write_page(rollout, args.out / f'{rollout.name}.html')}")
+        if args.rerun:
+            from vla.serve.rerun import write_rollout
+
+            print(f"wrote {write_rollout(rollout, args.rerun)}; look at it with `rerun {args.rerun}`")
     return 0
 
 

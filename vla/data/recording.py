@@ -22,7 +22,7 @@ TIMELINE = "time"
 def write_recording(dataset: Dataset, path: Path, episodes: int = 8) -> Path:
     """Writes an .rrd file: `<episode>/<camera>` holds the frames as stored, `<episode>/state/<field>` and `action/<field>` the numbers,
     `<episode>/instruction` the texts. UserError without rerun."""
-    rr = _rerun()
+    rr = load_rerun()
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = rr.RecordingStream(f"vla {dataset.info.name}", recording_id=f"{dataset.info.name}-{dataset.digest[:12]}")
     stream.save(path)
@@ -57,7 +57,8 @@ def _series(rr: Any, stream: RecordingStream, place: str, space: Space, time_s: 
         rr.send_columns(f"{place}/{name}", indexes=[clock], columns=rr.Scalars.columns(scalars=rows[:, where]), recording=stream)
 
 
-def _rerun() -> Any:
+def load_rerun() -> Any:
+    """The library. UserError without it."""
     try:
         import rerun
     except ImportError as error:

@@ -1,0 +1,228 @@
+"""What a request costs over the policy's own time, whether health is answered while the policy thinks, and what batching keeps.
+
+    python benchmarks/serve.py
+    python benchmarks/serve.py --json benchmarks/results/serve.json
+
+The server runs in a process of its own, and so do the clients, which speak openpi's protocol. Three figures:
+
+overhead_ms_p50             a client's round trip with two 224-pixel images, less the policy's own time for it as the server measured it
+health_ms_during_inference  the slowest of repeated GET /healthz while one inference takes 3 s
+batching_efficiency_32      32 clients at once: the time that the same policy, called directly, takes for the same batch sizes, over the
+                            time that the server took to answer them
+
+The policies take their time as an accelerator does, off the processor: `a + b * batch` seconds, asleep. Two cores that also run 32
+clients could otherwise not tell the server's cost from the clients'. `--checkpoint FOLDER` measures with a real one beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.embodiment import Embodiment, Field, Space
+from vla.types import Chunk, Observation
+
+_SPACE = Space((Field("joints", 6, "rad"), Field("gripper", 1, "open01")))
+ROBOT = Embodiment("bench", ("third_person", "wrist"), _SPACE, _SPACE, _SPACE, Fraction(30), 16, ((-3.2, 3.2),) * 6 + ((0.0, 1.0),))
+SIDE = 224
+CLIENTS = 32
+
+
+class Asleep:
+    """A policy on an accelerator: `base_s + row_s * batch` seconds off the processor, then no motion."""
+
+    def __init__(self, base_s: float, row_s: float) -> None:
+        self.base_s, self.row_s = base_s, row_s
+
+    def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
+        time.sleep(self.base_s + self.row_s * len(observations))
+        return [Chunk(np.zeros((ROBOT.horizon, ROBOT.command.size)), ROBOT.name, ROBOT.rate_hz) for _ in observations]
+
+
+def serve(pipe: Any, base_s: float, row_s: float, checkpoint: str | None) -> None:
+    """The server's process: says where it serves, then waits to be told to end."""
+    from vla.serve.background import serving
+    from vla.serve.service import Service, Settings
+
+    actor, robot = loaded(checkpoint) if checkpoint else (Asleep(base_s, row_s), ROBOT)
+    service = Service(actor, robot, Settings(deadline_s=60, max_batch=CLIENTS))
+    service.warm_up()
+    with serving(service) as server:
+        pipe.send(server.address)
+        pipe.recv()
+
+
+def loaded(checkpoint: str) -> tuple[Any, Embodiment]:
+    from vla.policy import Policy
+
+    policy = Policy.load(checkpoint)
+    return policy, policy.contents.embodiments[0]
+
+
+class Served:
+    """The server in its process, as a context: its address."""
+
+    def __init__(self, base_s: float, row_s: float, checkpoint: str | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, base_s, row_s, checkpoint))
+
+    def __enter__(self) -> str:
+        self._process.start()
+        return self._pipe.recv()
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def observation(robot: Embodiment = ROBOT) -> dict[str, Any]:
+    from vla.serve.service import neutral_state
+
+    rng = np.random.default_rng(0)
+    images = {role: rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for role in robot.cameras}
+    return {"prompt": "open the door", "images": images, "state": neutral_state(robot)}
+
+
+def overhead(requests: int, checkpoint: str | None = None) -> dict[str, float]:
+    """Round trips of one client, less the policy's own time."""
+    from vla_client import PolicyClient
+
+    robot = loaded(checkpoint)[1] if checkpoint else ROBOT
+    with Served(0.0, 0.005, checkpoint) as address, PolicyClient(f"ws://{address}", 60) as client:
+        message, over, policy = observation(robot), [], []
+        for number in range(requests + 20):
+            start = time.perf_counter()
+            timing = client.infer(message)["server_timing"]
+            if number >= 20:
+                over.append((time.perf_counter() - start) * 1e3 - timing["infer_ms"])
+                policy.append(timing["infer_ms"])
+    over.sort()
+    return {
+        "overhead_ms_p50": statistics.median(over),
+        "overhead_ms_p99": over[int(len(over) * 0.99)],
+        "policy_ms_p50": statistics.median(policy),
+    }
+
+
+def health(thinking_s: float) -> dict[str, float]:
+    """GET /healthz all through one long inference."""
+    from vla_client import PolicyClient
+
+    with Served(0.0, 0.0) as quick:  # what a connection costs here without a server that is busy
+        idle = [_healthz(quick) for _ in range(20)]
+    with Served(thinking_s / 2, 0.0) as address:
+        with PolicyClient(f"ws://{address}", 60) as client:
+            client.infer(observation())  # connected and warm
+            thread = threading.Thread(target=client.infer, args=[observation()])
+            thread.start()
+            times = []
+            while thread.is_alive():
+                times.append(_healthz(address))
+                time.sleep(0.01)
+    return {
+        "health_ms_during_inference": max(times),
+        "health_ms_p50": statistics.median(times),
+        "health_ms_idle_p50": statistics.median(idle),
+    }
+
+
+def _healthz(address: str) -> float:
+    start = time.perf_counter()
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.read() == b"OK\n"
+    connection.close()
+    return (time.perf_counter() - start) * 1e3
+
+
+def ask(address: str, count: int, requests: int, barrier: Any) -> None:
+    """One process of clients, a thread each."""
+    from vla_client import PolicyClient
+
+    message = observation()
+
+    def run() -> None:
+        with PolicyClient(f"ws://{address}", 60) as client:
+            client.infer(message)
+            barrier.wait()
+            for _ in range(requests):
+                client.infer(message)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def batching(requests: int) -> dict[str, Any]:
+    """32 clients in two processes, each asking again as soon as it is answered."""
+    base_s, row_s = 0.05, 0.005  # about what a 3B policy takes on a GPU
+    context = multiprocessing.get_context("spawn")
+    with Served(base_s, row_s) as address:
+        barrier = context.Barrier(CLIENTS + 1)
+        processes = [context.Process(target=ask, args=(address, CLIENTS // 2, requests, barrier)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        barrier.wait()
+        before, start = _batches(address), time.perf_counter()
+        for process in processes:
+            process.join()
+        seconds = time.perf_counter() - start
+        after = _batches(address)
+    sizes = {size: after[size] - before.get(size, 0) for size in after if after[size] > before.get(size, 0)}
+    policy, message = Asleep(base_s, row_s), Observation({}, np.zeros((1, 7)), "", ROBOT.name)
+    start = time.perf_counter()
+    for size, count in sizes.items():
+        for _ in range(count):
+            policy.act_batch([message] * size, range(size))
+    direct_s = time.perf_counter() - start
+    return {
+        "batching_efficiency_32": direct_s / seconds,
+        "answers_per_s_32": CLIENTS * requests / seconds,
+        "batches_32": {str(size): count for size, count in sorted(sizes.items())},
+    }
+
+
+def _batches(address: str) -> dict[int, int]:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("GET", "/statistics")
+    found = json.loads(connection.getresponse().read())
+    connection.close()
+    return {int(size): count for size, count in found["batches"].items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=300, help="round trips of the overhead (default: 300)")
+    parser.add_argument("--rounds", type=int, default=20, help="requests of each of the 32 clients (default: 20)")
+    parser.add_argument("--thinking", type=float, default=3.0, metavar="S", help="length of the long inference (default: 3)")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="also measure the overhead over this one's own time")
+    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write the figures (default: print them)")
+    args = parser.parse_args()
+    found: dict[str, Any] = {**overhead(args.requests), **health(args.thinking), **batching(args.rounds)}
+    if args.checkpoint:
+        found["checkpoint"] = overhead(args.requests, args.checkpoint)
+    found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": multiprocessing.cpu_count()}
+    text = json.dumps(found, indent=1)
+    if args.json and args.json != Path("-"):
+        args.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
