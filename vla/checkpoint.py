@@ -18,7 +18,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,34 +171,48 @@ def write_folder(folder: Path, write: Any) -> Path:
     The manifest vouches for every file but a model card.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with saving(folder, temporary):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         write(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        flushing = _Flushing(files)  # the disk takes what is in memory while it is hashed from there
         vouched = [path for path in files if path.name != CARD]
         rows = {str(path.relative_to(temporary)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in vouched}
+        flushing.wait()
         (temporary / "manifest.json").write_text(json.dumps({"files": rows}, indent=1))
-        for path in (*files, temporary / "manifest.json", temporary):
+        for path in (temporary / "manifest.json", temporary):
             _flush(path)
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
-            temporary.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            temporary.rename(folder)
+        put_in_place(temporary, folder)
         _flush(folder.parent)
+    return folder
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Renames; what stood there goes only once the new one does."""
+    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def saving(folder: Path, temporary: Path) -> Iterator[None]:
+    """What the system refuses inside is one line that says what is free; `temporary` is gone afterwards."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free
+        there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(there).free
         raise UserError(
             f"could not save {folder}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact."
         ) from error
-    return folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def verify_folder(folder: Path) -> Path:
@@ -245,6 +261,29 @@ def _digest_310(file: Any) -> str:
     while piece := file.read(1 << 20):
         digest.update(piece)
     return digest.hexdigest()
+
+
+class _Flushing(threading.Thread):
+    """Flushes files. A daemon: a process that is told to leave at once does not wait for the disk."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__(name="vla-flush", daemon=True)
+        self._paths = paths
+        self._failure: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for path in self._paths:
+                _flush(path)
+        except OSError as error:
+            self._failure = error
+
+    def wait(self) -> None:
+        """Raises what the system said."""
+        self.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 def _flush(path: Path) -> None:

@@ -8,9 +8,7 @@ Files are mapped into memory and handed on one at a time, so that loading a mode
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vla.errors import Damaged, UserError
+from vla.tensor_file import write_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -99,16 +97,12 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors, with the umask's file mode (the library's own is 0600, unreadable for a colleague)."""
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """safetensors, written from memory (`vla.tensor_file`). OSError says how many bytes were needed."""
     try:
-        save_file(held, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library's own type hides what the system said
-        needed = sum(tensor.nbytes for tensor in held.values())
-        raise OSError(errno.EIO, f"{path.name} needs {needed / 1e6:.1f} MB: {error}") from error
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+        write_tensors(path, tensors)
+    except OSError as error:
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise OSError(error.errno, f"{error.strerror}: {path.name} needs {needed / 1e6:.1f} MB") from error
 
 
 def parse_size(text: str) -> int:

@@ -48,7 +48,7 @@ def steps(root: str, out: str, stage: int) -> None:
             for which in mine:
                 engine.forward_backward(batches[which], noises[which], weights, last=which == mine[-1])
             losses.append(engine.step(1e-3).loss)
-        found = engine.weights()
+        found = {name: tensor for name, tensor in engine.state().items() if name.startswith("weight/")}
         if ranks.first:
             save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, f"{out}/{case}-{stage}.safetensors")
             Path(f"{out}/{case}-{stage}.json").write_text(json.dumps(losses))

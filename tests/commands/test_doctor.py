@@ -13,7 +13,7 @@ from vla.commands import doctor
 
 
 def report(capsys, **kwargs) -> tuple[int, dict]:
-    code = doctor.run(argparse.Namespace(json=True, path=kwargs.get("path", Path())))
+    code = doctor.run(argparse.Namespace(json=True, nodes=False, path=kwargs.get("path", Path())))
     return code, json.loads(capsys.readouterr().out)
 
 

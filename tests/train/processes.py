@@ -47,7 +47,7 @@ def warm(*modules: str) -> Iterator[Warm]:
     finally:
         assert process.stdin
         process.stdin.close()
-        process.wait(30)
+        process.wait(300)  # a crowded machine takes its time to free what was imported
 
 
 def _serve() -> None:

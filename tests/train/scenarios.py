@@ -59,26 +59,8 @@ def command(words: list[str], said: str) -> int:
         return main(words)
 
 
-def save_and_die(root: str, out: str, at_write: int) -> int:
-    """Trains on, and dies at the `at_write`-th flush to disk. Exit code 0 once there are fewer."""
-    import vla.checkpoint
-
-    flush, count = vla.checkpoint._flush, 0
-
-    def counted(path: Path) -> None:
-        nonlocal count
-        count += 1
-        if count == at_write:
-            os.kill(os.getpid(), signal.SIGKILL)
-        flush(path)
-
-    vla.checkpoint._flush = counted
-    train(toy_run(steps=6, save_every=3), Path(out), resume=True, data_root=Path(root), near=Path(root))
-    return 0
-
-
-def gradients(root: str, out: str, stages: list[int]) -> None:
-    """Losses, gradients, weights and averaged weights of three steps, plain and with every ZeRO stage, as files in `out`.
+def gradients(root: str, out: str, stages: list[int | str]) -> None:
+    """Losses, gradients, weights and averaged weights of three steps, with each ZeRO stage (0: plain; or a file's name), as files in `out`.
 
     Two halves of each batch: one per rank with two, one per micro-batch with a single process. In the second case the second half
     is video alone, so that its rank has no label at all.
@@ -88,7 +70,7 @@ def gradients(root: str, out: str, stages: list[int]) -> None:
     for case, model in (("mixed", MODEL), ("unlabelled", latent)):
         for stage in stages:
             optim = AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, grad_clip=0.0)
-            run = toy_run(model=model, microbatch=4, optim=optim, zero=Zero(stage) if stage else None)
+            run = toy_run(model=model, microbatch=4, optim=optim, zero=_zero(stage))
             job = assemble(run, Path(root), Path(root))
             video = [place[1] == job.train.sources["c"] for place in job.train.look_up(range(200))]
             half = np.array([p for p in range(200) if not video[p]]), np.array([p for p in range(200) if video[p]])
@@ -108,15 +90,18 @@ def gradients(root: str, out: str, stages: list[int]) -> None:
                 losses.append([update.loss, update.grad_norm])
                 if step == 0:
                     moments = {name: tensor.clone() for name, tensor in engine.state().items()}
-            with engine.averaged():
-                averaged = engine.weights()
             last = engine.state()
+            averaged = engine.acting(last)
             if ranks.first:
                 found = {name: tensor * 10 for name, tensor in moments.items() if name.startswith("exp_avg/")}  # 1 / (1 - 0.9)
                 found |= {name: tensor for name, tensor in last.items() if name.startswith("weight/")}
                 found |= {f"averaged/{name}": tensor for name, tensor in averaged.items()}
                 save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{out}/{case}-{stage}-{ranks.world}.safetensors")
                 Path(f"{out}/{case}-{stage}-{ranks.world}.json").write_text(json.dumps(losses))
+
+
+def _zero(stage: int | str) -> Zero | None:
+    return Zero.of(str(stage) if isinstance(stage, int) else f"pretrain/{stage}.json")
 
 
 def not_finite(root: str, out: str) -> None:

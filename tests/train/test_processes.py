@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
-import shutil
+import re
 import signal
 from pathlib import Path
 
@@ -19,6 +18,19 @@ from vla.train.checkpoint import STATE, steps_saved
 def processes():
     with warm() as running:
         yield running
+
+
+def samples(ledger: Path, batch_size: int = 8) -> dict[int, str]:
+    """Position -> sample. What was taken before a start, past the step that it starts from, was lost with its process."""
+    found: dict[int, str] = {}
+    for line in ledger.read_text().splitlines():
+        first, rest = line.split(" ", 1)
+        if first == "from":
+            found = {position: sample for position, sample in found.items() if position < int(rest) * batch_size}
+        else:
+            assert int(first) not in found, f"position {first} came twice"
+            found[int(first)] = rest
+    return found
 
 
 def fingerprint(out: Path) -> tuple:
@@ -69,35 +81,28 @@ def test_ranks_of_a_launcher_train_together(processes, shards, tmp_path):
         assert said.read_text().count("saved ") == (code == 0)  # only the first rank speaks
 
 
-@pytest.mark.faults
-def test_killed_at_every_step(processes, uninterrupted, shards, tmp_path):
-    for step in range(1, 12):
-        settings = {"root": shards, "out": tmp_path / str(step), "steps": 12, "save_every": 4}
-        assert processes.run("run_and_die", kill_at=step, **settings) == [-signal.SIGKILL]
-        assert processes.run("run_and_die", resume=True, **settings) == [0]
-        assert fingerprint(tmp_path / str(step)) == uninterrupted
+def test_two_ranks_then_one_then_two(processes, uninterrupted, shards, tmp_path):
+    """Each position of the order once, with its own sample; the losses of one process."""
+    settings = {"root": shards, "steps": 12, "save_every": 4, "module": "tests.train.faults", "name": "trains"}
+    run = {**settings, "out": tmp_path / "run", "ledger": tmp_path / "ledger"}
+    assert processes.run("elsewhere", world=2, die=("stop", 3), **run) == [75, 75]
+    assert processes.run("elsewhere", die=("stop", 7), resume=True, **run) == [75]
+    assert processes.run("elsewhere", world=2, resume=True, **run) == [0, 0]
+    assert processes.run("elsewhere", out=tmp_path / "one", ledger=tmp_path / "one-ledger", **settings) == [0]
+    assert samples(tmp_path / "ledger") == samples(tmp_path / "one-ledger")
+    want, got = uninterrupted[2], fingerprint(tmp_path / "run")[2]
+    assert [row[0] for row in got.values()] == pytest.approx([row[0] for row in want.values()], rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.faults
-def test_killed_at_every_write_of_a_save(processes, shards, tmp_path):
-    """At each flush to disk: the newest complete checkpoint is found, nothing half-written is, and the run ends as it would have."""
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    assert processes.run("run_and_die", root=shards, out=whole, steps=6) == [0]
-    for write in itertools.count(1):
-        shutil.rmtree(out, ignore_errors=True)
-        assert processes.run("run_and_die", root=shards, out=out, steps=6, save_every=3, kill_at=4) == [-signal.SIGKILL]
-        died = processes.run("save_and_die", root=shards, out=out, at_write=write) == [-signal.SIGKILL]
-        assert steps_saved(out)[0].name == "000003"
-        assert processes.run("run_and_die", root=shards, out=out, resume=True, steps=6, save_every=3) == [0]
-        assert fingerprint(out) == fingerprint(whole)
-        if not died:
-            break
-    assert write > 8  # two folders of a few files each, themselves, and the folder around them
+def test_a_rank_that_is_killed_is_named(processes, shards, tmp_path):
+    settings = {"root": shards, "out": tmp_path / "run", "module": "tests.train.faults", "name": "fails"}
+    assert processes.run("elsewhere", world=2, how="killed", who=1, **settings) == [1, -signal.SIGKILL]
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) is gone", (tmp_path / "said-0.txt").read_text())
 
 
 def test_data_gone_on_one_rank_ends_all_with_the_reason(processes, shards, tmp_path):
-    """No rank waits for the one that left: it says what is wrong, the others that somebody did."""
+    """No rank waits for the one that left: it says what is wrong, and so do the others."""
     exits = processes.run("unreadable_on_one", world=2, root=shards, out=tmp_path / "run")
     assert all(code not in (0, None) and code > 0 for code in exits)
-    assert (tmp_path / "said-0.txt").read_text() == "another rank could not go on; its error says why"
+    assert (tmp_path / "said-0.txt").read_text().startswith("rank 1 could not go on: ")
     assert "samples are bad" in (tmp_path / "said-1.txt").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.repo.test_packaging import PROJECT
 from vla.embodiment import load_embodiment
 from vla.train.optim import Zero
 from vla.train.run import Run, load_recipe
@@ -43,12 +45,12 @@ def test_a_recipe_reads_like_a_lab_note(path):
     assert all(word in note for word in ("Hardware", "Expect", "Command", f"vla train {path.relative_to(ROOT)}")), path
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_blocks_are_deepspeeds_own(stage):
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+def test_zero_blocks_are_deepspeeds_own(name):
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = Zero.of(str(ROOT / "pretrain" / f"zero{stage}.json"))
-    assert zero is not None and zero.stage == stage
+    zero = Zero.of(str(ROOT / "pretrain" / f"{name}.json"))
+    assert zero is not None and zero.stage == int(name[4])
     known = DeepSpeedZeroConfig(**{**zero.settings, "stage": zero.stage})
     assert not known.model_extra  # a mistyped key would be carried along in silence
 
@@ -70,7 +72,7 @@ def said(tmp_path):
     return launch
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "accelerate"])
 def test_launchers_resume_what_they_are_given(said, tmp_path, launcher):
     stub(tmp_path, launcher, 'echo "$@"')
     done = said(LAUNCH / f"{launcher}.sh", "pretrain/demo.py", "--zero", "pretrain/zero2.json")
@@ -88,6 +90,15 @@ def test_slurm_tells_each_task_its_rank_and_requeues_what_was_stopped(said, tmp_
     for rank in (0, 1):
         assert f"rank {rank} of 2 at node1:20007 runs -m vla train pretrain/demo.py --resume" in done.stdout
     assert ("scontrol requeue 7" in done.stdout) == requeued
+
+
+def test_the_container_copies_what_there_is_and_installs_extras_that_there_are():
+    lines = (LAUNCH / "Containerfile").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY"):
+            assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+    extras = re.search(r"\.\[([a-z,]+)\]", "\n".join(lines))
+    assert extras and {*extras[1].split(",")} <= {*PROJECT["optional-dependencies"]}
 
 
 def test_skypilots_file_launches_the_recipe_it_names():

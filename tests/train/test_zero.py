@@ -44,6 +44,18 @@ def test_two_ranks_follow_one_process(steps, case, stage):
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_what_is_offloaded_follows_as_well(processes, shards, steps, tmp_path):
+    offloaded = ["zero2_offload", "zero3_offload"]
+    assert processes.run("gradients", world=2, root=shards, out=tmp_path, stages=offloaded) == [0, 0]
+    for case in ("mixed", "unlabelled"):
+        want = load_file(steps / f"{case}-0-1.safetensors")
+        for name in offloaded:
+            got = load_file(tmp_path / f"{case}-{name}-2.safetensors")
+            for key, tensor in want.items():
+                torch.testing.assert_close(got[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
 SLOWLY = [pytest.param(zero, precision, marks=pytest.mark.slow) for zero, precision in ((1, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16"))]
 
 

@@ -21,6 +21,7 @@ SUMMARY = "Check this machine: Python, torch, GPU, rendering, disk, memory, comp
 EXAMPLES = """
 vla doctor
 vla doctor --json > machine.json
+torchrun --nproc-per-node 2 -m vla doctor --nodes --path runs
 """
 
 PACKAGES = {
@@ -52,19 +53,22 @@ class Check:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--path", type=Path, default=Path(), help="folder whose disk is meant to hold the data (default: here)")
+    parser.add_argument(
+        "--nodes", action="store_true", help="under a launcher: do all ranks share --path, versions and clocks, and how fast do they talk?"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 if something that every use needs is bad."""
     checks = []
-    for check in _checks(args.path):
+    for check in _nodes(args.path) if args.nodes else _checks(args.path):
         checks.append(check)
         if not args.json:
             print(f"{check.status:4}  {check.name:10}  {check.detail}", flush=True)
             if check.fix:
                 print(f"{'':18}fix: {check.fix}", flush=True)
     good = all(check.status != "bad" for check in checks)
-    if args.json:
+    if args.json and checks:
         print(json.dumps({"ok": good, "checks": [asdict(check) for check in checks]}, indent=2))
     return 0 if good else 1
 
@@ -84,6 +88,14 @@ def _checks(path: Path) -> Iterator[Check]:
     if any(check.name in BACKENDS and check.status == "ok" for check in done):
         done = [Check(c.name, c.status, c.detail) if c.name in BACKENDS else c for c in done]  # one backend is enough
     yield from done
+
+
+def _nodes(path: Path) -> Iterator[Check]:
+    """Nothing on other ranks than the first."""
+    from vla.train.nodes import examine
+
+    for found in examine(path):
+        yield Check(found.name, "ok" if found.good else "bad", found.detail, found.fix)
 
 
 def _python() -> Check:

@@ -3,7 +3,7 @@
     run.json, log.jsonl, first_batch.png
     checkpoints/000500/pretrained_model   the acting checkpoint (`vla.checkpoint`), with the EMA's weights if there is one
     checkpoints/000500/training_state     state.safetensors (`Engine.state`) and progress.json, under a manifest
-    checkpoints/last -> 000500            for people, where the file system has links; resuming looks at the folders themselves
+    checkpoints/{last,best} -> 000500     for people, where the file system has links; resuming looks at the folders themselves
 
 A step's folder appears whole or not at all. Nothing here can run code.
 """
@@ -13,20 +13,33 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla.checkpoint import MODEL, Contents, folder_problems, save_checkpoint, save_tensors, steps_saved, write_folder
+from vla.checkpoint import (
+    MODEL,
+    Contents,
+    folder_problems,
+    put_in_place,
+    save_checkpoint,
+    save_tensors,
+    saving,
+    steps_saved,
+    write_folder,
+)
 from vla.errors import Damaged, UnsafeChange, UserError
+from vla.train.engine import Limits, Update
 from vla.train.run import differences
+from vla.train.spikes import remembered
 
 STATE = "training_state"
 FORMAT_VERSION = 1
@@ -35,6 +48,7 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands. `step`: steps done; the next batch starts at position `step * batch_size`. `updates`: those applied.
+    `recent`: loss and gradient norm of the last updates, against which a spike shows. `val_loss`: where held-out data were measured.
 
     There is no generator to restore: all randomness is a function of seed, position and step.
     """
@@ -46,6 +60,16 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     seconds: float = 0.0
+    recent: tuple[tuple[float, float], ...] = ()
+    val_loss: float | None = None
+
+    def after(self, update: Update, limits: Limits) -> Progress:
+        """One step further."""
+        done = replace(self, step=self.step + 1, val_loss=None)
+        if update.applied:
+            return replace(done, updates=self.updates + 1, skipped_in_row=0, recent=remembered(self.recent, update, limits))
+        recent = remembered(self.recent, update, limits)
+        return replace(done, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1, recent=recent)
 
 
 @contextmanager
@@ -64,27 +88,33 @@ def lock(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for partial in (out / "checkpoints").glob(".*.partial"):  # of a save that was killed
-            shutil.rmtree(partial)
+        for partial in [*(out / "checkpoints").glob(".*.partial"), *(out / "checkpoints").glob(".*.replaced")]:  # a killed save's
+            partial.unlink() if partial.is_symlink() else shutil.rmtree(partial)
         yield
 
 
-def save(out: Path, contents: Contents, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], progress: Progress, keep: int) -> Path:
-    """Writes the step's folder, points `last` to it, and removes all but the newest `keep`. Returns the acting checkpoint."""
+def save(
+    out: Path,
+    contents: Contents,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    progress: Progress,
+    keep_last: int,
+    keep_best: int = 0,
+) -> Path:
+    """Writes the step's folder, points `last` to it, and removes what need not be kept. Returns the acting checkpoint.
+
+    `keep_best`: so many with the lowest `val_loss` stay beside the newest `keep_last`; `best` points to the first of them.
+    """
     folder = out / "checkpoints" / f"{progress.step:06d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with saving(folder, temporary):
+        shutil.rmtree(temporary, ignore_errors=True)
         save_checkpoint(temporary / MODEL, contents, weights)
         write_folder(temporary / STATE, lambda part: _write_state(part, state, progress))
-        if folder.exists():  # a damaged one, or the same step once more
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _point(out / "checkpoints" / "last", folder.name)
-    for old in steps_saved(out)[:-keep]:
-        shutil.rmtree(old)
+        put_in_place(temporary, folder)  # in the place of a damaged one, if any: a sound one of this step is never written again
+        point(out, "last", folder)
+        _thin(out, progress.step, keep_last, keep_best)
     return folder / MODEL
 
 
@@ -92,7 +122,7 @@ def newest(out: Path, say: Callable[[str], None]) -> Path | None:
     """The newest step whose every byte is what its manifest says. Damaged ones are named and passed over, never removed."""
     folders = steps_saved(out)
     for folder in reversed(folders):
-        problems = [f"{part}: {line}" for part in (STATE, MODEL) for line in folder_problems(folder / part)]
+        problems = [f"{part}: {line}" for part in (STATE, MODEL) for line in folder_problems(folder / part)] or _strangers(folder)
         if not problems:
             return folder
         say(f"damaged: {folder}: {'; '.join(problems)}")
@@ -105,10 +135,23 @@ def newest(out: Path, say: Callable[[str], None]) -> Path | None:
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], Progress]:
     """What `save` wrote, already verified by `newest`."""
-    data = json.loads((folder / STATE / "progress.json").read_text())
+    data = _progress(folder)
     if data.pop("format_version") != FORMAT_VERSION:
         raise UserError(f"{folder} has another format of training state; this version reads {FORMAT_VERSION}")
+    data["recent"] = tuple((loss, norm) for loss, norm in data.get("recent", ()))
     return load_file(folder / STATE / "state.safetensors"), Progress(**data)
+
+
+def point(out: Path, name: str, folder: Path) -> None:
+    """A link for people, where the file system has links."""
+    link, part = folder.with_name(name), folder.with_name(f".{name}.partial")
+    part.unlink(missing_ok=True)
+    try:
+        part.symlink_to(folder.name)
+        part.replace(link)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # a mounted bucket, say, has no links
+            raise
 
 
 def record_run(out: Path, facts: Mapping[str, Any], fresh: bool, allow_changed: bool, say: Callable[[str], None]) -> None:
@@ -130,12 +173,35 @@ def _write_state(folder: Path, state: Mapping[str, Tensor], progress: Progress) 
     (folder / "progress.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(progress)}, indent=1))
 
 
-def _point(link: Path, name: str) -> None:
-    part = link.with_name(".last.partial")
-    part.unlink(missing_ok=True)
+def _thin(out: Path, step: int, keep_last: int, keep_best: int) -> None:
+    """Removes what is neither among the newest nor among the best. What is newer than `step` was damaged, and counts for nothing."""
+    folders = [folder for folder in steps_saved(out) if int(folder.name) <= step]
+    kept = {*folders[-keep_last:]}
+    if keep_best:
+        loss = {folder: _val_loss(folder) for folder in folders}
+        best = sorted((folder for folder in folders if math.isfinite(loss[folder])), key=lambda folder: (loss[folder], folder))[:keep_best]
+        kept |= {*best}
+        if best:
+            point(out, "best", best[0])
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Parts that are whole but of another step: copied there by hand, or by a backup of mixed age."""
+    steps = {STATE: _progress(folder)["step"], MODEL: json.loads((folder / MODEL / "config.json").read_text())["run"].get("step")}
+    return [f"{part}: of step {step}, stale" for part, step in steps.items() if step not in (int(folder.name), None)]
+
+
+def _val_loss(folder: Path) -> float:
+    """inf where it was not measured, or where the folder is damaged."""
     try:
-        part.symlink_to(name)
-        part.replace(link)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # a mounted bucket, say, has no links
-            raise
+        found = _progress(folder).get("val_loss")
+    except (OSError, ValueError):
+        found = None
+    return math.inf if found is None else found
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE / "progress.json").read_text())

@@ -20,23 +20,41 @@ from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 from vla.train.clock import Phases
 from vla.train.memory import part_of
+from vla.train.moments import MOMENTS, moments, set_moments
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Loss, WeightedSum
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest loss and gradient norm of a step that may move the weights (vla/train/spikes.py)."""
+
+    loss: float = math.inf
+    grad_norm: float = math.inf
+
+    def refuse(self, loss: float, grad_norm: float) -> str:
+        """Why such a step is skipped, or ''."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return "not finite"
+        return "a spike" if loss > self.loss or grad_norm > self.grad_norm else ""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a step did: the loss over all ranks, the gradient's norm before clipping, and whether the weights moved.
+    """What a step did: the loss over all ranks, the gradient's norm before clipping, and why the weights did not move ('': they did).
 
-    They do not where loss or gradient is not finite, on any rank: then all ranks skip, and weights stay as they were to the bit.
+    They do not where loss or gradient is not finite, or far too large, on any rank: then all ranks skip, and weights stay as they
+    were to the bit.
     """
 
     loss: float
     grad_norm: float
-    applied: bool
+    skipped: str = ""
+
+    @property
+    def applied(self) -> bool:
+        return not self.skipped
 
 
 class Engine(ABC):
@@ -63,8 +81,8 @@ class Engine(ABC):
         """Collective. Adds the gradient of one micro-batch; `last` of the step. `weights`: summed over ranks and micro-batches."""
 
     @abstractmethod
-    def step(self, lr: float) -> Update:
-        """Collective. Ends the step that `forward_backward` built."""
+    def step(self, lr: float, limits: Limits = Limits()) -> Update:  # frozen
+        """Collective. Ends the step that `forward_backward` built, without an update where it is past the limits."""
 
     @abstractmethod
     @contextmanager
@@ -72,17 +90,31 @@ class Engine(ABC):
         """Collective. Within it the model has the EMA's weights (its own, without an EMA)."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Tensor]:
-        """Collective. A copy of the model's state dict in fp32, as in use, complete on rank 0 (on the CPU; {} elsewhere)."""
-
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Collective. Everything that the next step depends on, complete on rank 0: `weight/`, `exp_avg/`, `exp_avg_sq/`, `ema/`
-        and `buffer/` + name, fp32. The same names and shapes whatever the engine or the number of ranks. Good until the next step."""
+        """Collective. Everything that the next step depends on, complete on rank 0 ({} elsewhere): `weight/`, `exp_avg/`,
+        `exp_avg_sq/`, `ema/` and `buffer/` + name. The same names and shapes whatever the engine or the number of ranks. Live
+        tensors on the engine's device: good until the next step."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Collective. The inverse of `state`; every rank gives the whole of it."""
+
+    @abstractmethod
+    def names(self) -> dict[str, str]:
+        """Of the model's state dict: name -> the name under which `state` has it (of tied weights there is one)."""
+
+    def acting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What acts, of a `state`: the model's state dict with the EMA's weights where there are any; shares memory with it."""
+        found = {}
+        for name, first in self.names().items():
+            key = next((f"{kind}/{first}" for kind in ("ema", "weight", "buffer") if f"{kind}/{first}" in state), "")
+            if key:
+                found[name] = state[key].float()
+        return found
+
+    def gradient(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """This rank's gradient of one batch, flat; what the next step does is not changed by it. None where the engine cannot say."""
+        return None
 
 
 class LocalEngine(Engine):
@@ -93,7 +125,9 @@ class LocalEngine(Engine):
         self.module = model.to(ranks.device)
         self.named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self.trained = [p for _, p in self.named]
-        self.optimizer = run.optim.build(self.trained)
+        self.optimizer = run.optim.build(self.module.named_parameters())
+        if run.compiled:
+            compile_layers(self.module)
         self.shadow = [p.detach().clone() for p in self.trained] if run.ema_decay is not None else None
         self._total = torch.zeros((), device=ranks.device)
         self._norm_P = torch.zeros(len(self.trained), device=ranks.device)
@@ -112,8 +146,8 @@ class LocalEngine(Engine):
         self._total += total.detach()
         return detached(loss)
 
-    def step(self, lr: float) -> Update:
-        """One optimizer update at `lr` from the gathered gradients, skipped where they are not finite."""
+    def step(self, lr: float, limits: Limits = Limits()) -> Update:  # frozen
+        """One optimizer update at `lr` from the gathered gradients, skipped where they are not finite or past the limits."""
         for p in self.trained:
             if p.grad is None:  # ZeRO gives such a parameter a zero gradient (moments and decay go on): the same here
                 p.grad = torch.zeros_like(p)
@@ -125,12 +159,12 @@ class LocalEngine(Engine):
             self._norm_P = torch.stack(torch._foreach_norm(grads))
             norm = torch.linalg.vector_norm(self._norm_P)
             loss, grad_norm = torch.stack([self._total, norm]).tolist()
-            applied = math.isfinite(loss) and math.isfinite(grad_norm)
-            if applied:
+            update = Update(loss, grad_norm, limits.refuse(loss, grad_norm))
+            if update.applied:
                 self._apply(lr, norm)
             self.optimizer.zero_grad()
             self._total.zero_()
-        return Update(loss, grad_norm, applied)
+        return update
 
     def grad_norms(self) -> dict[str, float]:
         """By part (`memory.part_of`); read when a line is written, not at each step."""
@@ -150,7 +184,7 @@ class LocalEngine(Engine):
         if self.run.optim.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.trained, self.run.optim.grad_clip, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         self.optimizer.step()
         self.updates += 1
         if self.shadow is not None:
@@ -171,23 +205,19 @@ class LocalEngine(Engine):
             with torch.no_grad():
                 torch._foreach_copy_(self.trained, own)
 
-    def weights(self) -> dict[str, Tensor]:
-        if not self.ranks.first:
-            return {}
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in self.module.state_dict().items()}
+    def names(self) -> dict[str, str]:
+        return first_names(self.module)
 
     def state(self) -> dict[str, Tensor]:
-        """Views of the live tensors, not copies; {} on other ranks than the first."""
         if not self.ranks.first:
             return {}
         found = {f"weight/{name}": p for name, p in self.module.named_parameters()}
         found |= {f"buffer/{name}": b for name, b in self.module.named_buffers()}
         for name, p in self.named:
-            for moment in MOMENTS:
-                found[f"{moment}/{name}"] = self.optimizer.state[p].get(moment, torch.zeros_like(p))
+            found |= {f"{moment}/{name}": tensor for moment, tensor in moments(self.optimizer, p).items()}
         if self.shadow is not None:
             found |= {f"ema/{name}": tensor for (name, _), tensor in zip(self.named, self.shadow, strict=True)}
-        return {name: tensor.detach().cpu() for name, tensor in found.items()}
+        return {name: tensor.detach() for name, tensor in found.items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
@@ -198,11 +228,16 @@ class LocalEngine(Engine):
         for name, b in self.module.named_buffers():
             b.copy_(state[f"buffer/{name}"])
         for name, p in self.named:
-            moments = {moment: state[f"{moment}/{name}"].to(p).clone() for moment in MOMENTS}
-            self.optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
+            set_moments(self.optimizer, p, {moment: state[f"{moment}/{name}"] for moment in MOMENTS}, updates)
         if self.shadow is not None:
             for (name, _), tensor in zip(self.named, self.shadow, strict=True):
                 tensor.copy_(state[f"ema/{name}"])
+
+    def gradient(self, batch: Batch, noise: Noise, weights: Mapping[str, Tensor]) -> Tensor:
+        with self._autocast():
+            total = total_loss(self.module(batch, noise), weights)
+        grads = torch.autograd.grad(total, self.trained, allow_unused=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(self.trained, grads, strict=True)])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
@@ -218,6 +253,24 @@ def ema_decay(run: Run, updates: int) -> float:
     """The decay after so many updates: it warms up, so that a short run's average forgets its random start."""
     assert run.ema_decay is not None
     return min(run.ema_decay, (1 + updates) / (10 + updates))
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Name in the state dict -> the first name of the same parameter or buffer."""
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    for name, tensor in everything:
+        first.setdefault(id(tensor), name)
+    of = {name: first[id(tensor)] for name, tensor in everything}
+    return {name: of[name] for name in model.state_dict(keep_vars=True)}
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile on each layer of each stack of layers: one graph serves all layers of a kind, and what lies between stays eager."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.compile()
 
 
 def make_engine(run: Run, model: nn.Module, ranks: Ranks) -> Engine:

@@ -16,12 +16,14 @@ from vla.backbones.adapters import over_plain
 from vla.checkpoint import Contents, load_checkpoint
 from vla.collate import Collate
 from vla.config import to_json
+from vla.data.augment import Augment
 from vla.data.mixture import Mixture, Source
 from vla.data.pipeline import Pipeline
 from vla.data.statistics import compute_stats
 from vla.embodiment import Embodiment, load_embodiment
 from vla.errors import StatsMissing, UnknownName, UserError
 from vla.model import VLA, Model
+from vla.noise import Noise
 from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
 from vla.train.ranks import Ranks
@@ -84,6 +86,19 @@ def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Generator[list
     )
     for _, batch in made:
         yield [batch, *(next(made)[1] for _ in range(micro - 1))]
+
+
+def augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:
+    """The batch with its images changed; each sample by its own noise, on the device."""
+    images, contents = batch.inputs.get("image_BVFHW3"), job.contents
+    if images is None:
+        raise UserError("`augment` changes the input image_BVFHW3 (uint8), which this backbone's collate does not give; set augment=None")
+    cameras = [robot.cameras for robot in contents.embodiments]
+    moved_EV = augment.moved(cameras, images.shape[1], getattr(contents.model.backbone, "cameras", ())).to(images.device)
+    robotless_B = ~batch.spec.mask_BTA.any((1, 2))  # video of people stands on the roster's first row, whose cameras are not its own
+    moved_BV = moved_EV[batch.spec.embodiment_B] | robotless_B[:, None]
+    changed = augment(images, noise, moved_BV, batch.inputs.get("image_size_BV2"))
+    return replace(batch, inputs={**batch.inputs, "image_BVFHW3": changed})
 
 
 def assemble(

@@ -61,7 +61,9 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
-def estimate(model: nn.Module, precision: str, ema: bool, zero: Zero | None, world: int, activations: float = 0.0) -> Memory:
+def estimate(
+    model: nn.Module, precision: str, ema: bool, zero: Zero | None, world: int, activations: float = 0.0, moment_bits: int = 32
+) -> Memory:
     """Of a model, built or on the meta device, on each of `world` ranks.
 
     Plain torch keeps everything in fp32 on every rank. DeepSpeed computes in the run's precision, and keeps masters, moments and the
@@ -75,7 +77,7 @@ def estimate(model: nn.Module, precision: str, ema: bool, zero: Zero | None, wor
     if zero is None:
         weights = sum(n * p.element_size() for n, p in params) + packed
         working = 2 * count * low + 4 * trained * (world > 1)
-        return Memory(weights, 4 * trained, 8 * trained, copies, working, activations)
+        return Memory(weights, 4 * trained, trained * moment_bits / 4, copies, working, activations)
     size = 2 if low else 4
     weights = size * count / (world if zero.stage == 3 else 1)
     gradients = size * trained / (world if zero.stage >= 2 else 1)

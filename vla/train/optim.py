@@ -14,11 +14,16 @@ from torch import nn
 
 from vla.config import check_types
 from vla.errors import UnknownName, UserError
+from vla.train.moments import AdamW8
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Loshchilov and Hutter 2019. Decay spares vectors (norms, biases), as is usual. `grad_clip`: global norm, 0 for none."""
+    """Loshchilov and Hutter 2019. Decay spares vectors (norms, biases), as is usual. `grad_clip`: global norm, 0 for none.
+
+    `scales`: prefix of parameter names -> factor on the rate of those (`{"backbone": 0.1}`); of several the longest holds.
+    `moment_bits`: 8 keeps the moments of large tensors in a quarter of the memory (vla/train/moments.py; plain torch alone).
+    """
 
     kind: ClassVar[str] = "optim.adamw"
     lr: float = 1e-3
@@ -26,21 +31,40 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.01
     grad_clip: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    moment_bits: int = 32
 
     def __post_init__(self) -> None:
         check_types(self)
         if not 0 < self.lr < 10 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"AdamW needs 0 < lr < 10 and betas in [0, 1); got lr {self.lr}, betas {self.betas}")
+        if not all(0 < scale <= 1000 for scale in self.scales.values()):
+            raise UserError(f"a module's factor on the learning rate is above 0 (to hold it still, freeze it); got {dict(self.scales)}")
+        if self.moment_bits not in (8, 32):
+            raise UnknownName("moment_bits", self.moment_bits, (8, 32))
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        """The optimizer over those that are trained; fused, one kernel for all, also on a CPU."""
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer over those that are trained; fused, one kernel for all, also on a CPU. Each group has its `scale`."""
+        everything = list(named)
+        for prefix in self.scales:
+            if not any(f"{name}.".startswith(f"{prefix}.") for name, _ in everything):
+                parts = {".".join(name.split(".")[:2]) for name, _ in everything}
+                raise UnknownName("module with a learning rate of its own", prefix, parts)
+        groups: dict[tuple[bool, float], dict[str, Any]] = {}
+        for name, p in everything:
+            if p.requires_grad:
+                decays, scale = p.dim() >= 2, self.scale_of(name)
+                empty: dict[str, Any] = {"params": [], "weight_decay": self.weight_decay if decays else 0.0, "scale": scale}
+                groups.setdefault((not decays, scale), empty)["params"].append(p)
+        ordered = [groups[key] for key in sorted(groups)]
+        if self.moment_bits == 8:
+            return AdamW8(ordered, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(ordered, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+    def scale_of(self, name: str) -> float:
+        """The factor on a parameter's learning rate."""
+        fitting = [prefix for prefix in self.scales if f"{name}.".startswith(f"{prefix}.")]
+        return self.scales[max(fitting, key=len)] if fitting else 1.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,10 @@ class Zero:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2, 3):
             raise UnknownName("ZeRO stage", self.stage, (1, 2, 3))
+        for block in ("offload_optimizer", "offload_param"):
+            device = self.settings.get(block, {}).get("device", "none")
+            if device not in ("none", "cpu"):  # what lies on an NVMe disk is in DeepSpeed's hands, and in no training state of ours
+                raise UnknownName(f"device of {block}", device, ("none", "cpu"))
 
     @staticmethod
     def of(text: str) -> Zero | None:

@@ -63,7 +63,7 @@ def forecast(run: Run, job: Job, world: int) -> list[str]:
         reason = str(error).splitlines()[0]
     size = run.batch_size // world // run.microbatches(world)
     activations = one.activations * size if one else 0.0
-    memory = estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world, activations)
+    memory = estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world, activations, run.optim.moment_bits)
     if one is None:
         return [f"memory: {memory.line()}; activations come on top", f"operations and activations are not known: {reason}"]
     sample = one.forward + one.backward
@@ -97,7 +97,7 @@ def measure(model: nn.Module, batch: Batch, precision: str, operations: bool = T
 def what_fits(run: Run, job: Job, batch: Batch, one: Pass, world: int) -> list[str]:
     """A table: the most samples of a micro-batch on devices of each size, by what is trained and how it is spread over `world` ranks."""
     ema = run.ema_decay is not None
-    whole = estimate(job.model, run.precision, ema, None, world)
+    whole = estimate(job.model, run.precision, ema, None, world, moment_bits=run.optim.moment_bits)
     if whole.total < SMALL:
         return [
             f"what fits: anything; {_samples(DEVICES_GB[0], whole.total, one).strip()} samples at once on a device of {DEVICES_GB[0]} GB"
@@ -107,7 +107,7 @@ def what_fits(run: Run, job: Job, batch: Batch, one: Pass, world: int) -> list[s
     for method, model in methods(run, job):
         each = one if model is job.model else measure(model, batch, run.precision, operations=False)
         for zero in (None, Zero(1), Zero(2), Zero(3)):
-            fixed = estimate(model, run.precision, ema, zero, world).total
+            fixed = estimate(model, run.precision, ema, zero, world, moment_bits=run.optim.moment_bits).total
             name = f"{method}, {f'ZeRO-{zero.stage}' if zero else 'plain torch'}"
             sizes = f"{fixed / 1e9:.1f} GB + {each.activations / 1e9:.2g} a sample"
             lines.append(f"  {name:34}{sizes:>24}" + "".join(_samples(size, fixed, each) for size in DEVICES_GB))

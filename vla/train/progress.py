@@ -62,7 +62,7 @@ class Bar(Watch):
                     f"  with shuffled instructions {probe['shuffled']:.4f} ({probe['rise']:+.0%}), blank {probe['blank']:.4f}{verdict}"
                 )
         elif row["kind"] == "skip":
-            self.say(f"step {row['step']}: skipped, not finite (loss {row['loss']}, gradient norm {row['grad_norm']})")
+            self.say(f"step {row['step']}: skipped, {row['why']} (loss {row['loss']}, gradient norm {row['grad_norm']})")
 
     def step(self, done: int, steps: int) -> None:
         if self._bar.tasks[0].start_time is None:

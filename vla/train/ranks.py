@@ -16,7 +16,11 @@ from torch import Tensor
 from vla.errors import UserError
 
 TIMEOUT_S = 600.0
-"""A rank that says nothing for so long is taken for dead, and the others end with an error."""
+"""A rank that says nothing for so long is taken for dead, and the others end with an error that names it."""
+
+
+class Left(UserError):
+    """Another rank has left. `vla.train.together` asks which one, and why."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,15 @@ class Ranks:
     device: torch.device
 
     @staticmethod
-    def join() -> Ranks:
-        """Reads the launcher's environment; with more than one rank, meets the others."""
+    def join(timeout_s: float = TIMEOUT_S) -> Ranks:
+        """Reads the launcher's environment; with more than one rank, meets the others, who wait for each other for `timeout_s`."""
         rank, world, local = Ranks.number(), Ranks.world_size(), _number("LOCAL_RANK", 0)
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         return Ranks(rank, world, device)
 
     @staticmethod
@@ -71,7 +75,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if failed > 0:
-            raise UserError("another rank could not start; its error says why")
+            raise Left("another rank could not start; its error says why")
         return answer
 
     def first_does(self, work: Callable[[], Any]) -> Any:

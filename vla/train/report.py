@@ -56,7 +56,8 @@ def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say
     peak = measured_peak(device, run.precision) if device.type == "cuda" else None
     most = f"; a matrix product here does {peak / 1e12:.0f} TFLOP/s" if peak else ""
     say(f"operations: {flops / 1e9:.3g} GFLOP a sample, {flops * run.batch_size / 1e12:.3g} TFLOP a step{most}")
-    say(f"memory: {estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world).line()}; activations come on top")
+    memory = estimate(job.model, run.precision, run.ema_decay is not None, run.zero, world, moment_bits=run.optim.moment_bits)
+    say(f"memory: {memory.line()}; activations come on top")
     total = 3 * seconds * micro * (run.steps - start.step)  # backward costs about twice the forward
     begins = f"goes on at step {start.step} of" if start.step else "starts;"
     say(f"{out}: {begins} {run.steps} steps, about {duration(total)} (from one forward pass)")
@@ -82,4 +83,4 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def _bytes_of_saves(run: Run, model: nn.Module) -> int:
     trained, frozen = count_parameters(model)
     copies = 4 + (run.ema_decay is not None)  # the acting weights, the masters, two moments, the EMA
-    return 4 * (copies * trained + 2 * frozen) * (run.keep_last + 1)
+    return 4 * (copies * trained + 2 * frozen) * (run.keep_last + run.keep_best + 1)

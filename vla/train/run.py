@@ -19,12 +19,25 @@ from vla.latent_action.run import LatentRun
 from vla.model import Model
 from vla.normalize import METHODS, Method
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
+from vla.train.ranks import TIMEOUT_S
 
 PRECISIONS = ("fp32", "bf16")
 TRACKERS = ("wandb", "trackio")
 
 HARMLESS: tuple[str, ...] = ("name", "log_every", "save_every", "keep_last", "validate_every", "val_batches", "tensorboard", "max_skips")
-HARMLESS += ("workers", "threads", "microbatch", "zero", "probe", "trackers")
+HARMLESS += (
+    "workers",
+    "threads",
+    "microbatch",
+    "zero",
+    "probe",
+    "trackers",
+    "keep_best",
+    "async_save",
+    "timeout_s",
+    "compiled",
+    "source_gradients",
+)
 """Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
 
 
@@ -38,10 +51,15 @@ class Run:
     which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
     `freeze`: prefixes of parameter names. `lora`: adapters in the backbone, whose adapted weights stand still. `history_s`: times of the
     observed frames relative to now. `goal_gap_s`: (least, most) seconds ahead of an image that tells half of the samples what to do,
-    instead of words (vla/goals.py). `latents`: name of the latent codes that `vla label` wrote. `max_skips`: non-finite updates in a row
-    before the run stops.
+    instead of words (vla/goals.py). `latents`: name of the latent codes that `vla label` wrote.
+    `spike_sigmas`: how far out a loss or gradient norm is skipped (vla/train/spikes.py; 0: only what is
+    not finite). `max_skips`: skipped updates in a row before the run stops.
+    `keep_last`, `keep_best`: checkpoints that stay, the newest and those with the lowest held-out loss. `async_save`: save while training
+    goes on, for another copy of its state in the host's memory. `timeout_s`: how long ranks wait for one that says nothing.
+    `compiled`: torch.compile on the layers (plain torch).
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `probe`: validating also asks what other instructions do to the loss, in two more forward passes a batch (vla/train/probe.py).
+    `source_gradients`: validating also asks whose gradient a batch's is, in a backward pass for each source (vla/train/validate.py).
     `trackers`: services that the log goes to as well, `wandb` or `trackio` (they send it where their own settings say).
     `workers`: loader processes; with 0 a thread prepares the next batches. `threads`: of one forward pass on a CPU (0: torch's choice).
     """
@@ -70,10 +88,16 @@ class Run:
     validate_every: int = 0
     val_batches: int = 8
     probe: bool = True
+    source_gradients: bool = False
     save_every: int = 0
     keep_last: int = 2
+    keep_best: int = 0
+    async_save: bool = True
     log_every: int = 20
     max_skips: int = 10
+    spike_sigmas: float = 10.0
+    timeout_s: float = TIMEOUT_S
+    compiled: bool = False
     zero: Zero | None = None
     workers: int = 0
     threads: int = 0
@@ -92,9 +116,16 @@ class Run:
         for name in ("steps", "batch_size", "keep_last", "log_every", "max_skips"):
             if getattr(self, name) < 1:
                 raise UserError(f"run '{self.name}': {name} must be at least 1, not {getattr(self, name)}")
-        for name in ("validate_every", "val_batches", "save_every", "workers", "threads"):
+        for name in ("validate_every", "val_batches", "save_every", "keep_best", "workers", "threads", "spike_sigmas"):
             if getattr(self, name) < 0:
                 raise UserError(f"run '{self.name}': {name} must not be negative (0: never, or as the machine has it)")
+        if self.keep_best and not (self.validate_every and self.save_every and self.save_every % self.validate_every == 0):
+            raise UserError(
+                f"run '{self.name}': keep_best needs the held-out loss of what is saved: "
+                "set validate_every, and save_every to a multiple of it"
+            )
+        if self.timeout_s <= 0:
+            raise UserError(f"run '{self.name}': timeout_s must be above 0, not {self.timeout_s}")
         if isinstance(self.embodiments, str) or not self.embodiments:
             raise UserError(f"run '{self.name}': embodiments must be a tuple of robots, such as ('metaworld_sawyer',)")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -24,7 +24,8 @@ from vla.decoders.base import total_loss
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.train.clock import Phases
-from vla.train.engine import MOMENTS, Engine, Update, detached, ema_decay
+from vla.train.engine import Engine, Limits, Update, detached, ema_decay, first_names
+from vla.train.moments import MOMENTS
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Loss
@@ -43,7 +44,10 @@ class DeepSpeedEngine(Engine):
         scalars = [name for name, p in model.named_parameters() if p.dim() == 0]
         if scalars:
             raise UserError(f"DeepSpeed takes no parameter without a dimension: give {', '.join(scalars)} the shape (1,), or use --zero 0")
-        optimizer = run.optim.build(model.parameters())
+        for setting, fix in ((run.optim.moment_bits != 32, "optim.moment_bits=32"), (run.compiled, "compiled=False")):
+            if setting:
+                raise UserError(f"that is for plain torch alone: with DeepSpeed set {fix}, or use --zero 0")
+        optimizer = run.optim.build(model.named_parameters())
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # some versions make the moments by a step at the start: it must move nothing
         self.engine, *_ = deepspeed.initialize(
@@ -56,7 +60,8 @@ class DeepSpeedEngine(Engine):
         self.flats, self.pieces = _layout(self.zero, run.zero.stage, model, ranks)
         self.shadow = [flat.detach().clone() for flat in self.flats] if run.ema_decay is not None else None
         self._total = torch.zeros((), device=ranks.device)
-        self._loss = math.nan
+        self._loss, self._norm, self._limits, self._refused = math.nan, math.nan, Limits(), ""
+        self._watch_norm("_get_norm_groups" if run.zero.stage == 3 else "scaled_global_norm")
 
     def forward(self, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
@@ -82,21 +87,40 @@ class DeepSpeedEngine(Engine):
         if not last:
             self.engine.step()  # counts the micro-batch
 
-    def step(self, lr: float) -> Update:
-        """One DeepSpeed update at `lr`; all ranks skip it together where any gradient is not finite."""
+    def step(self, lr: float, limits: Limits = Limits()) -> Update:  # noqa: B008  # frozen
+        """One DeepSpeed update at `lr`; all ranks skip it together where a gradient is not finite or past the limits."""
         for group in self.zero.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
+        self._limits, self._norm, self._refused = limits, math.inf, ""
         with self.phases("optimizer"):
             self.engine.step()
-        applied = not self.zero.overflow  # its word for a norm that is not finite; the same on all ranks
-        grad_norm = float(self.engine.get_global_grad_norm()) if applied else math.inf
-        if applied:
+        overflow = bool(self.zero.overflow)  # its word for a norm that is not finite; the same on all ranks
+        if self._refused and not overflow:
+            raise UserError("this version of DeepSpeed does not skip a step that is asked to be: set spike_sigmas=0, or install 0.19")
+        update = Update(self._loss, self._norm, (self._refused or "not finite") if overflow else "")
+        if update.applied:
             self.updates += 1
             if self.shadow is not None:
                 with torch.no_grad():
                     torch._foreach_lerp_(self.shadow, self.flats, 1 - ema_decay(self.run, self.updates))
         self._total.zero_()
-        return Update(self._loss, grad_norm, applied)
+        return update
+
+    def _watch_norm(self, name: str) -> None:
+        """DeepSpeed skips a step whose norm is not finite: so one that is to be skipped for another reason is told to be."""
+        measure = getattr(self.zero, name)
+
+        def measured() -> Any:
+            found = measure()  # of all ranks: one norm, or under stage 3 one of each group
+            norms = [float(norm) for norm in found] if isinstance(found, list) else [float(found)]
+            # It says -1 for a norm that is not finite.
+            self._norm = math.inf if min(norms) < 0 else math.hypot(*norms)
+            self._refused = self._limits.refuse(self._loss, self._norm)
+            if not self._refused:
+                return found
+            return [torch.full_like(norm, math.inf) for norm in found] if isinstance(found, list) else torch.full_like(found, math.inf)
+
+        setattr(self.zero, name, measured)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -111,12 +135,8 @@ class DeepSpeedEngine(Engine):
         finally:
             self._write(own)
 
-    def weights(self) -> dict[str, Tensor]:
-        buffers = {name for name, _ in self.objective.model.named_buffers()}
-        kept = [name.removeprefix("model.") for name in self.engine.module.state_dict()]  # without buffers that are not saved
-        found = self._gather("weight", self.flats)
-        found |= {f"weight/{name}": self.objective.model.get_buffer(name) for name in kept if name in buffers}
-        return {name: found[f"weight/{name}"].detach().float().cpu() for name in kept} if self.ranks.first else {}
+    def names(self) -> dict[str, str]:
+        return first_names(self.objective.model)
 
     def state(self) -> dict[str, Tensor]:
         """Full fp32 weights, moments and average, gathered from their partitions (rank 0 has them)."""
@@ -127,7 +147,7 @@ class DeepSpeedEngine(Engine):
         if self.shadow is not None:
             found |= self._gather("ema", self.shadow)
         found |= {f"buffer/{name}": b for name, b in self.objective.model.named_buffers()}
-        return {name: tensor.detach().float().cpu() for name, tensor in found.items()} if self.ranks.first else {}
+        return {name: tensor.detach().float() for name, tensor in found.items()} if self.ranks.first else {}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
