@@ -1,4 +1,4 @@
-"""`vla compare`: is A better than B, or is it luck?"""
+"""`vla compare`: is A better than B, or is it luck? And of many: which differ, and how do they rank?"""
 
 from __future__ import annotations
 
@@ -6,39 +6,59 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla.evaluate.compare import Compared
+    from vla.evaluate.ranking import Ranking
+    from vla.evaluate.result import EvalResult
 
-SUMMARY = "Compare two evaluations, paired where their seeds match."
+SUMMARY = "Compare evaluations, paired where their seeds match; rank more than two."
 EXAMPLES = """
 vla compare runs/finetuned.json runs/scratch.json
 vla compare runs/finetuned.json runs/scratch.json --json runs/comparison.json
+vla compare runs/a.json runs/b.json runs/c.json --html runs/ranking.html
+vla compare runs/base.json runs/no-language.json runs/no-vision.json --html runs/probes.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, metavar="A.json", help="what `vla eval --json` wrote")
-    parser.add_argument("b", type=Path, metavar="B.json", help="the other one, of the same suite")
+    parser.add_argument("results", type=Path, nargs="+", metavar="A.json", help="what `vla eval --json` wrote: two or more, of one suite")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there as well")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="one page: rates, comparison, videos, raw rows, how each was made")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 whatever the difference."""
+    from vla.errors import UserError
     from vla.evaluate.compare import compare
+    from vla.evaluate.ranking import rank
     from vla.evaluate.result import read_result
 
-    compared = compare(read_result(args.a), read_result(args.b))
-    _print(compared, str(args.a), str(args.b))
+    if len(args.results) < 2:
+        raise UserError("one result has nothing to be compared with; give two or more")
+    if len(set(args.results)) != len(args.results):
+        raise UserError(f"a result is named twice: {', '.join(map(str, args.results))}")
+    results = {str(path): read_result(path) for path in args.results}
+    facts: dict[str, Any]
+    if len(results) == 2:
+        (name_a, a), (name_b, b) = results.items()
+        compared = compare(a, b)
+        _print_pair(compared, name_a, name_b)
+        facts = {"kind": "comparison", "a": name_a, "b": name_b, **asdict(compared)}
+    else:
+        ranking = rank(results)
+        _print_ranking(ranking)
+        facts = {"kind": "ranking", **asdict(ranking)}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"kind": "comparison", "a": str(args.a), "b": str(args.b), **asdict(compared)}
         args.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if args.html:
+        _write_page(args.html, results)
     return 0
 
 
-def _print(compared: Compared, name_a: str, name_b: str) -> None:
+def _print_pair(compared: Compared, name_a: str, name_b: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -75,3 +95,35 @@ def _verdict(compared: Compared) -> str:
     if interval.high < 0:
         return "B is better than A over all tasks."
     return "No difference is shown: the interval over all tasks includes zero."
+
+
+def _print_ranking(ranking: Ranking) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("policy", "successes", "rate", "95% interval", "letters", "Bradley-Terry", "95%")
+    for row in ranking.policies:
+        strength = "-" if row.strength is None else f"{row.strength:+.2f}"
+        interval = "-" if row.interval is None else f"{row.interval.low:+.2f} to {row.interval.high:+.2f}"
+        rate = row.rate
+        counts = f"{rate.successes}/{rate.episodes}"
+        table.add_row(row.name, counts, f"{rate.rate:.1%}", f"{rate.low:.1%} – {rate.high:.1%}", row.letters, strength, interval)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    test = ranking.pairs[0].compared.pooled.comparison.test
+    console.print(
+        f"Policies that share a letter are not shown to differ ({test}, Holm's correction for {len(ranking.pairs)} pairs, level "
+        f"{ranking.level:.2g}). Bradley-Terry: log-odds of winning an episode that only one of two solves, against the average."
+    )
+    for note in ranking.notes:
+        console.print(f"note: {note}")
+
+
+def _write_page(path: Path, results: dict[str, EvalResult]) -> None:
+    from rich.console import Console
+
+    from vla.evaluate.pages import compared_page
+    from vla.evaluate.report import write_report
+
+    write_report(path, compared_page(results))
+    Console(soft_wrap=True).print(f"page: {path}")

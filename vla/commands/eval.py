@@ -16,26 +16,47 @@ EXAMPLES = """
 vla eval runs/sawyer/checkpoint --suite metaworld-objects --episodes 40 --json runs/sawyer/eval.json
 vla eval runs/sawyer/checkpoint --suite metaworld-heldout --tasks coffee-button --video runs/sawyer/videos
 vla eval expert --suite fetch --episodes 20
+vla eval runs/sawyer/checkpoint --suite metaworld-mt50 --shard 1/4 --json part1.json
+vla eval runs/sawyer/checkpoint --suite metaworld-objects --probe no-language --json no-language.json --html no-language.html
+vla eval runs/better/checkpoint --suite metaworld-objects --against runs/sawyer/eval.json --json better.json
+vla eval runs/libero/checkpoint --suite libero-spatial --sim-python ~/libero/bin/python
 """
+
+
+PROBES = ("no-language", "no-vision", "swapped-instruction", "camera-moved", "object-perturbed", "background", "latency")
+"""Named here as well, so that `--help` need not import numpy."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="CKPT", help="checkpoint folder, or a baseline: random, hold, expert (the scripted one)")
     parser.add_argument("--suite", required=True, help="name of a suite (`vla collect --list`), or a .py file that defines SUITE")
     parser.add_argument("--tasks", default="", help="comma-separated; all of the suite by default")
-    parser.add_argument("--episodes", type=int, default=40, help="per task (default: 40)")
+    parser.add_argument("--episodes", type=int, help="per task (default: 40, or what the suite's published protocol has)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the episodes; the same seed pairs two policies (default: 0)")
     parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
     parser.add_argument(
         "--ensemble", metavar="HOW", help="average overlapping chunks: temporal:0.01 (ACT's weights) or adaptive:0.1:7 (CogACT's)"
     )
+    parser.add_argument(
+        "--probe", metavar="WHAT", help="change one thing and say so: " + ", ".join(PROBES) + "; some with an amount, as latency=0.2"
+    )
+    parser.add_argument("--shard", metavar="K/N", help="run the K-th of N parts; `vla merge` puts their results together")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="another policy's result: stop as soon as one is shown to be better")
+    parser.add_argument("--level", type=float, default=0.05, help="chance of --against declaring a difference that is none (default: 0.05)")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes, one thread each; changes no result (default: 2)")
     parser.add_argument("--slots", type=int, default=4, help="episodes at once per process; changes no result (default: 4)")
     parser.add_argument("--image-size", type=int, help="pixels, square (default: what the checkpoint's backbone sees)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="a simulator silent for longer is killed (default: 60)")
     parser.add_argument("--video", type=Path, metavar="DIR", help="animations of the first successes and failures of each task")
     parser.add_argument("--videos", type=int, default=1, metavar="N", help="so many of each outcome (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="raw rows, rates with intervals, versions")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="raw rows, intervals, versions; the same command takes up a run that was killed",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="one page: rates, videos, raw rows, how it was made")
+    parser.add_argument("--sim-python", metavar="PYTHON", help="interpreter of the environment that the simulator is installed in")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
@@ -43,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 whatever the success rate; 1 if the checkpoint is damaged or the simulator cannot run here."""
     from vla.config import load_plugin
+    from vla.evaluate.journal import discard
+    from vla.evaluate.pages import evaluation_page
+    from vla.evaluate.report import write_report
     from vla.evaluate.result import write_result
 
     for plugin in args.plugin:
@@ -51,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     print_result(result)
     if args.json:
         write_result(args.json, result)
+        discard(args.json)
+    if args.html:
+        write_report(args.html, evaluation_page(result))
     return 0
 
 
@@ -59,7 +86,8 @@ def print_result(result: EvalResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "successes", "rate", "95% interval", "mean steps", "failures")
+    scored = any(row.reward not in (0.0, 1.0) for row in result.rows)  # a benchmark's own score, such as how many tasks of five
+    table = Table("task", "successes", "rate", "95% interval", "mean steps", *["mean score"] * scored, "failures")
     for name, rate in [*result.tasks.items(), ("all", result.pooled)]:
         rows = [row for row in result.rows if name in (row.task, "all")]
         if name == "all":
@@ -71,17 +99,24 @@ def print_result(result: EvalResult) -> None:
             f"{rate.rate:.1%}",
             f"{rate.low:.1%} – {rate.high:.1%}",
             f"{sum(row.steps for row in rows) / len(rows):.0f}",
+            *[f"{sum(row.reward for row in rows) / len(rows):.2f}"] * scored,
             ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
         )
     console = Console(soft_wrap=True)
     console.print(table)
+    if result.probe:
+        console.print(f"probe {result.probe['spec']}: {result.probe['what']}")
+    if result.stopping:
+        end = result.stopping
+        console.print(f"against {end['against']}: {end['verdict']} after {end['pairs']} of {end['planned']} pairs ({end['rule']})")
     for note in result.notes:
         console.print(f"note: {note}")
     if result.videos:
         console.print(f"{len(result.videos)} videos written")
+    where = result.suite + (f", shard {result.shard}" if result.shard else "")
     per_minute = len(result.rows) / max(result.seconds, 1e-9) * 60
     console.print(
-        f"{result.policy['name']} on {result.suite}, seed {result.seed}: {len(result.rows)} episodes in {result.seconds:.0f} s "
+        f"{result.policy['name']} on {where}, seed {result.seed}: {len(result.rows)} episodes in {result.seconds:.0f} s "
         f"({per_minute:.0f} a minute), {result.cpu_seconds:.0f} CPU s"
     )
 
@@ -91,7 +126,11 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    from vla.evaluate.probes import Probe
+    from vla.evaluate.result import read_result
     from vla.evaluate.runner import evaluate
+    from vla.evaluate.shards import Shard
+    from vla.evaluate.stopping import Rival
     from vla.execute.ensemble import ensemble_of
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
@@ -113,6 +152,11 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             args.seed,
             execute=args.execute,
             ensemble=ensemble_of(args.ensemble) if args.ensemble is not None else None,
+            probe=Probe.of(args.probe) if args.probe is not None else None,
+            shard=Shard.of(args.shard) if args.shard is not None else None,
+            rival=Rival(str(args.against), read_result(args.against), args.level) if args.against else None,
+            journal=args.json,
+            python=args.sim_python,
             workers=args.workers,
             slots=args.slots,
             image_size=args.image_size,

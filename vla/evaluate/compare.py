@@ -42,6 +42,11 @@ def compare(a: EvalResult, b: EvalResult) -> Compared:
     if not shared:
         raise UserError(f"no task in common: {', '.join(a.max_steps)} against {', '.join(b.max_steps)}")
     notes = [f"{key}: {ours} against {theirs}" for key, ours, theirs in _differences(a, b, shared)]
+    for name, one in (("A", a), ("B", b)):
+        if one.shard:
+            notes.append(f"{name} is shard {one.shard}; put the shards together with `vla merge`")
+        if one.stopping:
+            notes.append(f"{name} was ended by a rule that saw outcomes ({one.stopping['verdict']}): p and interval ignore that")
     for name, own in (("A", set(a.max_steps) - set(shared)), ("B", set(b.max_steps) - set(shared))):
         if own:
             notes.append(f"only in {name}, left out: {', '.join(sorted(own))}")
@@ -83,6 +88,7 @@ def _differences(a: EvalResult, b: EvalResult, shared: Sequence[str]) -> list[tu
     rows: list[tuple[str, object, object]] = [
         (key, getattr(a, key), getattr(b, key)) for key in ("embodiment", "execute", "ensemble", "image_size")
     ]
+    rows += [("probe", *((one.probe or {}).get("spec", "none") for one in (a, b)))]
     rows += [(f"max_steps of {task}", a.max_steps[task], b.max_steps[task]) for task in shared]
     names = sorted({*a.versions, *b.versions})
     rows += [(f"version of {name}", a.versions.get(name), b.versions.get(name)) for name in names]

@@ -28,16 +28,17 @@ class Process:
     """One simulator process and the messages that it has not answered yet, oldest first (`pending`; one slot each).
 
     Started apart rather than forked or spawned by `multiprocessing`: the caller's program is neither imported again (no torch in a
-    simulator) nor sent anywhere, and its threads and GL state are not inherited.
+    simulator) nor sent anywhere, and its threads and GL state are not inherited. `python`: another interpreter, in whose environment a
+    simulator lives that cannot be installed beside torch.
     """
 
-    def __init__(self, setup: Mapping[str, Any]) -> None:
+    def __init__(self, setup: Mapping[str, Any], python: str | None = None) -> None:
         ours, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         path = os.pathsep.join(filter(None, [str(Path(vla.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vla.evaluate.worker", str(theirs.fileno())],
+                [python or sys.executable, "-m", "vla.evaluate.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,

@@ -21,7 +21,20 @@ TERMINATION = (
     "task's max_steps control steps, or when its simulator crashes or gives no answer in time (see the row's reason)."
 )
 
-PACKAGES = ("vla", "torch", "numpy", "scipy", "transformers", "mujoco", "metaworld", "gymnasium", "gymnasium-robotics", "gym-aloha")
+PACKAGES = (
+    "vla",
+    "torch",
+    "numpy",
+    "scipy",
+    "transformers",
+    "mujoco",
+    "metaworld",
+    "gymnasium",
+    "gymnasium-robotics",
+    "gym-aloha",
+    "gym-pusht",
+    "robosuite",
+)
 
 
 def episode_seed(seed: int, task: str, episode: int) -> int:
@@ -75,6 +88,8 @@ class EvalResult:
     """`policy`: name, and for a checkpoint its manifest's sha256. `time`: seconds of each activity, summed over processes.
 
     `videos`: file names by task and outcome, beside the JSON or in the folder that was asked for. `notes`: what a reader must know.
+    `probe`: what was perturbed (`vla.evaluate.probes`), if anything. `shard`: which part of the episodes this is, as "1/4", or "".
+    `episodes`: per task that were asked for, of all shards. `stopping`: the rule by which the run ended early, and its verdict, if any.
     """
 
     policy: Mapping[str, Any]
@@ -96,11 +111,17 @@ class EvalResult:
     command: str = ""
     videos: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    termination: str = TERMINATION
+    probe: Mapping[str, Any] | None = None
+    shard: str = ""
+    episodes: int = 0
+    stopping: Mapping[str, Any] | None = None
 
     @property
     def tasks(self) -> dict[str, Rate]:
-        """By task, in the suite's order."""
-        return {name: Rate.of(row for row in self.rows if row.task == name) for name in self.max_steps}
+        """By task, in the suite's order; a shard may hold no episode of some."""
+        ran = {row.task for row in self.rows}
+        return {name: Rate.of(row for row in self.rows if row.task == name) for name in self.max_steps if name in ran}
 
     @property
     def pooled(self) -> Rate:
@@ -115,13 +136,13 @@ class EvalResult:
             "format_version": FORMAT_VERSION,
             "success": asdict(self.pooled),
             "tasks": {name: asdict(rate) for name, rate in self.tasks.items()},
-            "termination": TERMINATION,
         }
         return {**summary, **data}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EvalResult:
-        known = {name: data[name] for name in EvalResult.__dataclass_fields__}
+        added = ("termination", "probe", "shard", "episodes", "stopping")  # files of before have none of these
+        known = {name: data[name] for name in EvalResult.__dataclass_fields__ if name in data or name not in added}
         rows = tuple(Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in data["rows"])
         return EvalResult(**{**known, "rows": rows, "videos": tuple(data["videos"]), "notes": tuple(data["notes"])})
 

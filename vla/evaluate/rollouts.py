@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from vla.errors import UserError
 from vla.evaluate.baselines import Expert
 from vla.evaluate.batching import MAX_BATCH, Batcher
 from vla.evaluate.pool import Process, ready
-from vla.evaluate.result import Row, episode_seed, stable_hash
+from vla.evaluate.probes import Disguise
+from vla.evaluate.result import Row, stable_hash
 from vla.types import Observation
 
 EPISODES_WORTH_AN_ENVIRONMENT = 10
@@ -57,40 +58,43 @@ class Slot:
     observation: Observation | None = None
 
 
-class Rollouts:
-    """Runs `episodes` of each task once. `rows` in order of task and episode; `commands` by (task, episode), float64 (steps, A)."""
+@dataclass(frozen=True)
+class Watch:
+    """What an evaluation wants to hear and do on the way. `on_row`: each row as its episode ends, with its commands (steps, A).
+    `timeout_s`: a simulator silent for longer is killed. `python`: the interpreter that simulators run in (default: this one)."""
 
-    def __init__(
-        self,
-        policy: Batcher | Expert,
-        setup: Mapping[str, Any],
-        tasks: Sequence[str],
-        episodes: int,
-        seed: int,
-        workers: int,
-        slots: int,
-        timeout_s: float,
-        on_row: Callable[[Row], None],
-    ) -> None:
-        self.policy, self.setup, self.seed, self.timeout_s, self.on_row = policy, setup, seed, timeout_s, on_row
-        self.waiting = {task: deque(Job(task, i, episode_seed(seed, task, i)) for i in range(episodes)) for task in tasks}
+    on_row: Callable[[Row, np.ndarray], None]
+    timeout_s: float
+    python: str | None = None
+    disguise: Disguise = Disguise({})  # noqa: RUF009 - frozen, and empty
+
+
+class Rollouts:
+    """Runs each job that it is given once. `rows` by (task, episode); `commands` by (task, episode), float64 (steps, A)."""
+
+    def __init__(self, policy: Batcher | Expert, setup: Mapping[str, Any], seed: int, workers: int, slots: int, watch: Watch) -> None:
+        self.policy, self.setup, self.seed, self.watch = policy, setup, seed, watch
+        self.waiting: dict[str, deque[Job]] = {}
         self.slots = [Slot(worker, index) for index in range(slots) for worker in range(workers)]
         self.processes: dict[int, Process] = {}
         self.commands: dict[tuple[str, int], np.ndarray] = {}
         self.clock = {"policy": 0.0}
         self.policy_calls = 0
-        self._rows: dict[tuple[str, int], Row] = {}
-        self._wanted = len(tasks) * episodes
+        self.rows: dict[tuple[str, int], Row] = {}
+        self._wanted = 0
         self._begun: set[str] = set()  # tasks whose environment was built at least once
         self._losses: dict[str | None, int] = {}
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(self._rows[key] for task in self.waiting for key in sorted(self._rows) if key[0] == task)
+    def timeout_s(self) -> float:
+        return self.watch.timeout_s
 
-    def run(self) -> None:
-        """Raises SimulatorFailed if a task's environment cannot be built. The caller closes."""
-        while len(self._rows) < self._wanted:
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Raises SimulatorFailed if a task's environment cannot be built, UserError with what a simulator lacks. The caller closes."""
+        for job in jobs:
+            self.waiting.setdefault(job.task, deque()).append(job)
+            self._wanted += 1
+        while len(self.rows) < self._wanted:
             self._assign()
             for process in ready(self.processes.values(), _LOOK_AGAIN_S):
                 self._hear(process)
@@ -104,7 +108,7 @@ class Rollouts:
     def process(self, worker: int) -> Process:
         """That worker's process, started if need be."""
         if worker not in self.processes:
-            self.processes[worker] = Process(self.setup)
+            self.processes[worker] = Process(self.setup, self.watch.python)
         return self.processes[worker]
 
     def close(self) -> None:
@@ -152,6 +156,8 @@ class Rollouts:
         slot = self._slot(process, message["slot"])
         job = slot.job
         assert job is not None
+        if "refused" in message:
+            raise UserError(message["refused"])
         self._begun.add(job.task)
         if "commands" in arrays:
             job.commands.append(arrays["commands"])
@@ -163,15 +169,16 @@ class Rollouts:
         else:
             images = {name.removeprefix("image:"): array for name, array in arrays.items() if name.startswith("image:")}
             robot = self.policy.robot.name
-            slot.observation = Observation(images, arrays["state"], message["instruction"], robot, tuple(message["offsets_s"]))
+            seen = Observation(images, arrays["state"], message["instruction"], robot, tuple(message["offsets_s"]))
+            slot.observation = self.watch.disguise(job.task, seen)
 
     def _finish(self, slot: Slot, row: Row) -> None:
         assert slot.job is not None
         commands = slot.job.commands
-        self.commands[row.task, row.episode] = np.concatenate(commands) if commands else np.zeros((0, 0))
+        sent = self.commands[row.task, row.episode] = np.concatenate(commands) if commands else np.zeros((0, 0))
         slot.job = slot.observation = None
-        self._rows[row.task, row.episode] = row
-        self.on_row(row)
+        self.rows[row.task, row.episode] = row
+        self.watch.on_row(row, sent)
 
     def _somebody_waits_for_the_policy(self) -> bool:
         """A process with nothing to do but to wait for the policy. Otherwise waiting makes the next batch larger, and calls fewer."""

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vla.embodiment import Embodiment
-from vla.errors import UnknownName, UserError
-from vla.evaluate.baselines import BASELINES, Actor, Expert, baseline
+import numpy as np
+
+from vla.errors import UserError
+from vla.evaluate.baselines import Actor, Expert
 from vla.evaluate.batching import Batcher, one_thread
-from vla.evaluate.result import EvalResult, Row, git_commit, versions
-from vla.evaluate.rollouts import Rollouts
+from vla.evaluate.journal import Journal
+from vla.evaluate.probes import Probe, disguise
+from vla.evaluate.resolve import resolve
+from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, versions
+from vla.evaluate.rollouts import Job, Rollouts, Watch
+from vla.evaluate.shards import Shard
+from vla.evaluate.stopping import Rival
 from vla.evaluate.video import choose, film
 from vla.execute.ensemble import AdaptiveEnsemble, TemporalEnsemble
 from vla.sim.env import IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
-
-if TYPE_CHECKING:
-    from vla.policy import Policy
 
 EXECUTED_SHARE = Fraction(5, 6)
 """Share of a chunk that is executed by default: its last steps are the least sure ones."""
@@ -41,11 +44,15 @@ def evaluate(
     policy: str | Path | Actor | Expert,
     suite: str | Suite,
     tasks: Sequence[str] = (),
-    episodes: int = 40,
+    episodes: int | None = None,
     seed: int = 0,
     *,
     execute: int | None = None,
     ensemble: TemporalEnsemble | AdaptiveEnsemble | None = None,
+    probe: Probe | None = None,
+    shard: Shard | None = None,
+    rival: Rival | None = None,
+    journal: Path | None = None,
     workers: int = 2,
     slots: int = 4,
     image_size: int | None = None,
@@ -53,53 +60,90 @@ def evaluate(
     videos_per_outcome: int = 1,
     timeout_s: float = 60.0,
     device: str = "cpu",
+    python: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     command: str = "",
 ) -> EvalResult:
-    """Success rates with their raw rows. The rule by which an episode ends is `vla.evaluate.result.TERMINATION`.
+    """Success rates with their raw rows. The rule by which an episode ends is the result's `termination`.
 
     `policy`: a checkpoint folder, the name of a baseline (random, hold, expert), or an object with `act_batch`. `tasks`: all of the
-    suite when empty. `execute`: commands of each chunk before the next one (by default 5/6 of it). `workers`: simulator processes
-    with `slots` episodes each; neither changes a result. `image_size`: pixels, by default what the checkpoint's backbone sees.
-    `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a simulator silent for longer is
-    killed and its episode counted as failed. On a GPU the last bits of a chunk may depend on the batch it was in, so single episodes
-    near the edge of success may differ from run to run; on a CPU they do not.
+    suite when empty. `episodes`: of each task (by default as many as the suite's protocol has). `execute`: commands of each chunk before
+    the next one (by default 5/6 of it). `probe`: one declared perturbation. `shard`: the part of the episodes to run here
+    (`vla.evaluate.shards.merge`). `rival`: another policy's result; the run ends as soon as its rule says which is better. `journal`: the
+    result's file; rows are kept beside it as they end, and those of a run that was killed are not run again. `workers`: simulator
+    processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default what the checkpoint's backbone
+    sees. `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a simulator silent for longer is
+    killed and its episode counted as failed. `python`: the interpreter of the simulator's own environment. On a GPU the last bits of a
+    chunk may depend on the batch it was in, so single episodes near the edge of success may differ from run to run; on a CPU they do not.
 
     Raises UserError (names the choices) for an unknown suite, task or robot, and SimulatorFailed if a simulator cannot run here.
     """
     start, cpu = time.monotonic(), time.process_time()
     suite = load_suite(suite) if isinstance(suite, str) else suite
+    episodes, shard = suite.episodes if episodes is None else episodes, shard or Shard()
     names = _checked(suite, tasks, episodes, workers, slots)
-    actor, facts, robot = _resolve(policy, suite, device)
+    actor, facts, robot = resolve(policy, suite, device)
     execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
     image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
     if execute > robot.horizon:
         raise UserError(f"cannot execute {execute} commands of chunks of {robot.horizon}; give --execute 1 to {robot.horizon}")
+    if probe is not None and probe.watched and isinstance(actor, Expert):
+        raise UserError(f"the scripted expert looks at no observation, so {probe.spec} changes nothing for it; give a policy")
+    told = disguise(probe, suite)
+    disturbance = probe.disturbance if probe is not None else None
+    how: dict[str, Any] = {"image_size": image_size, "execute": execute, "ensemble": repr(ensemble) if ensemble else "newest chunk"}
     setup = {
+        **how,
         "suite": suite.spec,
-        "image_size": image_size,
-        "execute": execute,
         "ensemble": ensemble.spec if ensemble else None,
+        "delay": probe.delay(suite, execute) if probe is not None else 0,
+        "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
     }
+    declared = {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None}
+    rounds = [shard.part(names, episodes)]
+    if not rounds[0]:
+        raise UserError(f"shard {shard.spec} of {len(names) * episodes} episodes is empty; give fewer shards")
+    if rival is not None:
+        if shard.count > 1:
+            raise UserError("a run that stops by its outcomes cannot be run in shards; leave out --shard or --against")
+        rounds = rival.rounds(names, episodes, declared)
+    kept = Journal(journal, {**declared, "policy": _identity(facts), "versions": versions()}) if journal is not None else None
+    known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}
     rows: list[Row] = []
 
-    def report(row: Row | None) -> None:
+    def report(row: Row | None, commands: np.ndarray | None = None) -> None:
         rows.extend([row] if row is not None else [])
+        if kept is not None and row is not None and commands is not None:
+            kept.add(row, commands)
         if progress is not None:
-            progress(Progress(len(rows), len(names) * episodes, sum(row.success for row in rows), row))
+            progress(Progress(len(rows), sum(map(len, rounds)), sum(row.success for row in rows), row))
 
     batcher = actor if isinstance(actor, Expert) else Batcher(actor, suite.embodiment)
-    rollouts = Rollouts(batcher, setup, names, episodes, seed, workers, slots, timeout_s, report)
+    rollouts = Rollouts(batcher, setup, seed, workers, slots, Watch(report, timeout_s, python, told))
+    found: dict[tuple[str, int], Row] = {}
     videos: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
     report(None)
     try:
-        with one_thread():
-            rollouts.run()
+        for part in rounds:
+            old = {key: known[key] for key in part if key in known}
+            for row in old.values():
+                report(row)
+            with one_thread():
+                rollouts.run(Job(*key, _seed(suite, seed, *key)) for key in part if key not in old)
+            found.update({key: old[key] if key in old else rollouts.rows[key] for key in part})
+            if rival is not None and rival.decided([found[key] for key in part]):
+                break
+        found = {key: found[key] for key in sorted(found, key=lambda key: (names.index(key[0]), key[1]))}
         if video is not None:
-            videos, notes = film(rollouts, choose(rollouts.rows, videos_per_outcome), video, workers)
+            rollouts.commands.update(kept.commands if kept is not None else {})
+            videos, notes = film(rollouts, choose(list(found.values()), videos_per_outcome), video, workers)
     finally:
         rollouts.close()
+        if kept is not None:
+            kept.close()
+    if resumed := sum(key in known for key in found):
+        notes += (f"{resumed} of {len(found)} episodes were run before; times are of the rest",)
     parent_cpu = time.process_time() - cpu
     said = getattr(actor, "facts", dict)()  # after acting: what only acting can tell
     return EvalResult(
@@ -109,10 +153,10 @@ def evaluate(
         held_out=suite.held_out,
         seed=seed,
         execute=execute,
-        ensemble=repr(ensemble) if ensemble else "newest chunk",
+        ensemble=how["ensemble"],
         image_size=image_size,
         max_steps={name: suite.task(name).max_steps for name in names},
-        rows=rollouts.rows,
+        rows=tuple(found.values()),
         seconds=time.monotonic() - start,
         cpu_seconds=parent_cpu + rollouts.clock.get("cpu", 0.0),
         workers=workers,
@@ -122,6 +166,11 @@ def evaluate(
         command=command,
         videos=videos,
         notes=notes,
+        termination=suite.termination or TERMINATION,
+        probe=declared["probe"],
+        shard=shard.spec,
+        episodes=episodes,
+        stopping=rival.to_json() if rival is not None else None,
     )
 
 
@@ -135,56 +184,21 @@ def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, sl
     names = [suite.task(name).name for name in tasks or [task.name for task in suite.tasks]]
     if len(set(names)) != len(names):
         raise UserError(f"a task is named twice: {', '.join(names)}")
+    for name in names:
+        if 0 < suite.task(name).layouts < episodes:
+            most = suite.task(name).layouts
+            raise UserError(f"task '{name}' of {suite.name} has {most} layouts, each for one episode; give --episodes {most} or fewer")
     return names
 
 
-def _resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
-    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length)."""
-    if isinstance(policy, str) and policy in BASELINES:
-        return baseline(policy, suite.embodiment), {"name": policy}, suite.embodiment
-    if isinstance(policy, (str, Path)):
-        return _load(Path(policy), suite, device)
-    contents = getattr(policy, "contents", None)
-    robot = _robot_of(contents, suite) if contents is not None else suite.embodiment
-    return policy, {"name": type(policy).__name__.lower()}, robot
+def _seed(suite: Suite, seed: int, task: str, episode: int) -> int:
+    """What the simulator starts the episode from: a seed drawn for it, or the number of its layout where the benchmark lists them."""
+    return episode if suite.task(task).layouts else episode_seed(seed, task, episode)
 
 
-def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
-    from vla.checkpoint import acting, sha256
-    from vla.policy import Policy
-
-    folder = acting(folder)
-    policy = Policy.load(folder, device)
-    robot = _robot_of(policy.contents, suite)
-    model = policy.contents.model
-    facts = {
-        "name": str(folder),
-        "manifest_sha256": sha256(folder / "manifest.json"),
-        "backbone": model.backbone.kind,
-        "decoder": model.decoder.kind,
-        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
-        "device": device,
-    }
-    size = getattr(model.backbone, "image_size", None)
-    return policy, {**facts, **({"image_size": size} if size else {})}, robot
-
-
-def _robot_of(contents: Any, suite: Suite) -> Embodiment:
-    """The checkpoint's own robot of the suite's name; it must mean the same numbers and see the same cameras."""
-    robots = {robot.name: robot for robot in contents.embodiments}
-    name = suite.embodiment.name
-    if name not in robots:
-        raise UnknownName("embodiment of this checkpoint", name, robots, f"Suite {suite.name} needs it: fine-tune (finetune/forkme.py).")
-    ours, theirs = suite.embodiment.to_json(), robots[name].to_json()
-    differ = [key for key in ("cameras", "state", "command", "rate_hz", "limits") if ours[key] != theirs[key]]
-    if differ:
-        raise UserError(
-            f"the checkpoint's '{name}' differs from the suite's in {', '.join(differ)}: "
-            + "; ".join(f"{key} {theirs[key]} against {ours[key]}" for key in differ)
-        )
-    return robots[name]
+def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells two policies apart whose rows must not be mixed."""
+    return {key: facts[key] for key in ("name", "manifest_sha256", "device") if key in facts}
 
 
 def _time(rollouts: Rollouts, parent_cpu: float) -> dict[str, float]:

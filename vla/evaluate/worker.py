@@ -15,15 +15,19 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from vla.errors import UserError
+from vla.evaluate.baselines import Hold
 from vla.evaluate.wire import receive, send
 from vla.execute.ensemble import Ensemble, ensemble_of
-from vla.execute.queue import ChunkQueue
+from vla.execute.queue import ChunkQueue, NoCommand
+from vla.sim.disturb import Disturbance
 from vla.sim.env import SimEnv, Suite
 from vla.sim.suites import load_suite
 from vla.types import Chunk
@@ -35,7 +39,7 @@ def main(argv: list[str]) -> int:
     connection = Connection(int(argv[0]))
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         setup, _ = receive(connection)
-        worker = Worker(load_suite(setup["suite"]), setup["image_size"], setup["execute"], setup["ensemble"])
+        worker = Worker(load_suite(setup["suite"]), setup)
         send(connection, {"op": "ready"})
         while True:
             message, arrays = receive(connection)
@@ -51,6 +55,8 @@ class Slot:
     def __init__(self, env: SimEnv, task: str) -> None:
         self.env, self.task = env, task
         self.queue: ChunkQueue | None = None
+        self.late: tuple[Chunk, int] | None = None
+        """A chunk on its way, and the step of its observation."""
         self.expert: Callable[[], np.ndarray] | None = None
         self.steps, self.reward, self.state_P = 0, 0.0, np.zeros(0)
 
@@ -58,9 +64,10 @@ class Slot:
 class Worker:
     """`clock`: CPU seconds spent building environments, resetting, stepping and rendering, so far."""
 
-    def __init__(self, suite: Suite, image_size: int, execute: int, ensemble: str | None) -> None:
-        self.suite, self.image_size, self.execute = suite, image_size, execute
-        self.ensemble: Ensemble | None = None if ensemble is None else ensemble_of(ensemble)
+    def __init__(self, suite: Suite, setup: Mapping[str, Any]) -> None:
+        self.suite, self.image_size, self.execute, self.delay = suite, setup["image_size"], setup["execute"], setup.get("delay", 0)
+        self.ensemble: Ensemble | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
+        self.disturbance = Disturbance(*setup["disturbance"]) if setup.get("disturbance") else None
         self.slots: dict[int, Slot] = {}
         self.clock = {"build": 0.0, "reset": 0.0, "step": 0.0, "render": 0.0, "replay": 0.0}
 
@@ -76,17 +83,26 @@ class Worker:
 
     def _start(self, index: int, task: str, seed: int, expert: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         slot = self.slots.get(index)
-        if slot is None or slot.task != task:
-            if slot is not None:
-                slot.env.close()
-            with self._timed("build"):
-                slot = self.slots[index] = Slot(self.suite.make(task, self.image_size), task)
-        with self._timed("reset"):
-            slot.env.reset(seed=seed)
-        slot.queue = ChunkQueue(slot.env.embodiment, self.execute, self.ensemble)
-        slot.expert = slot.env.expert() if expert else None
+        try:
+            if slot is None or slot.task != task:
+                if slot is not None:
+                    slot.env.close()
+                with self._timed("build"):
+                    slot = self.slots[index] = Slot(self._made(task, self.image_size), task)
+            with self._timed("reset"):
+                slot.env.reset(seed=seed)
+            slot.expert = slot.env.expert() if expert else None
+        except UserError as error:  # such as a simulator that is not installed, or has no expert: it would fail every episode alike
+            return {"slot": index, "ended": False, "refused": str(error)}, {}
+        slot.queue, slot.late = ChunkQueue(slot.env.embodiment, self.execute, self.ensemble), None
         slot.steps, slot.reward = 0, 0.0
         return self._seen(index, slot)
+
+    def _made(self, task: str, image_size: int) -> SimEnv:
+        env = self.suite.make(task, image_size)
+        if self.disturbance is not None:
+            env.disturb(self.disturbance)
+        return env
 
     def _act(self, index: int, chunk_TA: np.ndarray | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Executes until the queue wants another chunk or the episode ends. Without a chunk the expert acts, to the end."""
@@ -94,22 +110,38 @@ class Worker:
         robot, queue = slot.env.embodiment, slot.queue
         assert queue is not None
         if chunk_TA is not None:
-            queue.put(Chunk(chunk_TA, robot.name, robot.rate_hz))
-        commands, success, ended = [], False, False
+            slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz), queue.step
+        commands, success, ended, told = [], False, False, slot.env.instruction
         with self._timed("step"):
-            while not ended and (slot.expert is not None or not queue.wants_chunk):
-                command_A = queue.pop() if slot.expert is None else slot.expert()
+            while not ended and (slot.expert is not None or slot.late is not None or not queue.wants_chunk):
+                command_A = self._next_command(slot, queue) if slot.expert is None else slot.expert()
                 _, reward, terminated, truncated, info = slot.env.step(command_A)
                 commands.append(command_A)
                 slot.steps += 1
                 slot.reward += float(reward)
                 success = bool(info["success"])
                 ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
+                if slot.env.instruction != told:  # something else to do: what was planned is void
+                    slot.queue, slot.late = ChunkQueue(robot, self.execute, self.ensemble), None
+                    break
         sent = {"commands": np.array(commands, dtype=np.float64)}
         if ended:
             return {"slot": index, "ended": True, "success": success, "steps": slot.steps, "reward": slot.reward}, sent
         answer, arrays = self._seen(index, slot)
         return answer, {**arrays, **sent}
+
+    def _next_command(self, slot: Slot, queue: ChunkQueue) -> np.ndarray:
+        """The command for this step. While a chunk is on its way the old one goes on, and where it has run out the robot holds."""
+        if slot.late is not None and queue.step >= slot.late[1] + self.delay:
+            queue.put(*slot.late)
+            slot.late = None
+        try:
+            return queue.pop()
+        except NoCommand:
+            assert slot.late is not None
+            (held,) = Hold(slot.env.embodiment).act_batch([slot.env.watched()], [0])
+            queue.put(replace(held, action_TA=held.action_TA[:1]))
+            return queue.pop()
 
     def _seen(self, index: int, slot: Slot) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if slot.expert is not None:
@@ -122,7 +154,7 @@ class Worker:
 
     def _replay(self, message: dict[str, Any], commands: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Runs recorded commands again in a new environment with larger images: every `stride` steps a frame of all cameras."""
-        env = self.suite.make(message["task"], message["size"])
+        env = self._made(message["task"], message["size"])
         env.reset(seed=message["seed"])
         frames, success = [_side_by_side(env)], False
         for step, command_A in enumerate(commands, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -13,6 +14,9 @@ from vla.errors import UnknownName
 from vla.sim.env import SimEnv, Task
 from vla.sim.kinematics import Arm
 from vla.sim.rendering import Cameras, aim_camera
+
+if TYPE_CHECKING:
+    import mujoco
 
 _LEVELS = {"lift": 2, "transfer": 4}
 """Task -> reward level of gym-aloha's transfer task: 2 the right gripper holds the cube off the table, 4 the left one does."""
@@ -55,8 +59,11 @@ class AlohaEnv(SimEnv):
     def cameras(self) -> dict[str, np.ndarray]:
         if self._cameras is None:  # a GL context costs a second: none until somebody looks
             views = {"third_person": "angle", "wrist_right": "right_wrist"}
-            self._cameras = Cameras(self._physics.model.ptr, views, self.image_size)
+            self._cameras = Cameras(self._physics.model.ptr, views, self.image_size, turn_deg=self.camera_turn_deg)
         return self._cameras.draw(self._physics.data.ptr)
+
+    def model(self) -> mujoco.MjModel:
+        return self._physics.model.ptr
 
     def state(self) -> np.ndarray:
         return np.asarray(self._task.get_qpos(self._physics), dtype=np.float64)

@@ -8,14 +8,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 from vla.embodiment import Embodiment
-from vla.errors import UnknownName
+from vla.errors import UnknownName, UserError
+from vla.sim.disturb import Disturbance, Recolouring
 from vla.types import Observation, Supervision
+
+if TYPE_CHECKING:
+    import mujoco
 
 IMAGE_SIZE = 64
 
@@ -33,7 +37,8 @@ class Task:
     `make(task, image_size)` builds its environment in the calling process. `max_steps`: control steps after which an attempt
     has failed. `noise_sd`: standard deviation of injected noise, in units of the environment's `noise_A` (0: experts of this
     task do not survive any). `tail`: steps recorded after success, so that a policy learns to finish the motion rather than to
-    stop at the edge of the goal. `group`: how a benchmark groups its tasks. `options`: the adapter's own settings.
+    stop at the edge of the goal. `group`: how a benchmark groups its tasks. `layouts`: a benchmark's own numbered start states, which
+    episodes then go through in order (0: the seed draws each one). `options`: the adapter's own settings.
     """
 
     name: str
@@ -43,13 +48,15 @@ class Task:
     noise_sd: float = 0.5
     tail: int = 0
     group: str = ""
+    layouts: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Suite:
     """Named tasks for one embodiment. `supervision="none"`: recorded as video, without state or actions. `held_out`: kept
-    from pretraining, so that success on it is zero-shot (or a fine-tune's). `spec`: the name or path that loads it again."""
+    from pretraining, so that success on it is zero-shot (or a fine-tune's). `spec`: the name or path that loads it again. `episodes`: of
+    each task by default. `termination`: when an episode ends and what success is, where that differs from ours."""
 
     name: str
     summary: str
@@ -59,6 +66,8 @@ class Suite:
     held_out: bool = False
     licence: str = "Apache-2.0"
     spec: str = ""
+    episodes: int = 40
+    termination: str = ""
 
     def task(self, name: str) -> Task:
         for task in self.tasks:
@@ -92,12 +101,35 @@ class SimEnv(gymnasium.Env):
         state = gymnasium.spaces.Box(-np.inf, np.inf, (embodiment.state.size,), dtype=np.float64)
         self.observation_space = gymnasium.spaces.Dict({"state": state})
         self.steps = 0
+        self.camera_turn_deg = 0.0
+        """By how much a probe moves the cameras that are on no wrist."""
+        self._recolouring: Recolouring | None = None
+
+    def disturb(self, disturbance: Disturbance) -> None:
+        """Changes the scene for a probe, from the next reset on. Raises UserError where the simulator is not MuJoCo's."""
+        model = self.model()
+        if model is None:
+            raise UserError(f"the simulator of '{self.embodiment.name}' lets no probe change its {disturbance.part}; MuJoCo's do")
+        if disturbance.part == "camera":
+            self.camera_turn_deg = disturbance.amount
+            return
+        share = disturbance.amount if disturbance.part == "object" else 1.0
+        self._recolouring = Recolouring(model, disturbance.part, share)
+        if not self._recolouring.geoms:
+            raise UserError(f"task '{self.task}' shows no {disturbance.part} whose colour a probe could change")
+
+    def model(self) -> mujoco.MjModel | None:
+        """The MuJoCo model, which probes change; None where there is none."""
+        return None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[State, dict[str, Any]]:
         """Starts the episode of this seed (without one, of a fresh seed)."""
         super().reset(seed=seed)
         self.steps = 0
-        self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        self._start(seed)
+        if self._recolouring is not None:
+            self._recolouring.apply(seed)
         return {"state": self._checked_state()}, {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[State, float, bool, bool, dict[str, Any]]:
@@ -111,6 +143,10 @@ class SimEnv(gymnasium.Env):
         images = {role: image[None] for role, image in self.cameras().items()}
         return Observation(images, self._checked_state()[None], instruction or self.instruction, self.embodiment.name)
 
+    def watched(self) -> Observation:
+        """The observation without its images: proprioception alone, which costs no rendering."""
+        return Observation({}, self._checked_state()[None], self.instruction, self.embodiment.name)
+
     @abstractmethod
     def cameras(self) -> dict[str, np.ndarray]:
         """Role -> uint8 (H, W, 3) of now, upright. Renders, so call it only where somebody looks."""
@@ -123,9 +159,9 @@ class SimEnv(gymnasium.Env):
         """How much of the injected noise the task stands at this moment, 0 to 1: less where a hand is about to grasp."""
         return 1.0
 
-    @abstractmethod
     def expert(self) -> Callable[[], np.ndarray]:
-        """A demonstrator for the episode that was just reset: call it once a step for a clean command (A,)."""
+        """A demonstrator for the episode that was just reset: call it once a step for a clean command (A,). UserError without one."""
+        raise UserError(f"there is no scripted expert for '{self.task}' of '{self.embodiment.name}'")
 
     @abstractmethod
     def _start(self, seed: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from vla.embodiments.fetch import EMBODIMENT
 from vla.errors import UnknownName
 from vla.sim.env import SimEnv, Task
 from vla.sim.rendering import Cameras, free_camera
+
+if TYPE_CHECKING:
+    import mujoco
 
 _STEP_M = 0.05
 """How far a command of 1.0 moves the gripper's target; see the embodiment."""
@@ -60,8 +64,11 @@ class FetchEnv(SimEnv):
                 "third_person": free_camera((1.33, 0.75, 0.5), 0.85, 180, -35),
                 "side": free_camera((1.33, 0.75, 0.5), 0.85, 90, -15),
             }
-            self._cameras = Cameras(self._env.model, views, self.image_size)
+            self._cameras = Cameras(self._env.model, views, self.image_size, turn_deg=self.camera_turn_deg)
         return self._cameras.draw(self._env.data)
+
+    def model(self) -> mujoco.MjModel:
+        return self._env.model
 
     def state(self) -> np.ndarray:
         fingers = [self._env.data.joint(f"robot0:{side}_gripper_finger_joint").qpos[0] for side in "lr"]

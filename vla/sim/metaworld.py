@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from vla.embodiments.metaworld_sawyer import EMBODIMENT
 from vla.errors import UnknownName
 from vla.sim.env import SimEnv, Task
 from vla.sim.rendering import Cameras, aim_camera
+
+if TYPE_CHECKING:
+    import mujoco
 
 _RESET_BY_TASKS = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat", "geom_rgba")
 
@@ -39,8 +43,11 @@ class MetaWorldEnv(SimEnv):
 
     def cameras(self) -> dict[str, np.ndarray]:
         if self._cameras is None:  # a GL context costs a second: none until somebody looks
-            self._cameras = Cameras(self._env.model, self._views, self.image_size)
+            self._cameras = Cameras(self._env.model, self._views, self.image_size, turn_deg=self.camera_turn_deg)
         return self._cameras.draw(self._env.data)
+
+    def model(self) -> mujoco.MjModel:
+        return self._env.model
 
     def state(self) -> np.ndarray:
         return self._seen[:4].astype(np.float64)

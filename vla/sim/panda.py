@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -13,6 +14,9 @@ from vla.embodiments.panda import EMBODIMENT
 from vla.errors import UnknownName, UserError
 from vla.sim.env import SimEnv, Task
 from vla.sim.rendering import Cameras, aim_camera
+
+if TYPE_CHECKING:
+    import mujoco
 
 INSTALL = "pip install --no-deps robosuite==1.5.2 opencv-python-headless && pip install numba qpsolvers quadprog termcolor pynput"
 _MOVE_M, _TURN_RAD = 0.05, 0.5
@@ -37,8 +41,13 @@ class PandaEnv(SimEnv):
     def cameras(self) -> dict[str, np.ndarray]:
         if self._cameras is None:  # a GL context costs a second: none until somebody looks
             views = {"third_person": "agentview", "wrist": "robot0_eye_in_hand"}
-            self._cameras = Cameras(self._env.sim.model._model, views, self.image_size, hidden_geoms=(0,))  # 0: shapes for collisions
+            self._cameras = Cameras(
+                self._env.sim.model._model, views, self.image_size, (0,), self.camera_turn_deg
+            )  # 0: shapes for collisions
         return self._cameras.draw(self._env.sim.data._data)
+
+    def model(self) -> mujoco.MjModel:
+        return self._env.sim.model._model
 
     def state(self) -> np.ndarray:
         hand, turn, gripper = self._hand()

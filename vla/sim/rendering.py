@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla.errors import UserError
+from vla.sim.disturb import turn_camera
 
 if TYPE_CHECKING:
     import mujoco
@@ -46,15 +47,20 @@ class Cameras:
     """Draws several cameras of one MuJoCo model; the GL context lives until `close`.
 
     `views`: role -> name of a camera in the model, or an `MjvCamera` (a free one). Images are uint8 (size, size, 3), RGB.
-    `hidden_geoms`: groups of geoms that are not drawn.
+    `hidden_geoms`: groups of geoms that are not drawn. `turn_deg`: views that are on no wrist are moved by so much (`vla.sim.disturb`).
     """
 
     def __init__(
-        self, model: mujoco.MjModel, views: Mapping[str, str | mujoco.MjvCamera], size: int, hidden_geoms: Sequence[int] = ()
+        self,
+        model: mujoco.MjModel,
+        views: Mapping[str, str | mujoco.MjvCamera],
+        size: int,
+        hidden_geoms: Sequence[int] = (),
+        turn_deg: float = 0.0,
     ) -> None:
         import mujoco
 
-        self._views, self._option = dict(views), mujoco.MjvOption()
+        self._views, self._option, self._turn_deg = dict(views), mujoco.MjvOption(), turn_deg
         for group in hidden_geoms:
             self._option.geomgroup[group] = 0
         model.vis.quality.offsamples = 0
@@ -75,6 +81,9 @@ class Cameras:
         images = {}
         for role, view in self._views.items():
             self._renderer.update_scene(data, view, self._option)
+            if self._turn_deg and not role.startswith("wrist"):
+                for camera in self._renderer.scene.camera:  # two, for stereo; a picture shows their mean
+                    turn_camera(camera, self._turn_deg)
             images[role] = self._renderer.render()
         return images
 

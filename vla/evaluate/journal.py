@@ -1,0 +1,89 @@
+"""Episodes of an evaluation in progress, on disk as they end: a killed run goes on where it was.
+
+`FILE.rows.jsonl` lies beside the result that it becomes: a line that says what the rows depend on, then a row a line. A line cut short by
+the end of the process is dropped. A row depends on neither the number of episodes nor the shard, so both may differ when it goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.errors import UserError
+from vla.evaluate.result import Row
+
+SUFFIX = ".rows.jsonl"
+
+
+def discard(result: Path) -> None:
+    """The result stands: its journal goes."""
+    result.with_name(result.name + SUFFIX).unlink(missing_ok=True)
+
+
+class Journal:
+    """`rows` and `commands` by (task, episode): what an earlier run has left. `facts`: what a row depends on, JSON-able."""
+
+    def __init__(self, result: Path, facts: Mapping[str, Any]) -> None:
+        """Raises UserError if the file is of another evaluation, or is being written."""
+        self.path = result.with_name(result.name + SUFFIX)
+        self.rows: dict[tuple[str, int], Row] = {}
+        self.commands: dict[tuple[str, int], np.ndarray] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")  # noqa: SIM115 - lives as long as the evaluation
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"another evaluation is writing {self.path}; give another --json") from None
+        lines = self._complete_lines()
+        try:
+            self._read(lines, json.loads(json.dumps(facts)))
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            self._file.close()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path} holds no episodes of an evaluation. Delete it, or give another --json.") from error
+
+    def add(self, row: Row, commands: np.ndarray) -> None:
+        """Writes a row through to the disk."""
+        self._write({"row": asdict(row), "shape": commands.shape, "commands": base64.b64encode(commands.tobytes()).decode()})
+
+    def close(self) -> None:
+        """Lets others write it."""
+        self._file.close()
+
+    def _complete_lines(self) -> list[bytes]:
+        self._file.seek(0)
+        whole, newline, torn = self._file.read().rpartition(b"\n")
+        if torn:
+            self._file.truncate(len(whole) + len(newline))
+        return whole.split(b"\n") if whole else []
+
+    def _read(self, lines: list[bytes], facts: dict[str, Any]) -> None:
+        if not lines:
+            self._write(facts)
+            return
+        found = json.loads(lines[0])
+        differ = [key for key in facts if found.get(key) != facts[key]]
+        if differ:
+            what = "; ".join(f"{key} {found.get(key)} against {facts[key]}" for key in differ)
+            raise UserError(f"{self.path} holds episodes of another evaluation ({what}). Delete it, or give another --json.")
+        for line in lines[1:]:
+            data = json.loads(line)
+            row = Row(**data["row"])
+            self.rows[row.task, row.episode] = row
+            commands = np.frombuffer(base64.b64decode(data["commands"]), dtype=np.float64)
+            self.commands[row.task, row.episode] = commands.reshape(data["shape"])
+
+    def _write(self, data: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(data).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())

@@ -1,0 +1,69 @@
+"""The policy that an evaluation is asked for: a checkpoint, a baseline or an object, and whether it fits the suite's robot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.embodiment import Embodiment
+from vla.errors import UnknownName, UserError
+from vla.evaluate.baselines import BASELINES, Actor, Expert, baseline
+from vla.sim.env import Suite
+
+if TYPE_CHECKING:
+    from vla.policy import Policy
+
+
+def resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
+    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length)."""
+    if isinstance(policy, str) and policy in BASELINES:
+        return baseline(policy, suite.embodiment), {"name": policy}, suite.embodiment
+    if isinstance(policy, (str, Path)):
+        return _load(Path(policy), suite, device)
+    contents = getattr(policy, "contents", None)
+    robot = _robot_of(contents, suite) if contents is not None else suite.embodiment
+    return policy, {"name": type(policy).__name__.lower()}, robot
+
+
+def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
+    from vla.checkpoint import acting, sha256
+    from vla.policy import Policy
+
+    folder = acting(folder)
+    policy = Policy.load(folder, device)
+    robot = _robot_of(policy.contents, suite)
+    if robot is not next(known for known in policy.contents.embodiments if known.name == robot.name):
+        robots = tuple(robot if known.name == robot.name else known for known in policy.contents.embodiments)
+        policy = Policy(replace(policy.contents, embodiments=robots), policy.model)
+    model = policy.contents.model
+    facts = {
+        "name": str(folder),
+        "manifest_sha256": sha256(folder / "manifest.json"),
+        "backbone": model.backbone.kind,
+        "decoder": model.decoder.kind,
+        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+        "device": device,
+    }
+    size = getattr(model.backbone, "image_size", None)
+    return policy, {**facts, **({"image_size": size} if size else {})}, robot
+
+
+def _robot_of(contents: Any, suite: Suite) -> Embodiment:
+    """The checkpoint's own robot of the suite's name; it must mean the same numbers and see the same cameras. Where nobody published the
+    robot's limits, those of the simulation hold, whose motors nothing can break."""
+    robots = {robot.name: robot for robot in contents.embodiments}
+    name = suite.embodiment.name
+    if name not in robots:
+        raise UnknownName("embodiment of this checkpoint", name, robots, f"Suite {suite.name} needs it: fine-tune (finetune/forkme.py).")
+    found = robots[name] if robots[name].limits is not None else replace(robots[name], limits=suite.embodiment.limits)
+    ours, theirs = suite.embodiment.to_json(), found.to_json()
+    differ = [key for key in ("cameras", "state", "command", "rate_hz", "limits") if ours[key] != theirs[key]]
+    if differ:
+        raise UserError(
+            f"the checkpoint's '{name}' differs from the suite's in {', '.join(differ)}: "
+            + "; ".join(f"{key} {theirs[key]} against {ours[key]}" for key in differ)
+        )
+    return found
