@@ -74,7 +74,7 @@ class Journal:
         found = json.loads(lines[0])
         differ = [key for key in facts if found.get(key) != facts[key]]
         if differ:
-            what = "; ".join(f"{key} {found.get(key)} against {facts[key]}" for key in differ)
+            what = "; ".join(_difference(key, found.get(key), facts[key]) for key in differ)
             raise UserError(f"{self.path} holds episodes of another evaluation ({what}). Delete it, or give another --json.")
         for line in lines[1:]:
             data = json.loads(line)
@@ -87,3 +87,11 @@ class Journal:
         self._file.write(json.dumps(data).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _difference(what: str, found: Any, ours: Any) -> str:
+    """In words; of two tables, only the rows that differ."""
+    if not (isinstance(found, dict) and isinstance(ours, dict)):
+        return f"{what} {found} against {ours}"
+    keys = [key for key in {**found, **ours} if found.get(key) != ours.get(key)]
+    return ", ".join(f"{what} {key} {found.get(key)} against {ours.get(key)}" for key in keys)

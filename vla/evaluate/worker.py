@@ -111,7 +111,7 @@ class Worker:
         assert queue is not None
         if chunk_TA is not None:
             slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz), queue.step
-        commands, success, ended, told = [], False, False, slot.env.instruction
+        commands, success, ended, orders = [], False, False, slot.env.orders
         with self._timed("step"):
             while not ended and (slot.expert is not None or slot.late is not None or not queue.wants_chunk):
                 command_A = self._next_command(slot, queue) if slot.expert is None else slot.expert()
@@ -121,7 +121,7 @@ class Worker:
                 slot.reward += float(reward)
                 success = bool(info["success"])
                 ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
-                if slot.env.instruction != told:  # something else to do: what was planned is void
+                if slot.env.orders != orders:
                     slot.queue, slot.late = ChunkQueue(robot, self.execute, self.ensemble), None
                     break
         sent = {"commands": np.array(commands, dtype=np.float64)}

@@ -56,7 +56,8 @@ class Task:
 class Suite:
     """Named tasks for one embodiment. `supervision="none"`: recorded as video, without state or actions. `held_out`: kept
     from pretraining, so that success on it is zero-shot (or a fine-tune's). `spec`: the name or path that loads it again. `episodes`: of
-    each task by default. `termination`: when an episode ends and what success is, where that differs from ours."""
+    each task by default. `termination`: when an episode ends and what success is, where that differs from ours. `mujoco`: whether
+    its environments are MuJoCo's, and so want a GL library."""
 
     name: str
     summary: str
@@ -68,6 +69,7 @@ class Suite:
     spec: str = ""
     episodes: int = 40
     termination: str = ""
+    mujoco: bool = True
 
     def task(self, name: str) -> Task:
         for task in self.tasks:
@@ -80,7 +82,8 @@ class Suite:
         from vla.sim.rendering import configure_rendering
 
         chosen = self.task(task)
-        configure_rendering()
+        if self.mujoco:
+            configure_rendering()
         return chosen.make(chosen, image_size)
 
 
@@ -103,6 +106,8 @@ class SimEnv(gymnasium.Env):
         self.steps = 0
         self.camera_turn_deg = 0.0
         """By how much a probe moves the cameras that are on no wrist."""
+        self.orders = 0
+        """Raised when an episode goes on with something else to do: whatever was planned is void then."""
         self._recolouring: Recolouring | None = None
 
     def disturb(self, disturbance: Disturbance) -> None:

@@ -77,3 +77,6 @@ MT10 = (
     "window-open",
     "window-close",
 )
+
+ML45_HELD_OUT = ("bin-picking", "box-close", "hand-insert", "door-lock", "door-unlock")
+"""The five tasks of ML45's test set; the other 45 of MT50 are its training set."""

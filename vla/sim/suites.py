@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from vla.embodiment import load_embodiment
 from vla.errors import UnknownName, UserError
 from vla.sim.env import SimEnv, Suite, Task
-from vla.sim.metaworld_tasks import MT10, MT50
+from vla.sim.metaworld_tasks import ML45_HELD_OUT, MT10, MT50
 
 
 def load_suite(name_or_path: str) -> Suite:
@@ -60,6 +62,12 @@ def _make_panda(task: Task, image_size: int) -> SimEnv:
     from vla.sim.panda import PandaEnv
 
     return PandaEnv(task, image_size)
+
+
+def _make_pusht(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.pusht import PushTEnv
+
+    return PushTEnv(task, image_size)
 
 
 def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
@@ -113,6 +121,22 @@ def _metaworld_mt10() -> Suite:
     return Suite("metaworld-mt10", "Meta-World's MT10 Sawyer tasks", load_embodiment("metaworld_sawyer"), tasks, licence="MIT")
 
 
+def _metaworld_ml45() -> Suite:
+    tasks = tuple(_sawyer(name, noise_sd=0.15, max_steps=500) for name in MT50 if name not in ML45_HELD_OUT)
+    return Suite("metaworld-ml45", "Meta-World's 45 training tasks of ML45", load_embodiment("metaworld_sawyer"), tasks, licence="MIT")
+
+
+def _metaworld_ml45_heldout() -> Suite:
+    return Suite(
+        "metaworld-ml45-heldout",
+        "Meta-World's five test tasks of ML45, which its training set lacks",
+        load_embodiment("metaworld_sawyer"),
+        tuple(_sawyer(name, noise_sd=0.15, max_steps=500) for name in ML45_HELD_OUT),
+        held_out=True,
+        licence="MIT",
+    )
+
+
 def _metaworld_video() -> Suite:
     summary = "metaworld-objects seen as video: no state, no actions"
     return replace(_metaworld_objects(), name="metaworld-video", summary=summary, supervision="none")
@@ -151,6 +175,11 @@ def _panda() -> Suite:
     )
 
 
+def _pusht() -> Suite:
+    task = Task("push", "push the t onto its green outline", _make_pusht, max_steps=300, group="pusht")
+    return Suite("pusht", "A disc that pushes a T onto its outline, in the plane", load_embodiment("pusht"), (task,), mujoco=False)
+
+
 def _aloha() -> Suite:
     return Suite(
         "aloha",
@@ -164,14 +193,48 @@ def _aloha() -> Suite:
     )
 
 
-_SUITES = {
+def _libero(benchmark: str) -> Suite:
+    from vla.sim.libero import suite
+
+    return suite(benchmark)
+
+
+def _simpler_widowx() -> Suite:
+    from vla.sim.simpler import widowx
+
+    return widowx()
+
+
+def _simpler_google_robot() -> Suite:
+    from vla.sim.simpler import google_robot
+
+    return google_robot()
+
+
+def _calvin() -> Suite:
+    from vla.sim.calvin import suite
+
+    return suite()
+
+
+_SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-objects": _metaworld_objects,
     "metaworld-heldout": _metaworld_heldout,
     "metaworld-mt10": _metaworld_mt10,
     "metaworld-mt50": _metaworld_mt50,
+    "metaworld-ml45": _metaworld_ml45,
+    "metaworld-ml45-heldout": _metaworld_ml45_heldout,
     "metaworld-video": _metaworld_video,
     "fetch": _fetch,
     "fetch-video": _fetch_video,
     "aloha": _aloha,
     "panda": _panda,
+    "pusht": _pusht,
+    **{
+        name.replace("_", "-"): functools.partial(_libero, name) for name in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    },
+    "libero-90": functools.partial(_libero, "libero_90"),
+    "simpler-widowx": _simpler_widowx,
+    "simpler-google-robot": _simpler_google_robot,
+    "calvin": _calvin,
 }
