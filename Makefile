@@ -16,7 +16,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 PYTEST := $(BIN)/python -m pytest
 
 RENDERING := libegl1 libgl1-mesa-dri
-# robosuite pins packages that the rest has outgrown, so it comes without its dependencies and brings these instead.
+# robosuite pins packages that the rest has outgrown, so it comes without its dependencies and brings these instead. gym-pusht, whose
+# dependencies `sim` has, would bring a second OpenCV.
 ROBOSUITE_NEEDS := numba opencv-python-headless qpsolvers quadprog termcolor pynput
 
 # Small models on few cores: several processes of one thread beat one process of several.
@@ -76,6 +77,7 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PIP) --editable '.[train,quantize,sim,serve,groot,remote,convert,mcap,tfds,docs,dev]' --editable ./client
 	$(PIP) $(ROBOSUITE_NEEDS) && $(PIP) --no-deps robosuite || \
 	  echo 'note: the optional robosuite could not be installed (see above); its robots are missing, all else works.' >&2
+	$(PIP) --no-deps gym-pusht || echo 'note: gym-pusht could not be installed (see above); the pusht suite is missing, all else works.' >&2
 	@touch $@
 
 # Simulators render without a screen, through EGL. macOS brings its own.

@@ -33,7 +33,6 @@ COMMANDS = {
     "export": "Write shards in another format (LeRobot 3.0), or a checkpoint with a model card to hand on.",
     "compare": "Compare evaluations, paired where their seeds match; rank more than two.",
     "merge": "Put the shards of an evaluation together into one result.",
-    "export": "Write a dataset of shards in another format (LeRobot 3.0).",
     "presets": "List the published systems that a recipe can name, with their sizes and where they depart from the paper.",
     "demo": "The whole job on real input: collect, pretrain, evaluate, fine-tune, report.",
 }

@@ -1,7 +1,8 @@
 """Franka Panda of CALVIN (Mees et al. 2022, arXiv:2112.03227), by its relative actions: 30 Hz.
 
 `move`: 1.0 shifts the tool's target by 20 mm in a step, `turn`: 1.0 by 0.05 rad in roll, pitch and yaw, number by number; both in the
-world's axes. `gripper`: 1 opens, -1 shuts. State: the tool in the world with its roll, pitch and yaw, the distance of the fingers, and the joints.
+world's axes. `gripper`: 1 opens, -1 shuts. State: the tool in the world with its roll, pitch and yaw, the distance of the fingers, and
+the joints.
 """
 
 from __future__ import annotations

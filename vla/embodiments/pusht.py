@@ -1,7 +1,7 @@
 """The disc of PushT that pushes a T over a plane (Florence et al. 2021; as in Diffusion Policy, Chi et al. 2023, and gym-pusht): 10 Hz.
 
-`hand`: where the disc shall be, in a square of 512 px with x to the right and y down; a spring pulls it there. The state is where it is. The
-chunk is Diffusion Policy's: 16 steps, of which it executes 8.
+`hand`: where the disc shall be, in a square of 512 px with x to the right and y down; a spring pulls it there. The state is where it is.
+The chunk is Diffusion Policy's: 16 steps, of which it executes 8.
 """
 
 from __future__ import annotations

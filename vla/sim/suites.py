@@ -58,10 +58,10 @@ def _make_aloha(task: Task, image_size: int) -> SimEnv:
     return AlohaEnv(task, image_size)
 
 
-def _make_panda(task: Task, image_size: int) -> SimEnv:
-    from vla.sim.panda import PandaEnv
+def _make_arm(task: Task, image_size: int) -> SimEnv:
+    from vla.sim.arms import ArmEnv
 
-    return PandaEnv(task, image_size)
+    return ArmEnv(task, image_size)
 
 
 def _make_pusht(task: Task, image_size: int) -> SimEnv:
@@ -74,6 +74,8 @@ def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
     row = MT50[name]
     return Task(name, row.instruction, _make_metaworld, max_steps, noise_sd, tail=5, group=row.group)
 
+
+ARMS = ("panda", "robosuite_ur5e", "robosuite_iiwa", "robosuite_kinova3", "robosuite_sawyer")
 
 # Noise that the experts survive: over 10 seeds each, 77 of 80 noisy attempts succeeded.
 _OBJECTS = {
@@ -161,14 +163,16 @@ def _fetch_video() -> Suite:
     return replace(_fetch(), name="fetch-video", summary="fetch seen as video: no state, no actions", supervision="none")
 
 
-def _panda() -> Suite:
+def _arm(embodiment: str) -> Suite:
+    """robosuite's tasks for one arm."""
+    options = {"embodiment": embodiment}
     return Suite(
-        "panda",
-        "Panda arm of robosuite: lift the cube, stack the cubes",
-        load_embodiment("panda"),
+        embodiment.replace("_", "-"),
+        f"{embodiment.removeprefix('robosuite_').capitalize()} arm of robosuite: lift the cube, stack the cubes",
+        load_embodiment(embodiment),
         (
-            Task("lift", "lift the red cube", _make_panda, 120, 0.15, tail=3),
-            Task("stack", "put the red cube onto the green one", _make_panda, 250, 0.1, tail=3),
+            Task("lift", "lift the red cube", _make_arm, 120, 0.15, tail=3, options=options),
+            Task("stack", "put the red cube onto the green one", _make_arm, 250, 0.1, tail=3, options=options),
         ),
         held_out=True,
         licence="MIT",
@@ -228,7 +232,7 @@ _SUITES: dict[str, Callable[[], Suite]] = {
     "fetch": _fetch,
     "fetch-video": _fetch_video,
     "aloha": _aloha,
-    "panda": _panda,
+    **{name.replace("_", "-"): functools.partial(_arm, name) for name in ARMS},
     "pusht": _pusht,
     **{
         name.replace("_", "-"): functools.partial(_libero, name) for name in ("libero_spatial", "libero_object", "libero_goal", "libero_10")

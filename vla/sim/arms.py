@@ -1,4 +1,7 @@
-"""Panda arm of robosuite (Zhu et al. 2020), with reactive scripted experts. robosuite is optional: its pins need `--no-deps`."""
+"""Arms of robosuite (Zhu et al. 2020), with reactive scripted experts. robosuite is optional: its pins need `--no-deps`.
+
+All wear the Panda's hand, so that the gripper's command and state mean the same for each; on the Panda it is the default.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from vla.embodiments.panda import EMBODIMENT
+from vla.embodiment import load_embodiment
 from vla.errors import UnknownName, UserError
 from vla.sim.env import SimEnv, Task
 from vla.sim.rendering import Cameras, aim_camera
@@ -26,15 +29,27 @@ _DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 """The grip site looking straight down, with the fingers opening along the world's y."""
 
 
-class PandaEnv(SimEnv):
-    """Tasks `lift` (robosuite's Lift) and `stack` (its Stack). Objects lie as robosuite places them, drawn by the seed."""
+ROBOTS = {
+    "panda": "Panda",
+    "robosuite_ur5e": "UR5e",
+    "robosuite_iiwa": "IIWA",
+    "robosuite_kinova3": "Kinova3",
+    "robosuite_sawyer": "Sawyer",
+}
+"""Embodiment -> robosuite's name."""
+
+
+class ArmEnv(SimEnv):
+    """Tasks `lift` (robosuite's Lift) and `stack` (its Stack). Objects lie as robosuite places them, drawn by the seed. Option
+    `embodiment`: which arm."""
 
     def __init__(self, task: Task, image_size: int) -> None:
-        super().__init__(task, EMBODIMENT, image_size, noise_A=[1, 1, 1, 0.3, 0.3, 0.3, 0])
+        robot = task.options.get("embodiment", "panda")
+        super().__init__(task, load_embodiment(robot), image_size, noise_A=[1, 1, 1, 0.3, 0.3, 0.3, 0])
         names = {"lift": "Lift", "stack": "Stack"}
         if task.name not in names:
-            raise UnknownName("Panda task", task.name, names)
-        self._env = _make(names[task.name])
+            raise UnknownName("robosuite task", task.name, names)
+        self._env = _make(names[task.name], ROBOTS[robot], int(self.embodiment.rate_hz))
         aim_camera(self._env.sim.model._model, "agentview", lookat=(-0.04, 0.0, 0.9), fovy_deg=36)
         self._cameras: Cameras | None = None
 
@@ -121,9 +136,9 @@ class PandaEnv(SimEnv):
         return np.concatenate([move, np.clip(turn, -0.3, 0.3), [gripper]])
 
 
-def _make(name: str) -> object:
+def _make(name: str, robot: str, rate_hz: int) -> object:
     if importlib.util.find_spec("robosuite") is None:
-        raise UserError(f"the panda embodiment needs robosuite, which is not installed. Run: {INSTALL}")
+        raise UserError(f"the {robot} arm needs robosuite, which is not installed. Run: {INSTALL}")
     logging.disable(logging.WARNING)  # importing it warns about files and packages that a Panda does not need
     import robosuite
 
@@ -131,12 +146,13 @@ def _make(name: str) -> object:
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     return robosuite.make(
         name,
-        robots="Panda",
+        robots=robot,
+        gripper_types="PandaGripper",
         has_renderer=False,
         has_offscreen_renderer=False,
         use_camera_obs=False,
         use_object_obs=False,
-        control_freq=int(EMBODIMENT.rate_hz),
+        control_freq=rate_hz,
         hard_reset=False,
         ignore_done=True,
         seed=0,
