@@ -44,7 +44,9 @@ def test_the_disc_goes_where_it_is_told_within_the_square(env):
 
 def test_a_t_on_its_outline_is_a_success(env):
     env.reset(seed=1)
-    env._env._set_state(np.array([60.0, 60.0, 256.0, 256.0, np.pi / 4]))
+    env._env.agent.position = (60, 60)
+    env._env.block.angle = np.pi / 4  # before the place: it turns about the centre of mass
+    env._env.block.position = (256, 256)
     *_, terminated, _, info = env.step(np.array([60.0, 60.0]))
     assert terminated and info["success"]
 
