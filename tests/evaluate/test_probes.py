@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.evaluate.results import result
 from vla.cli import main
 from vla.commands import eval as command
 from vla.errors import UnknownName, UserError
 from vla.evaluate.compare import compare
-from vla.evaluate.probes import GREY, KINDS, Probe
-from vla.evaluate.result import read_result
+from vla.evaluate.probes import GREY, KINDS, Probe, disguise
+from vla.evaluate.result import write_result
 from vla.evaluate.runner import evaluate
 from vla.sim.suites import load_suite
 from vla.types import Chunk
@@ -45,19 +46,27 @@ def run(probe, tasks=("easy", "hard"), episodes=2, **settings):
     return got, watcher.seen
 
 
-def test_what_a_policy_is_told_and_shown_changes_and_nothing_else():
+def test_a_blind_policy_fails_on_the_same_episodes():
     base, seen = run(None)
     assert base.probe is None and {one.instruction for one in seen} == {"go to the spot easy", "go to the spot hard"}
-    for name, words in (("no-language", {""}), ("swapped-instruction", {"go to the spot hard", "go to the spot kills"})):
-        got, told = run(name)
-        assert {one.instruction for one in told} == words
-        assert got.rows == base.rows  # this policy does not listen
-        assert got.probe == {"spec": name, "kind": name, "value": None, "what": KINDS[name].what}
     blind, grey = run("no-vision")
+    assert blind.probe == {"spec": "no-vision", "kind": "no-vision", "value": None, "what": KINDS["no-vision"].what}
     assert all((image == GREY).all() and image.dtype == np.uint8 for one in grey for image in one.images.values())
     assert blind.pooled.successes < base.pooled.successes
     assert [row.seed for row in blind.rows] == [row.seed for row in base.rows]
     assert "probe: none against no-vision" in compare(base, blind).notes and compare(base, blind).paired
+
+
+def test_words_are_taken_away_or_swapped():
+    suite = load_suite(TOY)
+    env = suite.make("easy", 16)
+    env.reset(seed=0)
+    seen = env.observation()
+    assert disguise(None, suite)("easy", seen) == seen
+    assert disguise(Probe.of("no-language"), suite)("easy", seen).instruction == ""
+    assert disguise(Probe.of("swapped-instruction"), suite)("easy", seen).instruction == "go to the spot hard"
+    assert disguise(Probe.of("swapped-instruction"), suite)("broken", seen).instruction == "go to the spot easy"
+    assert disguise(Probe.of("latency"), suite)("easy", seen) == seen
 
 
 class Counter:
@@ -89,10 +98,9 @@ def test_a_late_chunk_starts_in_its_middle_and_the_old_one_goes_on_until_then():
 
 
 def test_latency_is_whole_steps_and_must_be_shorter_than_what_is_executed():
-    got, _ = run("latency=0.2", execute=4)
-    assert got.probe["spec"] == "latency=0.2" and "0.2 s after its observation" in got.probe["what"]
-    base, _ = run(None, execute=4)
-    assert sum(row.steps for row in got.rows) > sum(row.steps for row in base.rows)
+    probe, suite = Probe.of("latency=0.2"), load_suite(TOY)
+    assert probe.delay(suite, 4) == 2 and Probe.of("latency=0.01").delay(suite, 4) == 1
+    assert "0.2 s after its observation" in probe.to_json()["what"]
     with pytest.raises(UserError, match=r"latency of 0.5 s is 5 steps at 10 Hz, but a chunk is replaced after 4"):
         run("latency=0.5", execute=4)
 
@@ -128,12 +136,13 @@ def test_help_names_every_probe():
 
 
 def test_probes_stand_beside_the_base_run_on_one_page(tmp_path, capsys):
-    files = []
-    for probe in ([], ["--probe", "latency=0.1"], ["--probe", "no-vision"]):
-        files.append(str(tmp_path / f"{probe[1] if probe else 'base'}.json"))
-        words = ["eval", "random", "--suite", TOY, "--tasks", "easy", "--episodes", "3", "--workers", "1", "--json", files[-1], *probe]
-        assert main([*words, "--html", str(tmp_path / "one.html")]) == 0
-    assert read_result(files[1]).probe["kind"] == "latency"
+    own = str(tmp_path / "no-vision.json")
+    words = ["eval", "random", "--suite", TOY, "--tasks", "easy", "--episodes", "3", "--workers", "1", "--json", own]
+    assert main([*words, "--probe", "no-vision", "--html", str(tmp_path / "one.html")]) == 0
+    files = [own]
+    for name, probe in (("late", Probe.of("latency=0.1").to_json()), ("base", None)):
+        changes = {"probe": probe, "suite": "toy", "embodiment": "dot", "execute": 3}
+        files.insert(0, str(write_result(tmp_path / f"{name}.json", result({"easy": "+++"}, **changes))))
     assert main(["compare", *files, "--html", str(tmp_path / "all.html"), "--json", str(tmp_path / "all.json")]) == 0
     out = capsys.readouterr().out
     assert "Policies that share a letter" in out and "probe: none against latency=0.1" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,14 @@ def _children() -> set[str]:
     mine = str(os.getpid())
     stats = [path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
     return {" ".join(fields[:2]) for fields in stats if fields[1] == mine}
+
+
+def test_simulators_may_live_in_another_interpreter(tmp_path, healthy, toy):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ntouch "{tmp_path}/asked"\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    assert evaluate(toy, TOY, ["easy"], 1, workers=1, python=str(python)).rows == healthy.rows[:1]
+    assert (tmp_path / "asked").exists()
 
 
 def test_baselines_bound_what_a_policy_can_do():

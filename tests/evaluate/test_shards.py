@@ -20,18 +20,19 @@ from vla.evaluate.journal import SUFFIX
 from vla.evaluate.result import read_result, write_result
 from vla.evaluate.runner import evaluate
 from vla.evaluate.shards import Shard, merge
+from vla.evaluate.stopping import Rival
 
 TOY = str(Path(__file__).with_name("toy_suite.py"))
-TASKS = ["easy", "hard", "kills"]
+TASKS = ["easy", "kills"]
 
 
 @pytest.fixture(scope="module")
 def whole():
     """With crashes in it."""
-    return evaluate("random", TOY, TASKS, 4, workers=2, slots=2)
+    return evaluate("random", TOY, TASKS, 4, workers=1, slots=2)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_every_episode_is_in_exactly_one_shard(count):
     parts = [Shard(number, count).part(TASKS, 4) for number in range(1, count + 1)]
     assert [key for part in parts for key in part] == [(task, episode) for task in TASKS for episode in range(4)]
@@ -74,10 +75,11 @@ def test_a_shard_that_is_none_is_refused(spec):
         Shard.of(spec)
 
 
+@pytest.mark.faults
 def test_a_killed_run_goes_on_where_it_was(whole, tmp_path):
     """SIGKILL in the middle; what was finished is not run again, and the result is the same."""
     out = tmp_path / "r.json"
-    words = ["eval", "random", "--suite", TOY, "--tasks", "easy,hard,kills", "--episodes", "4", "--workers", "1", "--slots", "1"]
+    words = ["eval", "random", "--suite", TOY, "--tasks", "easy,kills", "--episodes", "4", "--workers", "1", "--slots", "1"]
     journal = out.with_name(out.name + SUFFIX)
     running = subprocess.Popen([sys.executable, "-m", "vla", *words, "--json", str(out)], stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 90
@@ -93,7 +95,7 @@ def test_a_killed_run_goes_on_where_it_was(whole, tmp_path):
     assert main([*words, "--json", str(out), "--video", str(videos)]) == 0
     got = read_result(out)
     assert got.rows == whole.rows
-    assert f"{len(lines) - 1} of 12 episodes were run before; times are of the rest" in got.notes
+    assert f"{len(lines) - 1} of 8 episodes were run before; times are of the rest" in got.notes
     assert got.videos and not journal.exists()  # also of episodes that the killed run played
 
 
@@ -104,8 +106,8 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path, capsys):
         evaluate("random", TOY, ["easy"], 2, seed=1, workers=1, journal=out)
     more = evaluate("random", TOY, ["easy"], 3, workers=1, journal=out)  # more of the same go on from it
     assert more.notes == ("2 of 3 episodes were run before; times are of the rest",)
-    out.with_name(out.name + SUFFIX).write_text('{"no": "journal"}\n[]\n')
-    with pytest.raises(UserError, match="another evaluation"):
+    out.with_name(out.name + SUFFIX).write_text("no journal\n[]\n")
+    with pytest.raises(UserError, match="holds no episodes of an evaluation. Delete it"):
         evaluate("random", TOY, ["easy"], 2, workers=1, journal=out)
 
 
@@ -120,28 +122,35 @@ def test_two_at_once_on_one_file_are_refused(tmp_path):
 
 
 def test_a_run_beside_a_finished_one_stops_when_it_is_decided(tmp_path, capsys):
-    """The expert against one that holds still: a few pairs are enough; against itself all are run."""
-    for name in ("hold", "expert"):
-        assert main(f"eval {name} --suite {TOY} --tasks easy,hard --episodes 20 --workers 1 --json {tmp_path / name}.json".split()) == 0
-    capsys.readouterr()
+    """The expert against one that never succeeds: a few pairs are enough."""
+    write_result(tmp_path / "hold.json", toy("-" * 20))
     line = f"eval expert --suite {TOY} --tasks easy,hard --episodes 20 --workers 1 --against {tmp_path / 'hold.json'}"
     assert main([*line.split(), "--json", str(tmp_path / "stopped.json")]) == 0
     assert "better after" in capsys.readouterr().out
     got = read_result(tmp_path / "stopped.json")
     assert got.stopping["verdict"] == "better" and got.stopping["planned"] == 40 and got.stopping["level"] == 0.05
     assert got.stopping["pairs"] == got.stopping["only_this"] <= len(got.rows) == 10
-    same = evaluate("expert", TOY, ["easy", "hard"], 20, workers=1, rival=_rival(tmp_path / "expert.json"))
-    assert same.stopping["verdict"] == "no difference shown" and len(same.rows) == 40
+
+
+def toy(outcomes: str):
+    return result({"easy": outcomes, "hard": outcomes}, suite="toy", embodiment="dot")
+
+
+def test_looks_come_by_episode_and_end_with_the_last():
+    """Against a twin: nothing differs, all are run. In rounds of five episodes of each task."""
+    declared = {"suite": "toy", "seed": 0, "probe": None}
+    rival, rows = Rival("twin", toy("+-" * 6)), {(row.task, row.episode): row for row in toy("+-" * 6).rows}
+    rounds = rival.rounds(["easy", "hard"], 12, declared)
+    assert [len(part) for part in rounds] == [10, 10, 4] and rounds[0][:3] == [("easy", 0), ("hard", 0), ("easy", 1)]
+    assert [rival.decided([rows[key] for key in part]) for part in rounds] == [False, False, True]
+    assert rival.to_json()["verdict"] == "no difference shown" and rival.to_json()["pairs"] == 24
     with pytest.raises(UserError, match=r"was run with seed 0, this with 1"):
-        evaluate("expert", TOY, ["easy"], 2, seed=1, workers=1, rival=_rival(tmp_path / "hold.json"))
-    with pytest.raises(UserError, match="lacks 1 of these 21 episodes, such as easy 20"):
-        evaluate("expert", TOY, ["easy"], 21, workers=1, rival=_rival(tmp_path / "hold.json"))
-
-
-def _rival(path: Path):
-    from vla.evaluate.stopping import Rival
-
-    return Rival(path.name, read_result(path))
+        rival.rounds(["easy"], 2, {**declared, "seed": 1})
+    with pytest.raises(UserError, match="lacks 1 of these 13 episodes, such as easy 12"):
+        rival.rounds(["easy"], 13, declared)
+    with pytest.raises(UserError, match="they are no pair"):
+        rival.rounds(["easy"], 2, declared)
+        rival.decided([replace(rows["easy", 0], seed=5)])
 
 
 def test_results_of_before_are_still_read(tmp_path):

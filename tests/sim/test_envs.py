@@ -150,3 +150,21 @@ def row_of_colour(env: SimEnv) -> float:
 def test_without_robosuite_the_error_says_how_to_install_it() -> None:
     with pytest.raises(UserError, match="pip install --no-deps robosuite"):
         load_suite("panda").make("lift")
+
+
+@panda
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["robosuite-ur5e", "robosuite-iiwa", "robosuite-kinova3", "robosuite-sawyer"])
+@pytest.mark.parametrize("task", ["lift", "stack"])
+def test_the_experts_of_every_arm_succeed(suite: str, task: str) -> None:
+    env, successes = load_suite(suite).make(task, 64), 0
+    for seed in range(3):
+        env.reset(seed=seed)
+        expert, ended = env.expert(), False
+        while not ended:
+            *_, terminated, truncated, info = env.step(expert())
+            ended = terminated or truncated
+        successes += info["success"]
+    assert env.observation().images["wrist"].std() > 5
+    env.close()
+    assert successes >= 2
