@@ -38,7 +38,8 @@ def compare(a: EvalResult, b: EvalResult) -> Compared:
     """Raises UserError if the two share no task of one suite."""
     if a.suite != b.suite:
         raise UserError(f"the evaluations are of different suites: {a.suite} and {b.suite}")
-    shared = [task for task in a.max_steps if task in b.max_steps]
+    ran_by_both = {row.task for row in a.rows} & {row.task for row in b.rows}  # a shard may hold no episode of a task
+    shared = [task for task in a.max_steps if task in ran_by_both]
     if not shared:
         raise UserError(f"no task in common: {', '.join(a.max_steps)} against {', '.join(b.max_steps)}")
     notes = [f"{key}: {ours} against {theirs}" for key, ours, theirs in _differences(a, b, shared)]
