@@ -49,7 +49,10 @@ def _from_numpy(value: Any) -> Any:
         raise TypeError(f"dtype {value.dtype} is not one of {', '.join(DTYPES)}")
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": little.str}
-    return {b"__ndarray__": True, b"data": value.astype(little).tobytes(), b"dtype": little.str, b"shape": list(value.shape)}
+    flat = np.ascontiguousarray(value, dtype=little).reshape(-1)
+    # The array's own memory, which msgpack copies once; memory of no length cannot be looked at.
+    data = flat.view(np.uint8).data if flat.size else b""
+    return {b"__ndarray__": True, b"data": data, b"dtype": little.str, b"shape": list(value.shape)}
 
 
 def _to_numpy(message: Mapping[Any, Any]) -> Any:

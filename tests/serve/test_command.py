@@ -100,6 +100,7 @@ def test_what_is_in_the_policy_when_sigterm_comes_is_answered_and_what_comes_lat
         assert process.wait(timeout=LONG_S) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_served_for_one_of_its_robots(tmp_path):
     made = replace(contents(Parallel()), offsets_s=(0.0,))  # a client that says nothing of times sends one frame
     save_checkpoint(tmp_path / "ckpt", made, made.build().state_dict())

@@ -25,7 +25,7 @@ from vla.serve.codec import DTYPES
 from vla.serve.wire import KINDS, Limits
 from vla_client import PolicyClient, Refused, Unavailable
 
-MANY = [pytest.param(300, id="300"), pytest.param(10_000, id="10000", marks=pytest.mark.faults)]
+MANY = [pytest.param(200, id="200"), pytest.param(10_000, id="10000", marks=pytest.mark.faults)]
 SHAPES = [
     (),
     (0,),

@@ -11,7 +11,7 @@ from typing import Any
 from vla.serve.http import Head
 from vla.serve.wire import Limits, Refusal
 
-READ_BYTES = 2**16
+READ_BYTES = 2**18
 
 
 class Closed(ConnectionError):

@@ -71,7 +71,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self.service.batcher.start(loop, self._break)
         try:
-            listener = await asyncio.start_server(self._accept, self.host, self.port, limit=2**16, backlog=1024)
+            listener = await asyncio.start_server(self._accept, self.host, self.port, limit=2**17, backlog=1024)
         except OSError as error:
             self.service.batcher.stop()
             raise UserError(f"cannot listen on {self.host}:{self.port}: {error.strerror or error}. Give another --port.") from error
