@@ -79,8 +79,8 @@ CASES = (
         "Server",
         "serve.json",
         "python -m benchmarks.serve --json",
-        "A request with two 224 px images over loopback, beyond the policy's own time; health during a 3 s inference; 32 clients against the "
-        "same policy called directly at the same batch sizes.",
+        "A request with two 224 px images over loopback, beyond the policy's own time; health during a 3 s inference; 32 clients against "
+        "the same policy called directly at the same batch sizes.",
         (
             Row("overhead, median", "overhead_ms_p50", "ms", at_most=2.0),
             Row("health during an inference, slowest", "health_ms_during_inference", "ms", at_most=50.0),
