@@ -34,7 +34,6 @@ ROBOTS = {
     "robosuite_ur5e": "UR5e",
     "robosuite_iiwa": "IIWA",
     "robosuite_kinova3": "Kinova3",
-    "robosuite_sawyer": "Sawyer",
 }
 """Embodiment -> robosuite's name."""
 

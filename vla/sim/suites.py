@@ -75,7 +75,7 @@ def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
     return Task(name, row.instruction, _make_metaworld, max_steps, noise_sd, tail=5, group=row.group)
 
 
-ARMS = ("panda", "robosuite_ur5e", "robosuite_iiwa", "robosuite_kinova3", "robosuite_sawyer")
+ARMS = ("panda", "robosuite_ur5e", "robosuite_iiwa", "robosuite_kinova3")
 
 # Noise that the experts survive: over 10 seeds each, 77 of 80 noisy attempts succeeded.
 _OBJECTS = {
