@@ -18,10 +18,11 @@ from vla.decoders.parallel import Parallel
 from vla.embodiment import load_embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.evaluate.batching import Batcher, one_thread
+from vla.evaluate.probes import Probe
 from vla.evaluate.result import EvalResult, episode_seed
 from vla.evaluate.rollouts import SimulatorFailed
 from vla.evaluate.runner import Progress, evaluate
-from vla.execute.ensemble import TemporalEnsemble
+from vla.execute.ensemble import RealTime, TemporalEnsemble
 from vla.model import Model
 from vla.policy import Policy
 from vla.sim.env import EVALUATION_SEEDS
@@ -204,3 +205,33 @@ def test_a_checkpoint_in_meta_world(tmp_path):
     assert all(row.steps == 24 for row in one.rows)
     assert two.image_size == TINY.image_size and len(two.policy["manifest_sha256"]) == 64
     assert two.time["render"] > 0 and "metaworld" in two.versions
+
+
+class Recorder:
+    """The toy policy, and what it was asked to continue."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.rests, self.chunks = policy, [], []
+
+    def act_batch(self, observations, keys):
+        return self.policy.act_batch(observations, keys)
+
+    def continue_batch(self, observations, keys, continuations):
+        self.rests += continuations
+        self.chunks += (found := self.policy.continue_batch(observations, keys, continuations))
+        return found
+
+
+def test_real_time_chunks_begin_with_what_is_sent_meanwhile(toy):
+    recorder, late = Recorder(toy), Probe.of("latency=0.1")
+    result = evaluate(recorder, TOY, ["hard"], 2, execute=3, ensemble=RealTime(), probe=late, workers=1)
+    assert recorder.rests and {rest.frozen for rest in recorder.rests} == {1}  # a tenth of a second is one step of this robot
+    for rest, chunk in zip(recorder.rests, recorder.chunks, strict=True):
+        np.testing.assert_allclose(chunk.action_TA[:1], rest.command_RA[:1], atol=1e-5)
+    assert "RealTime" in result.ensemble
+    assert evaluate(toy, TOY, ["hard"], 2, execute=3, ensemble=RealTime(), probe=late, workers=2, slots=1).rows == result.rows
+
+
+def test_a_policy_that_cannot_continue_says_so(toy):
+    with pytest.raises(UserError, match="cannot continue a chunk; leave out --ensemble realtime"):
+        evaluate("random", TOY, ["hard"], 1, execute=3, ensemble=RealTime(), workers=1)

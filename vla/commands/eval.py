@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="chooses the episodes; the same seed pairs two policies (default: 0)")
     parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
     parser.add_argument(
-        "--ensemble", metavar="HOW", help="average overlapping chunks: temporal:0.01 (ACT's weights) or adaptive:0.1:7 (CogACT's)"
+        "--ensemble",
+        metavar="HOW",
+        help="overlapping chunks: temporal:0.01 (ACT's weights), adaptive:0.1:7 (CogACT's), or realtime (continue the last)",
     )
     parser.add_argument(
         "--probe", metavar="WHAT", help="change one thing and say so: " + ", ".join(PROBES) + "; some with an amount, as latency=0.2"

@@ -12,9 +12,9 @@ DECODERS = ("parallel", "tokens", "masked", "dit", "latent")
 NEW_ROBOT = ("--suite", "panda", "--tasks", "lift")
 """The held-out robot's task; finetune/demo.py names the robot."""
 
-DEMONSTRATIONS = 50
+DEMONSTRATIONS = 40
 EPISODES = 40
-EVALUATE = ("--episodes", str(EPISODES), "--seed", "0", "--workers", "1")
+EVALUATE = ("--episodes", str(EPISODES), "--seed", "0")
 
 
 def stages(decoder: str, out: Path) -> list[Stage]:
@@ -31,19 +31,19 @@ def stages(decoder: str, out: Path) -> list[Stage]:
         command = ("train", recipe, *more, "--data-root", str(data), "--out", str(run))
         return Stage(name, phase, command, needs, typical_s=typical_s, makes=run)
 
-    def evaluate(name: str, run: str, *what: str, typical_s: float) -> Stage:
+    def evaluate(name: str, run: str, *what: str, typical_s: float, cores: int = 1) -> Stage:
         files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))
-        command = ("eval", str(out / run.replace(" ", "_")), *what, *EVALUATE, *files)
-        return Stage(name, "evaluate", command, (run,), typical_s=typical_s)
+        command = ("eval", str(out / run.replace(" ", "_")), *what, *EVALUATE, "--workers", str(cores), *files)
+        return Stage(name, "evaluate", command, (run,), cores, typical_s=typical_s)
 
     noisy = ("--noise-share", "0.5")
     latents = ("--latents", str(out / "latent_action")) if learns_latents else ()
     initial = ("--init", str(out / "pretrain"))
     return [
-        collect("sawyer", "--suite", "metaworld-objects", "--episodes", "35", *noisy, cores=2, typical_s=50),
-        collect("fetch", "--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *noisy, cores=1, typical_s=10),
-        collect("video", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=22),
-        train("latent_action", "latent", "pretrain/demo_latent_action.py", needs=("collect video",), typical_s=45),
+        collect("sawyer", "--suite", "metaworld-objects", "--episodes", "35", *noisy, cores=2, typical_s=91),
+        collect("fetch", "--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25", *noisy, cores=2, typical_s=10),
+        collect("video", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", cores=1, typical_s=40),
+        train("latent_action", "latent", "pretrain/demo_latent_action.py", needs=("collect video",), typical_s=85),
         Stage(
             "label",
             "latent",
@@ -57,13 +57,13 @@ def stages(decoder: str, out: Path) -> list[Stage]:
             f"pretrain/demo.py:{decoder}",
             *latents,
             needs=("label",) if learns_latents else ("collect sawyer", "collect fetch"),
-            typical_s=275,
+            typical_s=390,
         ),
-        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), "--image-every", "1", *noisy, cores=1, typical_s=90),
-        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=95),
-        train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=90),
-        evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=50),
-        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=40),
-        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=36),
-        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=48),
+        collect("new_robot", *NEW_ROBOT, "--episodes", str(DEMONSTRATIONS), "--image-every", "1", *noisy, cores=1, typical_s=140),
+        train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=135),
+        train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=135),
+        evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=110),
+        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=60),
+        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=55, cores=2),  # the last that runs: both cores are free
+        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=105),
     ]

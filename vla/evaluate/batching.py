@@ -6,15 +6,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from typing import Protocol, runtime_checkable
 
 from vla.embodiment import Embodiment
-from vla.errors import SchemaError
+from vla.errors import SchemaError, UserError
 from vla.evaluate.baselines import Actor
-from vla.types import Chunk, Observation
+from vla.types import Chunk, Continuation, Observation
 
 MAX_BATCH = 32
 LEAST_BATCH = 2
 """A batch of one takes another path through the matrix product (a vector's), with other last bits: measured 8e-7 on a CPU."""
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """A policy whose chunks can follow from what is being executed; `vla.policy.Policy` is one."""
+
+    def continue_batch(
+        self, observations: Sequence[Observation], keys: Sequence[int], continuations: Sequence[Continuation | None]
+    ) -> list[Chunk]: ...
 
 
 class Batcher:
@@ -23,16 +33,30 @@ class Batcher:
     def __init__(self, policy: Actor, robot: Embodiment) -> None:
         self.policy, self.robot = policy, robot
 
-    def act(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        for start in range(0, len(observations), MAX_BATCH):
-            chunks += self._act(list(observations[start : start + MAX_BATCH]), list(keys[start : start + MAX_BATCH]))
-        return chunks
+    def act(
+        self, observations: Sequence[Observation], keys: Sequence[int], rests: Sequence[Continuation | None] | None = None
+    ) -> list[Chunk]:
+        """`rests`: what each chunk has to continue, if anything. Rows that continue and rows that do not are batches of their own."""
+        rests = rests or [None] * len(observations)
+        found: dict[int, Chunk] = {}
+        for continues in (False, True):
+            rows = [row for row, rest in enumerate(rests) if (rest is not None) == continues]
+            for start in range(0, len(rows), MAX_BATCH):
+                part = rows[start : start + MAX_BATCH]
+                asked = ([observations[row] for row in part], [keys[row] for row in part], [rests[row] for row in part])
+                found |= zip(part, self._act(*asked), strict=True)
+        return [found[row] for row in range(len(observations))]
 
-    def _act(self, observations: list[Observation], keys: list[int]) -> list[Chunk]:
+    def _act(self, observations: list[Observation], keys: list[int], rests: list[Continuation | None]) -> list[Chunk]:
         wanted = len(observations)
         padding = max(0, LEAST_BATCH - wanted)
-        chunks = self.policy.act_batch(observations + observations[:1] * padding, keys + keys[:1] * padding)[:wanted]
+        observations, keys, rests = observations + observations[:1] * padding, keys + keys[:1] * padding, rests + rests[:1] * padding
+        if rests[0] is None:
+            chunks = self.policy.act_batch(observations, keys)[:wanted]
+        elif isinstance(self.policy, Continues):
+            chunks = self.policy.continue_batch(observations, keys, rests)[:wanted]
+        else:
+            raise UserError(f"{type(self.policy).__name__} cannot continue a chunk; leave out --ensemble realtime")
         for chunk in chunks:
             _check(chunk, self.robot)
         return chunks

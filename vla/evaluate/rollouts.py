@@ -21,7 +21,7 @@ from vla.evaluate.batching import MAX_BATCH, Batcher
 from vla.evaluate.pool import Process, ready
 from vla.evaluate.probes import Disguise
 from vla.evaluate.result import Row, stable_hash
-from vla.types import Observation
+from vla.types import Continuation, Observation
 
 EPISODES_WORTH_AN_ENVIRONMENT = 10
 """A task gets one more environment only while this many of its episodes wait per environment it has: building one (0.6 s of CPU, most
@@ -56,6 +56,7 @@ class Slot:
     task: str | None = None
     job: Job | None = None
     observation: Observation | None = None
+    rest: Continuation | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class Rollouts:
             robot = self.policy.robot.name
             seen = Observation(images, arrays["state"], message["instruction"], robot, tuple(message["offsets_s"]))
             slot.observation = self.watch.disguise(job.task, seen)
+            slot.rest = Continuation(arrays["rest"], message["frozen"], message["warm"]) if "rest" in arrays else None
 
     def _finish(self, slot: Slot, row: Row) -> None:
         assert slot.job is not None
@@ -191,7 +193,7 @@ class Rollouts:
         slots = [(slot, slot.job, slot.observation) for slot in self.slots if slot.observation is not None and slot.job is not None]
         keys = [stable_hash("call", self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
         start = time.process_time()
-        chunks = self.policy.act([observation for _, _, observation in slots], keys)
+        chunks = self.policy.act([observation for _, _, observation in slots], keys, [slot.rest for slot, _, _ in slots])
         self.clock["policy"] += time.process_time() - start
         self.policy_calls += len(slots)
         for (slot, job, _), chunk in zip(slots, chunks, strict=True):

@@ -22,7 +22,7 @@ from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
 from vla.evaluate.video import choose, film
-from vla.execute.ensemble import AdaptiveEnsemble, TemporalEnsemble
+from vla.execute.ensemble import AdaptiveEnsemble, RealTime, TemporalEnsemble
 from vla.sim.env import IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
@@ -48,7 +48,7 @@ def evaluate(
     seed: int = 0,
     *,
     execute: int | None = None,
-    ensemble: TemporalEnsemble | AdaptiveEnsemble | None = None,
+    ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None = None,
     probe: Probe | None = None,
     shard: Shard | None = None,
     rival: Rival | None = None,

@@ -25,7 +25,7 @@ import numpy as np
 from vla.errors import UserError
 from vla.evaluate.baselines import Hold
 from vla.evaluate.wire import receive, send
-from vla.execute.ensemble import Ensemble, ensemble_of
+from vla.execute.ensemble import Ensemble, RealTime, ensemble_of
 from vla.execute.queue import ChunkQueue, NoCommand
 from vla.sim.disturb import Disturbance
 from vla.sim.env import SimEnv, Suite
@@ -150,7 +150,12 @@ class Worker:
             observation = slot.env.observation()
         images = {f"image:{role}": image for role, image in observation.images.items()}
         answer = {"slot": index, "ended": False, "instruction": observation.instruction, "offsets_s": observation.offsets_s}
-        return answer, {**images, "state": observation.state}
+        arrays = {**images, "state": observation.state}
+        left_RA = slot.queue.remaining() if slot.queue is not None else ()
+        if isinstance(self.ensemble, RealTime) and len(left_RA):
+            answer |= {"frozen": min(self.delay, len(left_RA)), "warm": self.ensemble.warm}
+            arrays["rest"] = np.asarray(left_RA)
+        return answer, arrays
 
     def _replay(self, message: dict[str, Any], commands: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Runs recorded commands again in a new environment with larger images: every `stride` steps a frame of all cameras."""

@@ -83,12 +83,30 @@ class AdaptiveEnsemble:
         return _mean(recent_KA, np.exp(self.alpha * cosine_K), space)
 
 
-def ensemble_of(spec: str) -> TemporalEnsemble | AdaptiveEnsemble:
-    """`temporal:DECAY` (or the number alone) or `adaptive:ALPHA:HORIZON`; what is left out keeps the paper's value."""
+@dataclass(frozen=True)
+class RealTime(Newest):
+    """The newest chunk alone, which was asked to continue the one before it (vla/execute/realtime.py). `warm`: see `Continuation`."""
+
+    warm: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warm < 1:
+            raise UserError(f"a chunk can be started from the last one noised to a time in [0, 1), not {self.warm}")
+
+    @property
+    def spec(self) -> str:
+        """What `ensemble_of` reads."""
+        return f"realtime:{self.warm!r}"
+
+
+def ensemble_of(spec: str) -> TemporalEnsemble | AdaptiveEnsemble | RealTime:
+    """`temporal:DECAY` (or the number alone), `adaptive:ALPHA:HORIZON` or `realtime:WARM`; what is left out keeps the paper's value."""
     name, *given = spec.split(":")
     try:
         if name == "adaptive" and len(given) <= 2:
             return AdaptiveEnsemble(*(convert(value) for convert, value in zip((float, int), given, strict=False)))
+        if name == "realtime" and len(given) <= 1:
+            return RealTime(*map(float, given))
         if name == "temporal" and len(given) <= 1:
             return TemporalEnsemble(*map(float, given))
         if not given:
@@ -97,7 +115,9 @@ def ensemble_of(spec: str) -> TemporalEnsemble | AdaptiveEnsemble:
         raise
     except ValueError:
         pass
-    raise UserError(f"ensemble '{spec}' is not understood; give temporal:DECAY (temporal:0.01) or adaptive:ALPHA:HORIZON (adaptive:0.1:7)")
+    raise UserError(
+        f"ensemble '{spec}' is not understood; give temporal:DECAY (temporal:0.01), adaptive:ALPHA:HORIZON (adaptive:0.1:7) or realtime"
+    )
 
 
 def _mean(candidate_KA: np.ndarray, weight_K: np.ndarray, space: Space) -> np.ndarray:
