@@ -2,7 +2,7 @@
 
 What      1.4M parameters, two 64 px cameras, proprioception and an instruction -> 12 commands.
 Hardware  one CPU core (2 in the machine: data and the rest of the demo take the other).
-Time      about 5 minutes a variant.
+Time      4 to 8 minutes a variant, by the machine.
 Expect    at least 80% success on the eight tasks from unseen seeds for `RUN`, 60% for each of the others (`make demo` reports it).
 Command   vla train pretrain/demo.py --data-root runs/demo/data
           vla train pretrain/demo.py:masked --data-root runs/demo/data     (the other decoders: tokens, masked, dit, latent)
@@ -30,12 +30,12 @@ RUN = Run(
     model=Model(BACKBONE, Parallel(steps_per_token=3)),
     mixture="data_mixtures/demo.yaml",
     embodiments=("metaworld_sawyer", "fetch"),
-    steps=1500,
+    steps=1000,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
     ema_decay=0.99,
-    validate_every=750,
+    validate_every=500,
     workers=0,
     threads=1,
 )
