@@ -47,6 +47,8 @@ class Collate:
         """What a policy acts on; no target."""
         roster = self.roster
         robots = [self.embodiments[roster.index(obs.embodiment)] if obs.embodiment else None for obs in observations]
+        for obs in observations:
+            _check_geometry(obs)
         observations = [_ordered(obs, robot) if robot else obs for obs, robot in zip(observations, robots, strict=True)]
         B, F = len(observations), len(observations[0].offsets_s)
         state_BFP = np.zeros((B, F, roster.state_width), dtype=np.float32)
@@ -111,6 +113,20 @@ class Collate:
             source_B=torch.tensor([sources[sample.source] for sample in samples]),
             position_B=torch.tensor([sample.position for sample in samples]),
         )
+
+
+def _check_geometry(obs: Observation) -> None:
+    if set(obs.geometry) - set(obs.images):
+        raise SchemaError(f"geometry of {sorted(set(obs.geometry) - set(obs.images))} given; there are images of {sorted(obs.images)}")
+    frames = len(obs.offsets_s)
+    for role, known in obs.geometry.items():
+        if known.depth is not None and (known.depth.ndim != 3 or len(known.depth) != frames or known.depth.dtype.kind != "f"):
+            raise SchemaError(
+                f"camera '{role}': depth must be floats ({frames}, height, width) in metres, not {known.depth.dtype} {known.depth.shape}"
+            )
+        K = known.intrinsics
+        if K is not None and not (K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):
+            raise SchemaError(f"camera '{role}': intrinsics must be a finite (3, 3) matrix with positive focal lengths")
 
 
 def _ordered(obs: Observation, robot: Embodiment) -> Observation:

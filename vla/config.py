@@ -33,6 +33,7 @@ KINDS = {
     "codec.fast": "vla.codecs.fast:FAST",
     "codec.grid": "vla.codecs.grid:Grid",
     "codec.vq": "vla.codecs.vq:VQCodes",
+    "ego3d": "vla.backbones.ego3d:Ego3D",
     "film": "vla.backbones.film:FiLM",
     "state.tokens": "vla.state:StateTokens",
     "head.linear": "vla.decoders.heads:Linear",

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vla.backbones.ego3d import Ego3D
 from vla.backbones.film import FiLM
-from vla.backbones.published import published
+from vla.backbones.published import ZOEDEPTH, published
 from vla.codecs.bins import Bins
 from vla.codecs.fast import FAST
 from vla.codecs.grid import Grid
@@ -128,7 +129,8 @@ PRESETS: dict[str, Preset] = {
         AutoregressiveTokens(codec=Grid(values="middle")),
         horizon=4,
         paper="SpatialVLA (Qu et al. 2025)",
-        deviates="no position encoding from depth",
+        deviates="action codes have a head of their own; depth that is given comes before depth that is estimated",
+        settings={"ego3d": Ego3D(estimator=ZOEDEPTH, assumed=(623.588 / 640, 623.588 / 480, 319.501 / 640, 239.545 / 480))},  # Bridge's
     ),
     "gr00t_n1": Preset(
         QWEN3,

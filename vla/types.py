@@ -22,11 +22,21 @@ SUPERVISION: tuple[Supervision, ...] = ("actions", "tracks", "hands", "none")
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """What is known of a camera beside its image: `intrinsics` (3, 3) of a pinhole camera, in pixels of that image; `depth` (F, H', W') in
+    metres along its axis, at any size, NaN or 0 where it saw nothing. None: unknown."""
+
+    intrinsics: np.ndarray | None = None
+    depth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a policy sees at one decision.
 
     `images`: role -> uint8 (F, H, W, 3), RGB, newest frame last. `state`: float64 (F, P), packed by the embodiment's state
     space in physical units; width 0 where the source has none (video). `offsets_s`: the frames' times relative to now, <= 0.
+    `geometry`: role -> what else is known of it, for backbones that look at it.
     """
 
     images: Mapping[str, np.ndarray]
@@ -34,6 +44,7 @@ class Observation:
     instruction: str
     embodiment: str
     offsets_s: tuple[float, ...] = (0.0,)
+    geometry: Mapping[str, Geometry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

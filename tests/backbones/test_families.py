@@ -121,7 +121,7 @@ def test_prismatic_merges_as_openvla_does(towers):
     language = LlamaModel(library_config({"model_type": "llama", **library["text_config"]})).eval()
     language.load_state_dict(backbone.language.state_dict())
     features = []
-    named = zip(library["timm_model_ids"], library["timm_overrides"], backbone.vision.towers(), backbone._pixels(), strict=True)
+    named = zip(library["timm_model_ids"], library["timm_overrides"], backbone.vision.towers(), backbone._tower_pixels(), strict=True)
     for name, sizes, cut, pixels in named:
         tower = timm.create_model(name, num_classes=0, img_size=16, **sizes).eval()
         tower.load_state_dict(cut.state_dict(), strict=False)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
+from vla.backbones.ego3d import Ego3D, Positions3D
 from vla.backbones.flash import dispatch
 from vla.backbones.four_bit import quantize
 from vla.backbones.images import Pixels, stack_images
@@ -45,9 +46,9 @@ class LibraryConfig(ABC):
 
     `cameras`: the roster of roles, in the order of their images ((): as they come). `attention`: an implementation of the library, or
     `auto`: flash-attn where it is installed and the mask is one it takes, else sdpa, else eager. `freeze`: parts (vision, projector,
-    language, head) or prefixes of parameter names. `lora`: adapters beside frozen weights. `head`: keep the vocabulary head of its own
-    that a model without tied embeddings has. `four_bit`: the language model's linear maps in 4 bits, frozen (QLoRA). `origin`: where
-    `load_pretrained` reads weights.
+    language, head) or prefixes of parameter names. `lora`: adapters beside frozen weights. `ego3d`: 3-D positions of patches, where an
+    observation has depth or depth is estimated. `head`: keep the vocabulary head of its own that a model without tied embeddings has.
+    `four_bit`: the language model's linear maps in 4 bits, frozen (QLoRA). `origin`: where `load_pretrained` reads weights.
     """
 
     library: Mapping[str, Any]
@@ -59,6 +60,7 @@ class LibraryConfig(ABC):
     gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     lora: LoRA | None = None
+    ego3d: Ego3D | None = None
     head: bool = False
     four_bit: bool = False
     origin: Origin | None = None
@@ -106,6 +108,7 @@ class LibraryBackbone(Backbone):
         super().__init__()
         self.config = config
         self._make()
+        self.ego3d: Positions3D | None = None if config.ego3d is None else self._positions3d(config.ego3d)
         self.width = self.language.config.hidden_size
         self.depth = len(self.language.layers)
         self._set_attention(config.attention)
@@ -132,6 +135,16 @@ class LibraryBackbone(Backbone):
     @abstractmethod
     def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
         """All images -> features (images, longest, D), filled up behind an image's own, and further features that become extras."""
+
+    def _tower_pixels(self) -> tuple[Pixels, ...]:
+        """How each of the family's towers wants its images."""
+        return (self.config.pixels,)
+
+    def _grid3d(self) -> tuple[int, int]:
+        """Patches along a side of the tower's grid, and the width of its features. Raises UserError where there is no such grid."""
+        raise UserError(
+            f"{type(self).__name__} has no square grid of patches to place in space: ego3d is for PaliGemma, Prismatic and SmolVLM"
+        )
 
     def part(self, name: str) -> tuple[nn.Module, ...]:
         """The modules of a part (`PARTS`)."""
@@ -171,6 +184,8 @@ class LibraryBackbone(Backbone):
         features stands there, -1 for a word. Views that a row lacks take no token."""
         inputs, roles = stack_images(observations, self.config.cameras)
         frames = inputs["image_BVFHW3"].shape[2]
+        if self.ego3d is not None:
+            inputs |= self.ego3d.config.collate(observations, roles, self.ego3d.side)
         longest = self._longest(inputs)
         rows = []
         for obs, mine in zip(observations, roles, strict=True):
@@ -262,6 +277,18 @@ class LibraryBackbone(Backbone):
         if "image_size_BV2" in inputs:
             return max(self.patches(*size) for size in set(map(tuple, inputs["image_size_BV2"].flatten(0, 1).tolist())))
         return self.patches(*inputs["image_BVFHW3"].shape[3:5])
+
+    def _positions3d(self, config: Ego3D) -> Positions3D:
+        if any(pixels.fit != "stretch" for pixels in self._tower_pixels()):
+            raise UserError("ego3d knows where a patch lies in an image that was stretched to the tower's square: set pixels.fit='stretch'")
+        return config.build(*self._grid3d())
+
+    def _placed(self, features_NPD: Tensor, images_N3HW: Tensor, pixels: Pixels, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features of the tower's grid, with what is known of where its patches lie. `images_N3HW`: as the tower takes them."""
+        if self.ego3d is None:
+            return features_NPD
+        mean, std = (torch.tensor(each, device=images_N3HW.device).view(3, 1, 1) for each in (pixels.mean, pixels.std))
+        return features_NPD + self.ego3d(inputs, images_N3HW.float() * std + mean, features_NPD.dtype)
 
     def _set_attention(self, wanted: str) -> None:
         """Chooses the implementation of the language model; vision keeps the library's choice."""

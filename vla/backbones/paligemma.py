@@ -53,4 +53,7 @@ class PaliGemmaBackbone(LibraryBackbone):
     def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
         side, pixels = self.vision.config.image_size, self.config.pixels
         images = torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
-        return self.projector(self.vision(pixel_values=images).last_hidden_state), {}
+        return self.projector(self._placed(self.vision(pixel_values=images).last_hidden_state, images, pixels, inputs)), {}
+
+    def _grid3d(self) -> tuple[int, int]:
+        return self.vision.config.image_size // self.vision.config.patch_size, self.vision.config.hidden_size

@@ -56,7 +56,8 @@ def read_weights(backbone: LibraryBackbone, origin: Origin) -> list[str]:
     """Fills the backbone from safetensors. Raises UserError naming tensors that are missing, left over or of another shape."""
     theirs = _prismatic_weights(backbone, origin) if not hasattr(backbone, "library_parts") else _library_weights(backbone, origin)
     mine = backbone.state_dict()
-    fresh = [name for name in mine if ".lora_" in name or (name.startswith("film.") and name not in theirs)]
+    added = ("film.", "ego3d.")  # beside a published model, unless it was published with them
+    fresh = {name for name in mine if ".lora_" in name or (name.startswith(added) and name not in theirs)}
     plain = {name: name.replace(".base_layer.", ".") for name in mine if name not in fresh}
     missing = sorted(name for name in plain.values() if name not in theirs)
     extra = sorted(set(theirs) - set(plain.values()))

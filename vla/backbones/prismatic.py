@@ -7,6 +7,7 @@ right after the beginning-of-sequence token. What the towers have after that blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -79,13 +80,19 @@ class PrismaticBackbone(LibraryBackbone):
         def images(side: int, pixels: Pixels) -> Tensor:
             return torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
 
-        each = [images(*of) for of in zip(self.vision.sides, self._pixels(), strict=True)]
+        seen = [images(*each) for each in zip(self.vision.sides, self._tower_pixels(), strict=True)]
+        return self.projector(self._placed(self._features(seen, inputs), seen[0], self._tower_pixels()[0], inputs)), {}
+
+    def _features(self, images: list[Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
         if self.film is None:
-            return self.projector(self.vision(each)), {}
+            return self.vision(images)
         words_BD = self._asked(inputs)
-        words_ND = words_BD.repeat_interleave(len(each[0]) // len(words_BD), dim=0)
-        triples = zip(self.vision.towers(), self.film.values(), each, strict=True)
-        return self.projector(torch.cat([modulated(*triple, words_ND) for triple in triples], dim=-1)), {}
+        words_ND = words_BD.repeat_interleave(len(images[0]) // len(words_BD), dim=0)
+        triples = zip(self.vision.towers(), self.film.values(), images, strict=True)
+        return torch.cat([modulated(*triple, words_ND) for triple in triples], dim=-1)
+
+    def _grid3d(self) -> tuple[int, int]:
+        return math.isqrt(self.vision.patches), self.vision.width
 
     def _asked(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, D): the mean embedding of each prompt's words."""
@@ -96,7 +103,7 @@ class PrismaticBackbone(LibraryBackbone):
             sum_BD = sum_BD + self.language.embed_tokens(words_BS.new_tensor(also, dtype=torch.int64)).sum(0)
         return sum_BD / (words_BS.sum(1, keepdim=True) + len(also))
 
-    def _pixels(self) -> tuple[Pixels, ...]:
+    def _tower_pixels(self) -> tuple[Pixels, ...]:
         if self.config.tower_pixels:
             return self.config.tower_pixels
         fit = self.config.pixels.fit

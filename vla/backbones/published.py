@@ -134,6 +134,32 @@ def _smolvlm2(**changes: Any) -> SmolVLM:
     return SmolVLM({"model_type": "smolvlm", "text_config": text, "vision_config": tower, "scale_factor": 4}, **changes)
 
 
+ZOEDEPTH: dict[str, Any] = {
+    "model_type": "zoedepth",
+    "backbone_config": {
+        "model_type": "beit",
+        "image_size": 384,
+        "num_hidden_layers": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "use_relative_position_bias": True,
+        "reshape_hidden_states": False,
+        "out_features": ["stage6", "stage12", "stage18", "stage24"],
+    },
+    "neck_hidden_sizes": [256, 512, 1024, 1024],
+    "bin_configurations": [
+        {"name": "nyu", "n_bins": 64, "min_depth": 1e-3, "max_depth": 10.0},
+        {"name": "kitti", "n_bins": 64, "min_depth": 1e-3, "max_depth": 80.0},
+    ],
+    "num_patch_transformer_layers": 4,
+    "patch_transformer_hidden_size": 128,
+    "patch_transformer_intermediate_size": 1024,
+    "patch_transformer_num_attention_heads": 4,
+}
+"""Intel/zoedepth-nyu-kitti, SpatialVLA's estimator of depth: BEiT-L with heads for indoors and outdoors."""
+
+
 PUBLISHED: dict[str, Callable[..., LibraryConfig]] = {
     "openvla/openvla-7b": _prismatic,
     "google/paligemma-3b-pt-224": _paligemma,

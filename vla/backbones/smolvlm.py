@@ -54,4 +54,7 @@ class SmolVLMBackbone(LibraryBackbone):
         side, pixels = self.vision.config.image_size, self.config.pixels
         images = torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
         # The library's own `get_image_features` drops images that are all zero: the tower is called itself.
-        return self.projector(self.vision(pixel_values=images).last_hidden_state), {}
+        return self.projector(self._placed(self.vision(pixel_values=images).last_hidden_state, images, pixels, inputs)), {}
+
+    def _grid3d(self) -> tuple[int, int]:
+        return self.vision.config.image_size // self.vision.config.patch_size, self.vision.config.hidden_size
