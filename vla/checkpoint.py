@@ -64,7 +64,14 @@ class Contents:
         return self.model.build(self.roster)
 
     def collate(self, model: VLA) -> Collate:
-        return Collate(self.embodiments, self.normalizers, model.backbone.collate, model.decoder.latent_codes, model.decoder.text_tokens)
+        return Collate(
+            self.embodiments,
+            self.normalizers,
+            model.backbone.collate,
+            model.decoder.latent_codes,
+            model.decoder.text_tokens,
+            pairs=model.align is not None,
+        )
 
     def to_json(self) -> dict:
         """What `config.json` holds: everything but the weights, by value."""

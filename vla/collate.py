@@ -11,18 +11,18 @@ from torch import Tensor
 
 from vla.embodiment import Embodiment
 from vla.errors import SchemaError, StatsMissing
-from vla.goals import GOAL, with_goal
+from vla.goals import GOAL, told_otherwise, with_goal
 from vla.normalize import RobotNormalizer
 from vla.reasoning import text_ids
 from vla.roster import Roster
-from vla.types import ActionSpec, Batch, Observation, Sample, Target
+from vla.types import ActionSpec, Batch, Observation, Pair, Sample, Target
 
 
 @dataclass(frozen=True)
 class Collate:
     """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
     sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none). `goal_share`: of the samples with a
-    `future`, which are told what to do by that image instead of words (vla/goals.py)."""
+    `future`, which are told what to do by that image instead of words (vla/goals.py). `pairs`: see each sample told the other way too."""
 
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
@@ -30,6 +30,7 @@ class Collate:
     codes: int = 0
     text: int = 0
     goal_share: float = 0.0
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for robot in self.embodiments:
@@ -48,7 +49,7 @@ class Collate:
         roster = self.roster
         robots = [self.embodiments[roster.index(obs.embodiment)] if obs.embodiment else None for obs in observations]
         for obs in observations:
-            _check_geometry(obs)
+            _check(obs)
         observations = [_ordered(obs, robot) if robot else obs for obs, robot in zip(observations, robots, strict=True)]
         B, F = len(observations), len(observations[0].offsets_s)
         state_BFP = np.zeros((B, F, roster.state_width), dtype=np.float32)
@@ -112,13 +113,25 @@ class Collate:
             target,
             source_B=torch.tensor([sources[sample.source] for sample in samples]),
             position_B=torch.tensor([sample.position for sample in samples]),
+            pair=self._pair(samples) if self.pairs else None,
         )
 
+    def _pair(self, samples: Sequence[Sample]) -> Pair:
+        others, paired = zip(*(told_otherwise(sample, self.goal_share) for sample in samples), strict=True)
+        by_goal = [GOAL in with_goal(sample, self.goal_share).images for sample in samples]
+        return Pair(self.observations(others).inputs, torch.tensor(by_goal), torch.tensor(paired))
 
-def _check_geometry(obs: Observation) -> None:
+
+def _check(obs: Observation) -> None:
+    """Shapes and types that no backbone has to think of, and numbers that a mask could hide. A state is its robot's to check."""
+    frames = len(obs.offsets_s)
+    if not np.isfinite(obs.offsets_s).all():
+        raise SchemaError(f"the times of the frames must be finite seconds, not {obs.offsets_s}")
+    for role, pixels in obs.images.items():
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != frames or pixels.shape[-1] != 3:
+            raise SchemaError(f"camera '{role}': images must be uint8 ({frames}, height, width, 3), not {pixels.dtype} {pixels.shape}")
     if set(obs.geometry) - set(obs.images):
         raise SchemaError(f"geometry of {sorted(set(obs.geometry) - set(obs.images))} given; there are images of {sorted(obs.images)}")
-    frames = len(obs.offsets_s)
     for role, known in obs.geometry.items():
         if known.depth is not None and (known.depth.ndim != 3 or len(known.depth) != frames or known.depth.dtype.kind != "f"):
             raise SchemaError(

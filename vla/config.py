@@ -34,6 +34,7 @@ KINDS = {
     "codec.grid": "vla.codecs.grid:Grid",
     "codec.vq": "vla.codecs.vq:VQCodes",
     "ego3d": "vla.backbones.ego3d:Ego3D",
+    "align.contrastive": "vla.alignment:Align",
     "film": "vla.backbones.film:FiLM",
     "state.tokens": "vla.state:StateTokens",
     "head.linear": "vla.decoders.heads:Linear",

@@ -1,8 +1,8 @@
 """Goals as words or as an image, by the same policy (MDT, Reuss et al. 2024: multimodal goals in one latent).
 
 A goal image is one more camera role of an observation, and words are then not needed: `instruction=""`. In training some samples show how
-the scene looked a while later instead of saying what was asked, so both lead the same decoder to the same actions. Deviation: MDT also
-pulls the two latents of a sample together by a contrastive loss; here they meet in the decoder alone.
+the scene looked a while later instead of saying what was asked, so both lead the same decoder to the same actions. `Model(align=Align())`
+also pulls the two latents of a sample together, as MDT does (vla/alignment.py).
 """
 
 from __future__ import annotations
@@ -29,3 +29,10 @@ def with_goal(sample: Sample, share: float) -> Observation:
     frames = len(seen.offsets_s)
     goal = next(sample.future[role] for role in seen.images if role in sample.future)
     return replace(seen, images={**seen.images, GOAL: np.repeat(goal[None], frames, axis=0)}, instruction="")
+
+
+def told_otherwise(sample: Sample, share: float) -> tuple[Observation, bool]:
+    """What `with_goal` gives, told the other way: by words instead of an image, or by an image instead of words. And whether it can be."""
+    seen, words = with_goal(sample, share), sample.observation
+    other = words if GOAL in seen.images else with_goal(sample, 1.0)
+    return other, words.instruction != "" and (GOAL in seen.images) != (GOAL in other.images)

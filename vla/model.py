@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vla.alignment import Align
 from vla.backbones.base import Tokens
+from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.state import StateTokens
@@ -18,12 +20,13 @@ from vla.types import Batch, Loss, Prior
 @dataclass(frozen=True)
 class Model:
     """What a checkpoint says to build: the parts. Sizes that depend on the robots come with the roster. `state`: how proprioception
-    enters, unless the decoder takes it."""
+    enters, unless the decoder takes it. `align`: pulls words and goal images together (`Run(goal_gap_s=...)`)."""
 
     kind: ClassVar[str] = "model.vla"
     backbone: Any
     decoder: Any
     state: StateTokens = field(default_factory=StateTokens)
+    align: Align | None = None
 
     def build(self, roster: Roster) -> VLA:
         return VLA(self, roster)
@@ -43,18 +46,29 @@ class VLA(nn.Module):
         self.state_in: nn.Module | None = config.state.build(self.backbone.width, roster)
         self.decoder = config.decoder.build(self.backbone.width, roster)
         self.decoder.bind(self.backbone)
+        self.align = None if config.align is None else config.align.build(self.backbone.width)
         if self.decoder.takes_state:
             self.state_in = None
 
     def forward(self, batch: Batch, noise: Noise) -> Loss:
         """`noise` keyed by `batch.position_B`: the same loss whatever the rank or the neighbours."""
         assert batch.target is not None
-        return self.decoder.loss(self.backbone, self.prefix(batch), batch.target, noise)
+        prefix = self.prefix(batch)
+        if self.align is None:
+            return self.decoder.loss(self.backbone, prefix, batch.target, noise)
+        assert batch.pair is not None, "the collate function of a model that aligns gives pairs"
+        shared = OncePerPrefix(self.backbone, prefix)
+        view, seen = (shared, shared.prefix) if self.decoder.shares_prefix else (self.backbone, prefix)
+        loss = self.decoder.loss(view, seen, batch.target, noise)
+        otherwise = self.backbone(self.prefix(replace(batch, inputs=batch.pair.inputs)))
+        part = self.align(shared.hidden, otherwise, batch.pair.by_goal_B, batch.pair.paired_B)
+        return replace(loss, parts={**loss.parts, "align": part}, scale={**loss.scale, "align": self.align.config.scale})
 
     def weights(self, batch: Batch, noise: Noise) -> Mapping[str, Tensor]:
         """The weight of each part that `forward` will return; no forward pass."""
         assert batch.target is not None
-        return self.decoder.weights(batch.target, noise)
+        found = self.decoder.weights(batch.target, noise)
+        return found if batch.pair is None else {**found, "align": batch.pair.paired_B.sum().float()}
 
     def sample(self, batch: Batch, noise: Noise) -> Tensor:
         """float32 (B, T, A) normalised actions."""

@@ -221,10 +221,21 @@ def cat(rows: Sequence[Any]) -> Any:
 
 
 @dataclass(frozen=True)
+class Pair(_Tensors):
+    """The same samples told the other way: `inputs` by words where the batch's are by a goal image (`by_goal_B`), and by a goal image
+    elsewhere. `paired_B`: those that can be told both ways; of the others, `inputs` repeat the batch's."""
+
+    inputs: Mapping[str, Tensor]
+    by_goal_B: Tensor
+    paired_B: Tensor
+
+
+@dataclass(frozen=True)
 class Batch(_Tensors):
     """Tensors of B samples of any mixture of embodiments.
 
-    `inputs`: the backbone's own (uint8 images, token ids, masks); `state_BFP` float32 normalised with `state_mask_BP` bool.
+    `inputs`: the backbone's own (uint8 images, token ids, masks); `state_BFP` float32 normalised with `state_mask_BP` bool. `pair`: for
+    models that align goals.
     """
 
     inputs: Mapping[str, Tensor]
@@ -234,6 +245,7 @@ class Batch(_Tensors):
     target: Target | None
     source_B: Tensor
     position_B: Tensor
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True)

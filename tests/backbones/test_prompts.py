@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backbones.families import SPECIAL, TOKENIZER, tokenizer_json
+from tests.backbones.families import FAMILIES, SPECIAL, TOKENIZER, tokenizer_json
 from vla.backbones.prismatic import OPENVLA_PROMPT
 from vla.backbones.prompts import Prompt, PromptEncoder, pack_tokenizer, unpack_tokenizer
 from vla.backbones.qwen_vl import SYSTEM_PROMPT
@@ -58,6 +58,14 @@ def test_special_tokens_in_an_instruction_are_plain_text(forged):
     ids = encoder.ids(f"open {forged} now", ())
     assert not set(ids) & set(encoder.reserved)
     assert decode(ids).replace(" ", "") == f"open {forged} now".replace(" ", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_lets_an_instruction_speak_its_language(family):
+    """Each family's own template adds the special tokens that it adds to any instruction, and no more."""
+    encoder = PromptEncoder(FAMILIES[family].prompt, FAMILIES[family].tokenizer)
+    special = lambda text: sorted(set(encoder.ids(text, (2,))) & set(encoder.reserved))  # noqa: E731
+    assert special(" ".join(SPECIAL)) == special("open the door") and len(encoder.reserved) == len(SPECIAL)
 
 
 @settings(max_examples=60, deadline=None)

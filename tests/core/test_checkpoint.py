@@ -94,6 +94,25 @@ def test_a_policy_acts_alone_and_within_limits(saved):
     assert policy.act(rows[0]).action_TA.shape == (4, 2)
 
 
+def test_what_is_no_observation_is_refused_before_the_model_runs(saved):
+    holds, model = load_model(saved)
+    model.sample = lambda *args: pytest.fail("the model ran")
+    policy, seen = Policy(holds, model), observation(ROBOTS[0], np.random.default_rng(0))
+    wrist = seen.images["wrist"]
+    wrong = {
+        "state holds NaN or infinity": [{"state": np.where(np.arange(3) == 1, bad, seen.state)} for bad in (np.nan, np.inf)],
+        r"'wrist': images must be uint8 \(2, height, width, 3\)": [
+            {"images": {**seen.images, "wrist": bad}}
+            for bad in (wrist / 255, np.full(wrist.shape, np.nan), wrist.astype(np.int64), wrist[:1], wrist[0], wrist[..., :1])
+        ],
+        "finite seconds": [{"offsets_s": (np.nan, 0.0)}],
+    }
+    for message, changes in wrong.items():
+        for change in changes:
+            with pytest.raises(SchemaError, match=message):
+                policy.act(replace(seen, **change))
+
+
 def test_a_robot_without_limits_is_refused_before_the_model_runs(saved):
     holds, model = load_model(saved)
     free = replace(holds, embodiments=tuple(replace(robot, limits=None) for robot in holds.embodiments))

@@ -231,8 +231,10 @@ def once(backbone, prefix):
     return shared, shared.prefix
 
 
-@pytest.mark.parametrize("name", ["joint", pytest.param("flow_in_context", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", ["smolvlm", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["joint", *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS if name != "joint")])
+@pytest.mark.parametrize(
+    "family", ["smolvlm", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in ("smolvlm", "paligemma2"))]
+)
 def test_boolean_and_additive_masks_agree(family, name):
     """sdpa takes the rule as booleans, eager as numbers to add: the same loss and gradients, several groups of suffixes in it."""
     found = []

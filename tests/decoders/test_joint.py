@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.backbones.families import FAMILIES
 from tests.parts import DECODERS, SOURCES, TINY, contents, samples
 from vla.backbones.base import suffix_tokens
 from vla.decoders.base import total_loss
@@ -24,9 +25,9 @@ from vla.reasoning import END, FIRST_BYTE, text_ids, text_of
 FLOW = DiT(conditioning=LayerKeysValues(32, 64), samples_per_context=2)
 
 
-def made(config, count: int = 5):
+def made(config, count: int = 5, backbone=TINY):
     torch.manual_seed(0)
-    holds = contents(config, TINY)
+    holds = contents(config, backbone)
     model = holds.build()
     return model, holds.collate(model).samples(samples(count), SOURCES)
 
@@ -46,9 +47,10 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
     ],
     ids=lambda parts: "+".join(part.name for part in parts),
 )
-def test_each_part_learns_as_if_it_were_alone(parts):
+@pytest.mark.parametrize("family", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+def test_each_part_learns_as_if_it_were_alone(family, parts):
     """Loss and gradients of a joint decoder are the sums of its parts': no part's tokens move another's."""
-    model, batch = made(Joint(parts))
+    model, batch = made(Joint(parts), backbone={"tiny": TINY, **FAMILIES}[family])
     noise, decoder = Noise(batch.position_B, 3), model.decoder
     joint = model(batch, noise)
     found = gradients(model, total_loss(joint))
@@ -61,7 +63,9 @@ def test_each_part_learns_as_if_it_were_alone(parts):
         for name, gradient in gradients(model, total_loss(alone)).items():
             want[name] = want.get(name, 0) + gradient
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, want[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, want[name], atol=1e-5, rtol=1e-4 if family == "tiny" else 1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_knowledge_insulation_stops_the_flow_at_the_backbone_and_nothing_else():

@@ -50,21 +50,23 @@ class Tokens:
 
     def cat(self, other: Tokens) -> Tokens:
         """These tokens, then the other's."""
-        pairs = zip(self._core(), other._core(), strict=True)
         names = (*self.extras, *(name for name in other.extras if name not in self.extras))
         extras = {name: torch.cat([self._extra(name, other), other._extra(name, self)], dim=1) for name in names}
-        return Tokens(*(torch.cat([a, b], dim=1) for a, b in pairs), extras=extras, given={**self.given, **other.given})
+        x_BSD, valid_BS, block_BS, group_BS, position_BS = (torch.cat(pair, 1) for pair in zip(self._core(), other._core(), strict=True))
+        return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, extras, {**self.given, **other.given})
 
     def slice(self, start: int, stop: int) -> Tokens:
         """Tokens start <= i < stop."""
         cut = {name: t[:, start:stop] for name, t in self.extras.items()}
-        return Tokens(*(t[:, start:stop] for t in self._core()), extras=cut, given=self.given)
+        x_BSD, valid_BS, block_BS, group_BS, position_BS = (t[:, start:stop] for t in self._core())
+        return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, cut, self.given)
 
     def repeat(self, samples: int) -> Tokens:
         """Each row `samples` times, one after the other."""
         extras = {name: t.repeat_interleave(samples, dim=0) for name, t in self.extras.items()}
         given = {name: t.repeat_interleave(samples, dim=0) for name, t in self.given.items()}
-        return Tokens(*(t.repeat_interleave(samples, dim=0) for t in self._core()), extras=extras, given=given)
+        x_BSD, valid_BS, block_BS, group_BS, position_BS = (t.repeat_interleave(samples, dim=0) for t in self._core())
+        return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, extras, given)
 
     def with_x(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> Tokens:
         """The same places with other embeddings (and validity)."""
@@ -75,7 +77,7 @@ class Tokens:
         zero_BS = torch.zeros_like(self.block_BS)
         return Tokens(self.x_BSD, self.valid_BS, zero_BS, zero_BS, self.position_BS, self.extras, self.given)
 
-    def _core(self) -> tuple[Tensor, ...]:
+    def _core(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return (self.x_BSD, self.valid_BS, self.block_BS, self.group_BS, self.position_BS)
 
     def _extra(self, name: str, other: Tokens) -> Tensor:

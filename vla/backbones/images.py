@@ -118,7 +118,8 @@ def fit_square(images_N3HW: Tensor, side: int, pixels: Pixels, dtype: torch.dtyp
     if pixels.fit == "letterbox":
         images = letterbox(images, pixels)
     if pixels.longest:
-        images = resize(images, *longest_edge(*images.shape[-2:], pixels.longest), pixels)
+        height, width = images.shape[-2:]
+        images = resize(images, *longest_edge(height, width, pixels.longest), pixels)
     return normalize(resize(images, side, side, pixels), pixels, dtype)
 
 

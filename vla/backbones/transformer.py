@@ -37,7 +37,9 @@ class Transformer(nn.Module):
                 x_BSD, key, value = checkpoint(block, x_BSD, mask, angles, before, use_reentrant=False)
             else:
                 x_BSD, key, value = block(x_BSD, mask, angles, before)
-            layers.append(x_BSD), keys.append(key), values.append(value)
+            layers.append(x_BSD)
+            keys.append(key)
+            values.append(value)
         return Hidden(seen, self.norm(x_BSD), tuple(layers), tuple(keys), tuple(values))
 
 
@@ -53,7 +55,9 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] | None):
+    def forward(
+        self, x: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         B, S, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         q, k = _rotate(q, angles), _rotate(k, angles)

@@ -40,13 +40,10 @@ class ClassesDecoder(ActionDecoder):
     def __init__(self, config: ParallelClasses, width: int, roster: Roster) -> None:
         super().__init__()
         self.codes = CodeTokens(config.codec.build(roster), width, roster, extra=1)
+        self.fits = self.codes.codec.fits
         if not self.codes.codec.fixed:
             raise UserError(f"{config.codec.kind} has chunks of any number of codes, which no single pass can place; decode it one by one")
         self.hidden_id = self.codes.codec.vocabulary
-
-    @property
-    def fits(self) -> int:
-        return self.codes.codec.fits
 
     def fit(self, target: Target) -> None:
         self.codes.fit(target)

@@ -121,6 +121,7 @@ class DiTDecoder(ActionDecoder):
         parts = {"denoise": (error_BKTA, target.label_BTA[:, None].expand(B, K, T, A))}
         if self.config.experts > 1:
             # Over all noise levels rather than those of this batch: the same for every sample, whatever its neighbours.
+            assert self.time_in is not None
             level_N = self.path.level(self.path.times(Noise(torch.zeros(1, dtype=torch.int64, device=t_BK.device)), BALANCE_LEVELS)[0])
             balance = self.conditioning.expert.balance(self.time_in(level_N))
             parts["balance"] = (balance.expand(B), target.label_BTA.any(-1).any(-1))
@@ -208,7 +209,8 @@ class DiTDecoder(ActionDecoder):
         tokens, valid = [], []
 
         def lead(x: Tensor, valid_BKL: Tensor) -> None:
-            tokens.append(x.expand(B, K, *x.shape[2:]).to(dtype)), valid.append(valid_BKL.expand(B, K, x.shape[2]))
+            tokens.append(x.expand(B, K, *x.shape[2:]).to(dtype))
+            valid.append(valid_BKL.expand(B, K, x.shape[2]))
 
         if self.state_in is not None:
             state_BFP, state_valid_BF = context.follows.given["state_BFP"], context.follows.given["state_valid_BF"]

@@ -13,7 +13,7 @@ keys and values (pi0), projections of its states (GR00T N1), or one token that s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,7 +82,9 @@ class Expert(nn.Module):
                 x_BSD, key, value = checkpoint(block, x_BSD, mask, angles, before, condition_BKD, use_reentrant=False)
             else:
                 x_BSD, key, value = block(x_BSD, mask, angles, before, condition_BKD)
-            layers.append(x_BSD), keys.append(key), values.append(value)
+            layers.append(x_BSD)
+            keys.append(key)
+            values.append(value)
         return Hidden(seen, self.norm(x_BSD, condition_BKD)[0], tuple(layers), tuple(keys), tuple(values))
 
     def remember(self, context: Tokens) -> Hidden:
@@ -179,7 +181,7 @@ class _Norm(nn.Module):
             nn.init.normal_(self.modulate.weight, std=0.02)
             nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x_BSD: Tensor, condition_BKD: Tensor | None):
+    def forward(self, x_BSD: Tensor, condition_BKD: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         D = x_BSD.shape[-1]
         if self.centred:
             normed = F.layer_norm(x_BSD, (D,), eps=EPS)

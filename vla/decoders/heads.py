@@ -52,7 +52,7 @@ class ResNet:
 class LinearHead(Bank):
     """(B, ..., D) -> (B, ..., A)."""
 
-    def forward(self, x: Tensor, like: ActionSpec) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, like: ActionSpec) -> Tensor:
         return super().forward(x, like.embodiment_B)
 
 

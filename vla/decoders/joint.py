@@ -61,7 +61,7 @@ class JointDecoder(ActionDecoder):
         self.config = config
         self.acts = config.acts or config.parts[-1].name
         self.parts = nn.ModuleDict({part.name: part.decoder.build(width, roster) for part in config.parts})
-        decoders: list[ActionDecoder] = list(self.parts.values())  # type: ignore[arg-type]
+        decoders: list[ActionDecoder] = list(self.parts.values())
         self.latent_codes = max(decoder.latent_codes for decoder in decoders)
         if len({decoder.latent_codes for decoder in decoders} - {0}) > 1:
             raise UserError("the parts of a joint decoder learn from different numbers of latent codes; a sample has one set")

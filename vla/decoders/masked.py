@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.tokens import CodeTokens
@@ -53,13 +53,10 @@ class MaskedDecoder(ActionDecoder):
         super().__init__()
         self.config = config
         self.codes = CodeTokens(config.codec.build(roster), width, roster, extra=1)
+        self.fits = self.codes.codec.fits
         if not self.codes.codec.fixed:
             raise UserError(f"{config.codec.kind} has chunks of any number of codes, which cannot be unmasked; decode it one by one")
         self.mask_id = self.codes.codec.vocabulary
-
-    @property
-    def fits(self) -> int:
-        return self.codes.codec.fits
 
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
@@ -110,7 +107,9 @@ class MaskedDecoder(ActionDecoder):
             id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)
         return self.codes.decode(id_BN, like)
 
-    def _logits(self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache=None) -> Tensor:
+    def _logits(
+        self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache: Hidden | None = None
+    ) -> Tensor:
         suffix = suffix_tokens(prefix, self.codes.embed(id_BN).to(prefix.x_BSD.dtype), causal=False, valid_BS=exists_BN)
         hidden = backbone(prefix.cat(suffix)) if joint else backbone(suffix, cache=cache)
         return self.codes.logits(hidden.last(len(suffix)))

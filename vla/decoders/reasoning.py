@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class ReasoningDecoder(ActionDecoder):
         return {**self.action.weights(target, noise), "text": (_text(target) != NONE).sum().float()}
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
-        shared = OncePerPrefix(backbone, prefix)
+        shared: Any = OncePerPrefix(backbone, prefix)
         id_BL = _text(target)
         said_BL = id_BL != NONE
         shown_BL = F.pad(id_BL, (1, 0), value=END)[:, :-1]  # END also starts
@@ -94,7 +94,9 @@ class ReasoningDecoder(ActionDecoder):
             logits_B1C = self.head(hidden.last(1)).float()
             logits_B1C[..., NONE] = -torch.inf
             shown_B1 = logits_B1C.argmax(-1).masked_fill(~going_B1, NONE)
-            ids.append(shown_B1), states.append(hidden.last(1)), reached.append(going_B1)
+            ids.append(shown_B1)
+            states.append(hidden.last(1))
+            reached.append(going_B1)
             going_B1 = going_B1 & (shown_B1 != END)
         return torch.cat(ids, dim=1), torch.cat(states, dim=1), torch.cat(reached, dim=1)
 

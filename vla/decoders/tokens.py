@@ -129,6 +129,7 @@ class TokensDecoder(ActionDecoder):
         super().__init__()
         self.temperature, self.hide = config.temperature, config.hide
         self.codes = CodeTokens(config.codec.build(roster), width, roster, extra=1)
+        self.fits = self.codes.codec.fits
         codec = self.codes.codec
         self.start_id = codec.vocabulary
         self.register_buffer("block_N", codec.blocks(roster.horizon, roster.action_width), persistent=False)
@@ -138,10 +139,6 @@ class TokensDecoder(ActionDecoder):
         self.offset = Offset(width, roster) if config.offset else None
         self.chunks = self.repaired = 0
         """Chunks sampled, and those in which the likeliest code would have made one that is too long or too short."""
-
-    @property
-    def fits(self) -> int:
-        return self.codes.codec.fits
 
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
