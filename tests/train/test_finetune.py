@@ -110,6 +110,7 @@ def test_frozen_backbone_stands_still(pretrained, tasks, tmp_path):
     assert not moved(pretrained, after, "backbone.") and moved(pretrained, after, "decoder.")
 
 
+@pytest.mark.slow
 def test_lora_moves_adapters_and_heads_and_merges_into_a_plain_checkpoint(pretrained, tasks, tmp_path):
     lora = LoRA(rank=2, parts=("language",))
     rest = tuple(f"backbone.{name}" for name in ("stem", "image_in", "word_in", "role_in", "age_in"))
@@ -164,6 +165,7 @@ def test_a_new_action_space_beside_the_old_one_leaves_the_old_robots_head(pretra
     )
 
 
+@pytest.mark.slow
 def test_a_few_demonstrations_reach_further_from_a_checkpoint_than_from_nothing(pretrained, tasks, tmp_path):
     settings = {"steps": 30, "schedule": Constant()}
     after = tuned(pretrained, [tasks / "few"], tmp_path / "run", freeze=("backbone",), **settings)
@@ -171,6 +173,7 @@ def test_a_few_demonstrations_reach_further_from_a_checkpoint_than_from_nothing(
     assert error(after, tasks / "b") < 0.8 * error(scratch, tasks / "b")  # steps that neither has seen
 
 
+@pytest.mark.slow
 def test_a_share_of_the_pretraining_keeps_what_was_known(pretrained, tasks, tmp_path):
     settings = {"embodiments": (NARROW, WIDE), "steps": 40, "batch_size": 16, "schedule": Constant()}
     alone = tuned(pretrained, [tasks / "inverted"], tmp_path / "alone", **settings)

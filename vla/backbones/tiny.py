@@ -31,7 +31,7 @@ ROLE_BUCKETS = 64
 @dataclass(frozen=True)
 class Tiny:
     """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not. `lora`: adapters on its
-    transformer (`LoRA(parts=("language",))`), whose own weights are then frozen."""
+    transformer, whose own weights are then frozen (what it sees by is not)."""
 
     kind: ClassVar[str] = "backbone.tiny"
     width: int = 192
@@ -70,10 +70,11 @@ class TinyBackbone(Backbone):
         return self.word_in.weight.dtype
 
     def part(self, name: str) -> tuple[nn.Module, ...]:
-        """The modules of a part that adapters may stand on."""
-        if name != "language":
-            raise UnknownName("part of the tiny backbone", name, ("language",))
-        return (self.transformer,)
+        """The modules of a part that adapters may stand on: what sees has convolutions, and no map of its own."""
+        parts = {"vision": (), "projector": (), "language": (self.transformer,)}
+        if name not in parts:
+            raise UnknownName("part of the tiny backbone", name, parts)
+        return parts[name]
 
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """`image_BVFHW3` uint8, `image_valid_BV`, `role_BV`, `age_BF` (seconds, <= 0), `word_BL`, `word_valid_BL`."""
