@@ -123,7 +123,8 @@ def test_lora_moves_adapters_and_heads_and_merges_into_a_plain_checkpoint(pretra
     merged = publish(after, tmp_path / "merged", Publishing(merge_adapters=True))
     assert merged.contents.model.backbone == MODEL.backbone
     assert error(after, tasks / "b") == pytest.approx(error(tmp_path / "merged", tasks / "b"), abs=1e-4)
-    again = assemble(toy_run(init=str(after), model=None, embodiments=(WIDE,), mixture=Mixture.of([tasks / "b"])))  # goes on from adapters
+    data = Mixture.of([tasks / "b"], val_fraction=0)
+    again = assemble(toy_run(init=str(after), model=None, embodiments=(WIDE,), mixture=data))  # goes on from the adapters
     assert again.contents.model.backbone.lora == lora
 
 
