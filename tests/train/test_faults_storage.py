@@ -21,6 +21,7 @@ from tests.train.test_faults_processes import go as go_process
 from tests.train.toy import toy_run
 from vla.checkpoint import MODEL, folder_problems
 from vla.errors import UnsafeChange, UserError
+from vla.train import checkpoint
 from vla.train.checkpoint import STATE, newest, steps_saved
 from vla.train.loop import train
 from vla.train.optim import AdamW
@@ -224,3 +225,9 @@ def test_killed_at_every_operation_of_a_save(processes, shards, tmp_path, beside
         if not died:
             break
     assert at > 60
+
+
+def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written in .*Choose another --out"), checkpoint.lock(tmp_path / "file" / "run"):
+        pass

@@ -78,8 +78,12 @@ def lock(out: Path) -> Iterator[None]:
 
     A POSIX lock: it is the process's own, where `flock` would live on in the loader processes of a killed one.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a+") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "a+")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise UserError(f"a run cannot be written in {out}: {error.strerror}. Choose another --out.") from error
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -184,8 +188,10 @@ def _thin(out: Path, step: int, keep_last: int, keep_best: int) -> None:
         if best:
             point(out, "best", best[0])
     for folder in folders:
-        if folder not in kept:
-            shutil.rmtree(folder)
+        if folder not in kept:  # out of sight first: half of it must not be seen
+            hidden = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+            folder.rename(hidden)
+            shutil.rmtree(hidden)
 
 
 def _strangers(folder: Path) -> list[str]:
