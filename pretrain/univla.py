@@ -8,7 +8,7 @@ What      stage 1 (`stage1`): the forward model is told the instruction, so its 
 Hardware  8 GPUs of 80 GB in the paper; one process here, on one GPU. `tiny1` and `tiny2` one CPU core.
 Time      days a stage on one GPU, which was not measured here; the tiny ones seconds.
 Expect    with things moving in the background, codes that a linear probe reads better than those of one stage
-          (`benchmarks/latent_actions.py`).
+          (`benchmarks/latent.py`).
 Command   vla train pretrain/univla.py:stage1 --data-root data
           vla train pretrain/univla.py --init runs/univla_stage1 --data-root data
           vla label runs/univla data/video

@@ -14,6 +14,7 @@ from vla.decoders.dit import DiT
 from vla.decoders.heads import ResNet
 from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
+from vla.decoders.latent_flow import LatentFlow
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
 from vla.decoders.reasoning import ReasonThenAct
@@ -42,6 +43,7 @@ DECODERS = {
     "ddpm_pooled": DiT(DDPM(steps=20), Pooled(width=32, depth=2, heads=2), samples_per_context=8, evaluations=20),
     "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2, steps_per_token=2),
     "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
+    "latent_flow": LatentFlow(codes=2, vocabulary=4, evaluations=3),
     "pi0": DiT(path=Flow(reverse=True), conditioning=LayerKeysValues(width=48, mlp_width=96), state_in_suffix=True),
     "pi05": DiT(conditioning=LayerKeysValues(width=48, mlp_width=96, style="llama"), time="adaptive"),
     "groot": DiT(conditioning=CrossAttention(width=32, depth=4, heads=2, style="dit", interleaved=True), time="adaptive", evaluations=4),

@@ -45,6 +45,7 @@ KINDS = {
     "decoder.masked": "vla.decoders.masked:MaskedDiffusion",
     "decoder.dit": "vla.decoders.dit:DiT",
     "decoder.latent": "vla.decoders.latent:LatentActions",
+    "decoder.latent_flow": "vla.decoders.latent_flow:LatentFlow",
     "decoder.joint": "vla.decoders.joint:Joint",
     "decoder.joint.part": "vla.decoders.joint:Part",
     "decoder.one_step": "vla.decoders.one_step:OneStep",

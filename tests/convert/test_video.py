@@ -15,6 +15,7 @@ import av
 import h5py
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from tests.data.videos import number_of, numbered, write_video
 from vla.cli import main
@@ -31,8 +32,11 @@ from vla.convert.video_epic import EpicKitchens
 from vla.convert.video_folder import VideoFolder
 from vla.convert.video_something import SomethingSomething
 from vla.data.images import decode_frame
+from vla.data.mixture import Mixture
+from vla.data.pipeline import Pipeline
 from vla.data.shard import Dataset, ShardWriter, verify
 from vla.data.video import images_at
+from vla.embodiment import load_embodiment
 from vla.errors import SchemaError, UserError
 
 EPIC = "narration_id participant_id video_id narration_timestamp start_timestamp stop_timestamp start_frame stop_frame narration verb "
@@ -500,6 +504,29 @@ def test_egodex_hands_and_camera(tmp_path):
     assert Dataset.open(tmp_path / "out").read(0).state.shape == (40, 12)
 
 
+def test_egodex_hands_become_actions_as_the_camera_sees_them(tmp_path):
+    egodex(tmp_path)
+    turn = Rotation.from_euler("y", 90, degrees=True)
+    with h5py.File(tmp_path / "part1/fold_towel/0.hdf5", "a") as file:
+        file["transforms/camera"][:, :3, :3] = turn.as_matrix()
+    mine, (raw,) = Card.find("egodex_hands"), every(EgoDex(tmp_path))[0].values()
+    episode = Mapper(mine).episode(raw).episode
+    assert episode is not None and (episode.embodiment, episode.supervision) == ("human_hands", "hands")
+    hands = load_embodiment("human_hands")
+    parts = hands.state.unpack(episode.state)
+    for side in ("left", "right"):
+        joints = [f"{side}Hand", f"{side}ThumbTip", *(f"{side}{finger}FingerTip" for finger in FINGERS)]
+        world = np.stack([raw.columns[f"transforms/{joint}"][:39, :3, 3] for joint in joints], axis=1).astype(np.float64)
+        seen = (world - raw.columns["transforms/camera"][:39, None, :3, 3]) @ turn.as_matrix()
+        np.testing.assert_allclose(parts[f"{side}_hand"], seen.reshape(39, 18), atol=1e-6)
+    assert len(episode.state) == 39  # the last step has none that follows
+    np.testing.assert_array_equal(episode.action[:-1], episode.state[1:])
+    with ShardWriter(tmp_path / "out", mine.dataset_info()) as writer:
+        writer.add(episode)
+    sample = Pipeline(Mixture.of([tmp_path / "out"], val_fraction=0.0), {hands.name: hands}).sample(0)
+    assert sample.observation.embodiment == "human_hands" and sample.action_TA.shape == (10, 36) and sample.valid_T.any()
+
+
 def test_egodex_files_that_reach_outside_or_lie_are_refused(tmp_path):
     egodex(tmp_path, "t/0")
     egodex(tmp_path, "t/1")
@@ -524,6 +551,7 @@ CARDS = {
     "ego4d": (ego4d, Ego4D, '"does" {0.2}'),
     "something_something_v2": (something, SomethingSomething, "holding potato"),
     "egodex": (egodex, EgoDex, "Unfold the towel."),
+    "egodex_hands": (egodex, EgoDex, "Unfold the towel."),
 }
 
 
@@ -544,7 +572,7 @@ def test_the_cards_that_come_with_the_package_read_their_formats(tmp_path, name)
         writer.add(episode)
     stored = Dataset.open(tmp_path / "out").read(0)
     assert stored.licence == mine.licence and len(stored.frames[mine_camera(mine)].jpeg) >= 1
-    assert (stored.state is None) == (name != "egodex")
+    assert (stored.state is None) == (not name.startswith("egodex"))
 
 
 def mine_camera(mine):

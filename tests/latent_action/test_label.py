@@ -56,7 +56,8 @@ def test_pairs_are_clipped_at_the_end(video):
     np.testing.assert_array_equal(later_anchors(episode, 0.001), np.minimum(np.arange(STEPS) + 1, STEPS - 1))
     pairs = list(anchor_pairs(video, "front", 0.2))
     assert len(pairs) == video.anchors
-    assert pairs[STEPS - 1] == (0, STEPS - 1, STEPS - 1, STEPS - 1) and pairs[STEPS] == (1, 0, 0, 2)
+    assert pairs[STEPS - 1][:4] == (0, STEPS - 1, STEPS - 1, STEPS - 1) and pairs[STEPS][:4] == (1, 0, 0, 2)
+    assert pairs[STEPS - 1].apart_s == 0 and pairs[STEPS].apart_s == pytest.approx(0.2)
 
 
 def test_batch_size_changes_nothing(video, trained):

@@ -171,7 +171,7 @@ def test_the_toy_is_what_it_says(tmp_path):
 def test_two_stages_beat_one_with_a_distractor(tmp_path):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        from latent_actions import measure
+        from latent import measure
     finally:
         sys.path.pop(0)
     rows = [measure(tmp_path, seed, 500, ("one_stage", "two_stage")) for seed in range(3)]

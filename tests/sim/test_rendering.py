@@ -41,10 +41,12 @@ def test_an_aimed_and_a_free_camera_see_what_is_up_above(model: mujoco.MjModel) 
     mujoco.mj_forward(model, data)
     cameras = Cameras(model, {"aimed": "odd", "free": free_camera((0, 0, 0.5), 2.0, 60, -20)}, 64)
     images = cameras.draw(data)
+    places = {role: 64 * cameras.places(data, role, np.array([[0, 0, 0.8], [0, 0, 0.2]])) for role in images}
     cameras.close()
-    for image in images.values():
+    for role, image in images.items():
         assert image.shape == (64, 64, 3) and image.dtype == np.uint8
         assert row_of(image, channel=0) < row_of(image, channel=2)
+        np.testing.assert_allclose(places[role][:, 1] - 0.5, [row_of(image, 0), row_of(image, 2)], atol=1.0)
 
 
 def test_coarser_meshes_are_only_drawn(model: mujoco.MjModel) -> None:

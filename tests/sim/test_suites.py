@@ -43,6 +43,8 @@ def test_mt50_has_its_groups_and_an_instruction_of_its_own_for_each_task() -> No
 
 def test_video_suites_have_no_labels() -> None:
     assert {name for name in suite_names() if load_suite(name).supervision == "none"} == {"metaworld-video", "fetch-video"}
+    tracks = {name for name in suite_names() if load_suite(name).supervision == "tracks"}
+    assert tracks == {"metaworld-tracks", "fetch-tracks"} and {load_suite(name).embodiment.name for name in tracks} == {"human_tracks"}
 
 
 def test_a_mistyped_suite_or_task_lists_the_choices() -> None:

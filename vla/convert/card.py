@@ -66,6 +66,8 @@ class Card:
             raise SchemaError("cameras: name at least one")
         if self.supervision == "actions" and (self.embodiment is None or self.rate_hz is None):
             raise SchemaError("supervision `actions` needs `embodiment` and `rate_hz`")
+        if self.supervision != "none" and self.embodiment is not None and self.rate_hz is None:
+            raise SchemaError(f"supervision `{self.supervision}` of an embodiment needs `rate_hz`")
         if self.supervision == "none" and (self.state or self.action):
             raise SchemaError("supervision `none` has neither state nor action")
         if self.given_robot and self.given_robot.name != self.embodiment:
@@ -127,8 +129,6 @@ class Card:
         """What the stored actions are: the robot's command, in the frames that they were recorded in."""
         if self.supervision == "none" or self.robot is None:
             return _own_space("action", self.action)
-        if self.supervision != "actions":
-            return None
         fields = self.robot.command.fields
         frames = {name: how.frame for name, how in self.action.items() if how.frame}
         return Space(tuple(Field(f.name, f.size, f.unit, frames.get(f.name, f.frame)) for f in fields))  # type: ignore[arg-type]
@@ -136,7 +136,8 @@ class Card:
     @property
     def wanted(self) -> frozenset[str]:
         """Every column, text and camera of the source that the card reads."""
-        names = {name for how in (*self.state.values(), *self.action.values()) for name in how.columns}
+        fields = (*self.state.values(), *self.action.values())
+        names = {name for how in fields for name in (*how.columns, how.seen_from) if name}
         names |= {camera.column for camera in self.cameras.values()} | set(self.instruction.columns)
         names |= {where.column for where in (*self.drop.steps, *self.drop.episodes)}
         return frozenset(names | ({self.time.column} if self.time and self.time.column else set()))

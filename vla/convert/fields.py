@@ -72,6 +72,8 @@ def compute(how: FieldMap, field: Field, raw: RawEpisode, state: Mapping[str, tu
         values = values.clip(low, high)
     if how.rotation:
         values = rotate(values, how.rotation, field.unit, _from(how))
+    if how.seen_from:
+        values = _seen_from(values, column(raw, how.seen_from), how)
     if how.gripper:
         values = openings(values, how.gripper, _from(how))
     if values.shape[1] != field.size:
@@ -219,6 +221,23 @@ def _remembered(signed: np.ndarray, threshold: float) -> np.ndarray:
     held = (signed[event[last.clip(min=0)]] > 0).astype(np.float64)
     held[: event[0]] = 1 - held[event[0]]
     return held
+
+
+def _seen_from(values: np.ndarray, pose: np.ndarray, how: FieldMap) -> np.ndarray:
+    """Points (n, 3 k) in the frame of a pose, given row by row as 4 x 4 numbers, at the same step."""
+    if pose.shape[1] != 16 or values.shape[1] % 3:
+        raise BadEpisode(
+            "schema", f"{_from(how)} seen from '{how.seen_from}': {values.shape[1]} and {pose.shape[1]} numbers, not 3 k and 16"
+        )
+    pose = pose.reshape(-1, 4, 4)
+    if not np.isfinite(pose).all():
+        raise BadEpisode("nonfinite", f"'{how.seen_from}' holds NaN or infinity")
+    try:
+        turns = _from_matrix(pose[:, :3, :3].reshape(-1, 9))
+    except SchemaError as error:
+        raise BadEpisode("rotation", f"'{how.seen_from}': {error}") from error
+    points = values.reshape(len(values), -1, 3) - pose[:, None, :3, 3]
+    return np.einsum("nji,nkj->nki", turns.as_matrix(), points).reshape(len(values), -1)
 
 
 def _from(how: FieldMap) -> str:

@@ -115,6 +115,7 @@ class FieldMap:
     offset: tuple[float, ...] | None = entry(listed(number, lone=True), default=None)
     clip: tuple[float, ...] | None = entry(listed(number), default=None)
     rotation: str = entry(_rotation, default="")
+    seen_from: str = entry(text, default="")
     gripper: Gripper | None = entry(nested(Gripper), default=None)
     next: bool = entry(boolean, default=False)
     difference: bool = entry(boolean, default=False)
@@ -134,6 +135,8 @@ class FieldMap:
             raise SchemaError("give `slice` or `index`, not both")
         if self.clip is not None and not (len(self.clip) == 2 and self.clip[0] < self.clip[1]):
             raise SchemaError("clip must be [low, high]")
+        if self.seen_from and (self.rotation or self.gripper):
+            raise SchemaError("`seen_from` moves points; remove rotation and gripper")
         if self.next and self.difference:
             raise SchemaError("`difference` is the following value minus this one; remove `next`")
         if self.wrap and not self.difference:
@@ -163,6 +166,8 @@ class FieldMap:
         factors = UNIT_FACTORS["rad"] if self._angles else UNIT_FACTORS.get(own, {})
         if self.unit and self.unit not in factors:
             raise SchemaError(f"unit '{self.unit}' cannot become {own}; choose one of {', '.join(factors) or 'none: use scale and offset'}")
+        if self.seen_from and (own != "m" or size % 3):
+            raise SchemaError(f"`seen_from` is for points, 3 numbers in metres each; the field has {size} {own}")
         if self.difference and target.frame != "step":
             raise SchemaError("`difference` gives steps: the field's frame must be `step`")
         if self.wrap and own != "rad":

@@ -26,6 +26,9 @@ from vla.types import Observation, Sample
 BAD = (BadSample, Damaged, SchemaError)
 """What one sample may fail with while the others go on; SchemaError is what `check_episode` would have refused, from another writer."""
 
+MAX_STRETCH = 2.0
+"""Frames further apart than this many times the gap of a pair are no pair: the video has a hole there, or too few frames a second."""
+
 
 class Draft:
     """A sample in the making. `error`: why there is none; else `sample` once it is built."""
@@ -284,7 +287,11 @@ class Assembler:
             return 0, len(time_s) - 1
         if anchor >= room:
             anchor = int(mix(self.seed, position, 0x9A12)[0] % np.uint64(room))
-        return anchor, max(_nearest(time_s, time_s[anchor] + gap_s), anchor + 1)
+        ahead = max(_nearest(time_s, time_s[anchor] + gap_s), anchor + 1)
+        if (apart_s := float(time_s[ahead] - time_s[anchor])) > MAX_STRETCH * gap_s:
+            after = f"after step {episode.anchors[anchor]}"
+            raise BadSample("time", f"episode '{episode.id}' has no frame for {apart_s:.3g} s {after}; the pair is {gap_s:.3g} s")
+        return anchor, ahead
 
 
 def _nearest(time_s: np.ndarray, want_s: float) -> int:

@@ -55,8 +55,9 @@ class DatasetInfo:
     """Facts of a whole dataset, stored by value in its manifest.
 
     `embodiment`: `Embodiment.to_json()`, or None for video of no robot of ours. `action_space`, `state_space`: the spaces the
-    rows were *recorded* in (`Space.to_json()`); left out, they are the embodiment's `command` and `state` where the
-    supervision is `actions`, and absent otherwise. `info`: JSON-able facts for people (yields, seeds); training never reads it.
+    rows were *recorded* in (`Space.to_json()`); left out, they are the embodiment's `command` and `state` where there is one and
+    any supervision (tracks and hands are actions of `human_tracks` and `human_hands`), and absent otherwise. `info`: JSON-able facts
+    for people (yields, seeds); training never reads it.
     """
 
     name: str
@@ -72,13 +73,13 @@ class DatasetInfo:
         check_name(self.name, "dataset name")
         if self.supervision not in SUPERVISION:
             raise SchemaError(f"{self.name}: supervision '{self.supervision}'; choose one of {SUPERVISION}")
-        if self.supervision == "actions":
-            robot = self.robot
-            if robot is None:
-                raise SchemaError(f"{self.name}: supervision 'actions' needs the embodiment whose actions these are")
+        robot = self.robot
+        if self.supervision == "actions" and robot is None:
+            raise SchemaError(f"{self.name}: supervision 'actions' needs the embodiment whose actions these are")
+        if self.supervision != "none" and robot is not None:  # tracks and hands are the actions of an embodiment of their own
             object.__setattr__(self, "action_space", self.action_space or robot.command.to_json())
             object.__setattr__(self, "state_space", self.state_space or robot.state.to_json())
-        elif self.supervision == "none" and (self.action_space or self.state_space):
+        if self.supervision == "none" and (self.action_space or self.state_space):
             raise SchemaError(f"{self.name}: supervision 'none' stores neither actions nor state")
 
     @property

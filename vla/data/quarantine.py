@@ -15,7 +15,7 @@ GRACE = 10
 
 
 class BadSample(UserError):
-    """A sample that cannot be used. `cause`: decode, oversize, altered, nonfinite, schema or short."""
+    """A sample that cannot be used. `cause`: decode, oversize, altered, nonfinite, schema, short or time."""
 
     exit_code = 1
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.noise import Noise
@@ -63,7 +63,8 @@ class LatentDecoder(ActionDecoder):
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
         """Codes by cross-entropy wherever there are some, actions by L1 wherever they are labelled."""
-        pred_BTA, logits_BNC = self._predict(backbone, prefix, target.spec)
+        hidden = self.think(backbone, prefix)
+        pred_BTA, logits_BNC = self.read(hidden, target.spec), self.head(hidden.last(self.config.codes))
         error_BTA = (pred_BTA - target.action_BTA).abs()
         surprise_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), target.latent_BN, reduction="none")
         parts = {
@@ -73,18 +74,19 @@ class LatentDecoder(ActionDecoder):
         return make_loss(parts, {"l1": 1.0, "latent": self.config.latent_scale})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        return (self._predict(backbone, prefix, like)[0] * like.mask_BTA).float()
+        return (self.read(self.think(backbone, prefix), like) * like.mask_BTA).float()
 
-    def _predict(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> tuple[Tensor, Tensor]:
-        B = len(prefix.x_BSD)
-        x_BND = self.latent_ND.expand(B, -1, -1).to(prefix.x_BSD.dtype)
-        suffix = suffix_tokens(prefix, x_BND, causal=False)
-        both = prefix.cat(suffix)
-        hidden = backbone(both)
-        x_BTD = self.step_TD.expand(B, -1, -1).to(hidden.x_BSD.dtype)
+    def think(self, backbone: Backbone, prefix: Tokens) -> Hidden:
+        """The states of the prefix and, behind it, of the queries for codes."""
+        x_BND = self.latent_ND.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
+        return backbone(prefix.cat(suffix_tokens(prefix, x_BND, causal=False)))
+
+    def read(self, hidden: Hidden, like: ActionSpec) -> Tensor:
+        """The readout: float (B, T, A), not yet masked."""
+        x_BTD = self.step_TD.expand(len(hidden.x_BSD), -1, -1).to(hidden.x_BSD.dtype)
         for pool in self.readout:
-            x_BTD = pool(x_BTD, hidden.x_BSD, both.valid_BS)
-        return self.out(self.norm(x_BTD), like.embodiment_B), self.head(hidden.last(len(suffix)))
+            x_BTD = pool(x_BTD, hidden.x_BSD, hidden.tokens.valid_BS)
+        return self.out(self.norm(x_BTD), like.embodiment_B)
 
 
 class _Pool(nn.Module):

@@ -178,6 +178,8 @@ def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, sl
     """The tasks' names, all of them known. Raises UserError for what cannot be run."""
     if not suite.spec:
         raise UserError(f"suite '{suite.name}' was made in code; save it in a .py file as SUITE, so that simulator processes can load it")
+    if suite.supervision == "tracks":
+        raise UserError(f"suite '{suite.name}' records what a hand shows; nothing acts in it. Evaluate on the robot's own suite.")
     for name, value in {"episodes": episodes, "workers": workers, "slots": slots}.items():
         if value < 1:
             raise UserError(f"{name} is {value}; give at least 1")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vla.data.assemble import MAX_STRETCH
 from vla.data.images import decode_frame
 from vla.data.latents import read_latents, write_latents
 from vla.data.quarantine import BadRecord, BadSample, Quarantine
@@ -52,8 +53,8 @@ def label(
     """Codes of all anchors, written with `write_latents` under `label_hash(model, gap_s)`.
 
     An anchor is paired with the one nearest to `gap_s` later, or the episode's last: near the end the last frame repeats. Frames
-    that do not decode leave their anchors without a code; more than 1% of those raise TooManyBad. Sound codes of this name, for this
-    version of the dataset, are kept; damaged ones are made again.
+    that do not decode, and a hole in the video, leave their anchors without a code; more than 1% of those raise TooManyBad. Sound
+    codes of this name, for this version of the dataset, are kept; damaged ones are made again.
     """
     start_s = time.monotonic()
     gap_s = model.check_gap(gap_s)
@@ -121,6 +122,8 @@ def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: lis
     for row, pair in enumerate(pairs):
         window = [frames[pair.episode, number] for number in seen[row]]
         wrong = next((frame for frame in window if isinstance(frame, BadSample)), None)
+        if pair.apart_s > MAX_STRETCH * gap_s:
+            wrong = BadSample("time", f"no frame for {pair.apart_s:.3g} s after it; the pair is to be {gap_s:g} s apart")
         if wrong is None:
             rows.append(row), images.append(window)
         else:

@@ -13,12 +13,13 @@ from vla.errors import SchemaError
 
 
 class Pair(NamedTuple):
-    """Episode number, step of the anchor, and the numbers of the camera's frames now and later."""
+    """Episode number, step of the anchor, and the numbers of the camera's frames now and later. `apart_s`: time between the two."""
 
     episode: int
     step: int
     now: int
     later: int
+    apart_s: float = 0.0
 
 
 def anchor_pairs(dataset: Dataset, camera: str, gap_s: float, episodes: Sequence[int] | None = None) -> Iterator[Pair]:
@@ -32,9 +33,9 @@ def anchor_pairs(dataset: Dataset, camera: str, gap_s: float, episodes: Sequence
                 f"{gap_s:g} s apart. Train a model with a longer gap_s for such video."
             )
         steps = episode.cameras[camera].step
-        now = [frame_at(steps, int(step)) for step in episode.anchors]
+        now, time_s = [frame_at(steps, int(step)) for step in episode.anchors], episode.time_s[episode.anchors]
         for number, later in enumerate(later_anchors(episode, gap_s)):
-            yield Pair(index, int(episode.anchors[number]), now[number], now[later])
+            yield Pair(index, int(episode.anchors[number]), now[number], now[later], float(time_s[later] - time_s[number]))
 
 
 def later_anchors(episode: StoredEpisode, gap_s: float) -> np.ndarray:

@@ -43,7 +43,7 @@ class Recorder:
         expert, noise, rows = (
             env.expert(),
             ar1_noise(seed, noise_sd * env.noise_A, env.noise_decay),
-            _Rows(self.image_every, self.jpeg_quality),
+            _Rows(self.suite, self.image_every, self.jpeg_quality),
         )
         success, success_steps, tail = False, 0, self.suite.task(env.task).tail
         while env.steps < env.max_steps or success:
@@ -60,17 +60,17 @@ class Recorder:
         return Attempt(env.task, seed, True, success_steps, self._episode(env, seed, rows, info))
 
     def _episode(self, env: SimEnv, seed: int, rows: _Rows, info: dict[str, Any]) -> Episode:
-        robot, labelled, steps = env.embodiment, self.suite.supervision == "actions", len(rows.action)
+        robot, labelled, steps = self.suite.embodiment, self.suite.supervision != "none", len(rows.action)
         return Episode(
             id=episode_id(env.task, seed),
             embodiment=robot.name,
-            rate_hz=robot.rate_hz,
+            rate_hz=env.embodiment.rate_hz,
             supervision=self.suite.supervision,
             instructions=(Span(env.instruction, 0, steps),),
-            time_s=np.arange(steps) / float(robot.rate_hz),
+            time_s=np.arange(steps) / float(env.embodiment.rate_hz),
             frames={role: Frames(np.array(rows.frame_steps), tuple(jpegs)) for role, jpegs in rows.jpeg.items()},
             state=np.array(rows.state) if labelled else None,
-            action=np.array(rows.action) if labelled else None,
+            action=rows.actions() if labelled else None,
             licence=self.suite.licence,
             source=self.suite.name,
             info=info,
@@ -96,8 +96,9 @@ def ar1_noise(seed: int, sd_A: np.ndarray, decay: float) -> Iterator[np.ndarray]
 class _Rows:
     """What was seen and done so far."""
 
-    def __init__(self, image_every: int, jpeg_quality: int) -> None:
+    def __init__(self, suite: Suite, image_every: int, jpeg_quality: int) -> None:
         self._every, self._quality = image_every, jpeg_quality
+        self._roles, self._tracks = suite.embodiment.cameras, suite.supervision == "tracks"
         self.state: list[np.ndarray] = []
         self.action: list[np.ndarray] = []
         self.frame_steps: list[int] = []
@@ -107,8 +108,13 @@ class _Rows:
         """Records one step: what the cameras and joints show now, and the expert's clean command."""
         if len(self.action) % self._every == 0:
             self.frame_steps.append(len(self.action))
-            for role, image in env.cameras().items():
-                jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=self._quality, colorsubsampling="444")
+            images = env.cameras()
+            for role in self._roles:
+                jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(images[role]), quality=self._quality, colorsubsampling="444")
                 self.jpeg.setdefault(role, []).append(jpeg)
-        self.state.append(env.state().copy())
+        self.state.append(env.tracks() if self._tracks else env.state().copy())
         self.action.append(env.embodiment.limit(clean_A))
+
+    def actions(self) -> np.ndarray:
+        """float64 (steps, A): the commands; of tracks, where the points are one step later (at the end, still there)."""
+        return np.array([*self.state[1:], self.state[-1]]) if self._tracks else np.array(self.action)

@@ -54,7 +54,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """Named tasks for one embodiment. `supervision="none"`: recorded as video, without state or actions. `held_out`: kept
+    """Named tasks for one embodiment. `supervision`: "none" records video, without state or actions; "tracks" where the hand's points
+    are seen, as the state and action of `embodiment`, which is then `human_tracks` and not what acts. `held_out`: kept
     from pretraining, so that success on it is zero-shot (or a fine-tune's). `spec`: the name or path that loads it again. `episodes`: of
     each task by default. `termination`: when an episode ends and what success is, where that differs from ours. `mujoco`: whether
     its environments are MuJoCo's, and so want a GL library."""
@@ -159,6 +160,10 @@ class SimEnv(gymnasium.Env):
     @abstractmethod
     def state(self) -> np.ndarray:
         """Proprioception, float64 (P,): the robot's own joints or end effector, never an object."""
+
+    def tracks(self) -> np.ndarray:
+        """The state of `human_tracks`: where the third person's camera sees the hand's points now, float64 (6,), pixels."""
+        raise UserError(f"'{self.embodiment.name}' has no points of its hand declared, so it cannot be recorded as tracks")
 
     def noise_scale(self) -> float:
         """How much of the injected noise the task stands at this moment, 0 to 1: less where a hand is about to grasp."""

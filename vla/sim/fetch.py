@@ -15,7 +15,7 @@ import numpy as np
 from vla.embodiments.fetch import EMBODIMENT
 from vla.errors import UnknownName
 from vla.sim.env import SimEnv, Task
-from vla.sim.rendering import Cameras, free_camera
+from vla.sim.rendering import Cameras, free_camera, tracked
 
 if TYPE_CHECKING:
     import mujoco
@@ -59,13 +59,7 @@ class FetchEnv(SimEnv):
 
     def cameras(self) -> dict[str, np.ndarray]:
         """Role -> uint8 (H, W, 3), rendered now."""
-        if self._cameras is None:  # a GL context costs a second: none until somebody looks
-            views = {
-                "third_person": free_camera((1.33, 0.75, 0.5), 0.85, 180, -35),
-                "side": free_camera((1.33, 0.75, 0.5), 0.85, 90, -15),
-            }
-            self._cameras = Cameras(self._env.model, views, self.image_size, turn_deg=self.camera_turn_deg)
-        return self._cameras.draw(self._env.data)
+        return self._looking().draw(self._env.data)
 
     def model(self) -> mujoco.MjModel:
         return self._env.model
@@ -74,6 +68,11 @@ class FetchEnv(SimEnv):
         fingers = [self._env.data.joint(f"robot0:{side}_gripper_finger_joint").qpos[0] for side in "lr"]
         return np.concatenate([self._hand(), fingers])
 
+    def tracks(self) -> np.ndarray:
+        data = self._env.data
+        hand = [data.body(f"robot0:{name}").xpos for name in ("gripper_link", "l_gripper_finger_link", "r_gripper_finger_link")]
+        return tracked(self._looking(), data, hand)
+
     def expert(self) -> Callable[[], np.ndarray]:
         act = {"reach": self._reach, "push": self._push, "lift": self._lift}[self.task]
         return lambda: self.embodiment.limit(act())
@@ -81,6 +80,15 @@ class FetchEnv(SimEnv):
     def close(self) -> None:
         if self._cameras is not None:
             self._cameras.close()
+
+    def _looking(self) -> Cameras:
+        if self._cameras is None:  # a GL context costs a second: none until somebody looks
+            views = {
+                "third_person": free_camera((1.33, 0.75, 0.5), 0.85, 180, -35),
+                "side": free_camera((1.33, 0.75, 0.5), 0.85, 90, -15),
+            }
+            self._cameras = Cameras(self._env.model, views, self.image_size, turn_deg=self.camera_turn_deg)
+        return self._cameras
 
     def _start(self, seed: int) -> None:
         self._env.reset(seed=seed)

@@ -11,7 +11,7 @@ import numpy as np
 from vla.embodiments.metaworld_sawyer import EMBODIMENT
 from vla.errors import UnknownName
 from vla.sim.env import SimEnv, Task
-from vla.sim.rendering import Cameras, aim_camera
+from vla.sim.rendering import Cameras, aim_camera, tracked
 
 if TYPE_CHECKING:
     import mujoco
@@ -42,15 +42,18 @@ class MetaWorldEnv(SimEnv):
         self._seen = np.zeros(39)
 
     def cameras(self) -> dict[str, np.ndarray]:
-        if self._cameras is None:  # a GL context costs a second: none until somebody looks
-            self._cameras = Cameras(self._env.model, self._views, self.image_size, turn_deg=self.camera_turn_deg)
-        return self._cameras.draw(self._env.data)
+        return self._looking().draw(self._env.data)
 
     def model(self) -> mujoco.MjModel:
         return self._env.model
 
     def state(self) -> np.ndarray:
         return self._seen[:4].astype(np.float64)
+
+    def tracks(self) -> np.ndarray:
+        data = self._env.data
+        hand = [data.body("hand").xpos, data.site("leftEndEffector").xpos, data.site("rightEndEffector").xpos]
+        return tracked(self._looking(), data, hand)
 
     def expert(self) -> Callable[[], np.ndarray]:
         """Meta-World's own scripted policy for the task, as a function that returns the next command."""
@@ -66,6 +69,11 @@ class MetaWorldEnv(SimEnv):
     def close(self) -> None:
         if self._cameras is not None:
             self._cameras.close()
+
+    def _looking(self) -> Cameras:
+        if self._cameras is None:  # a GL context costs a second: none until somebody looks
+            self._cameras = Cameras(self._env.model, self._views, self.image_size, turn_deg=self.camera_turn_deg)
+        return self._cameras
 
     def _start(self, seed: int) -> None:
         for name, values in self._pristine.items():  # tasks move bodies in the model itself

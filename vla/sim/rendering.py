@@ -87,9 +87,28 @@ class Cameras:
             images[role] = self._renderer.render()
         return images
 
+    def places(self, data: mujoco.MjData, role: str, points_X3: np.ndarray) -> np.ndarray:
+        """Where points of the world are seen: float64 (X, 2), x and y as shares of the picture, 0 at its left and upper edge."""
+        import mujoco
+
+        self._renderer.update_scene(data, self._views[role], self._option)
+        eye = mujoco.mjv_averageCamera(*self._renderer.scene.camera)
+        away_X3 = points_X3 - np.asarray(eye.pos)
+        depth_X = away_X3 @ np.asarray(eye.forward)
+        slope = eye.frustum_top / eye.frustum_near  # half of the picture, which is square, one metre away
+        right_X, up_X = (away_X3 @ axis / depth_X / slope for axis in (np.cross(eye.forward, eye.up), np.asarray(eye.up)))
+        return 0.5 + 0.5 * np.stack([right_X, -up_X], axis=1)
+
     def close(self) -> None:
         _OPEN.discard(self._renderer)
         self._renderer.close()
+
+
+def tracked(cameras: Cameras, data: mujoco.MjData, hand: Sequence[np.ndarray]) -> np.ndarray:
+    """The state of `human_tracks`: places (3,) in the world of wrist, thumb tip and index tip -> float64 (6,), pixels."""
+    from vla.embodiments.human_tracks import SIDE_PX
+
+    return (cameras.places(data, "third_person", np.stack(hand)) * SIDE_PX).reshape(-1)
 
 
 _OPEN: set[mujoco.Renderer] = set()

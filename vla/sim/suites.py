@@ -144,6 +144,12 @@ def _metaworld_video() -> Suite:
     return replace(_metaworld_objects(), name="metaworld-video", summary=summary, supervision="none")
 
 
+def _metaworld_tracks() -> Suite:
+    summary = "metaworld-objects as points of the hand in the picture: what a person's hand would show"
+    robot = load_embodiment("human_tracks")
+    return replace(_metaworld_objects(), name="metaworld-tracks", summary=summary, supervision="tracks", embodiment=robot)
+
+
 def _fetch() -> Suite:
     # Markers are enlarged: at 64 px the original radius of 20 mm is one or two pixels.
     return Suite(
@@ -161,6 +167,11 @@ def _fetch() -> Suite:
 
 def _fetch_video() -> Suite:
     return replace(_fetch(), name="fetch-video", summary="fetch seen as video: no state, no actions", supervision="none")
+
+
+def _fetch_tracks() -> Suite:
+    summary = "fetch as points of the gripper in the picture: what a person's hand would show"
+    return replace(_fetch(), name="fetch-tracks", summary=summary, supervision="tracks", embodiment=load_embodiment("human_tracks"))
 
 
 def _arm(embodiment: str) -> Suite:
@@ -228,8 +239,10 @@ _SUITES: dict[str, Callable[[], Suite]] = {
     "metaworld-mt50": _metaworld_mt50,
     "metaworld-ml45": _metaworld_ml45,
     "metaworld-ml45-heldout": _metaworld_ml45_heldout,
+    "metaworld-tracks": _metaworld_tracks,
     "metaworld-video": _metaworld_video,
     "fetch": _fetch,
+    "fetch-tracks": _fetch_tracks,
     "fetch-video": _fetch_video,
     "aloha": _aloha,
     **{name.replace("_", "-"): functools.partial(_arm, name) for name in ARMS},

@@ -1,0 +1,45 @@
+"""Few labels, much video: five labelled demonstrations a task and thirty more without labels, against the five alone.
+
+What      the demo's policy on eight Sawyer tasks. `latent_action`: codes for what changes, from the frames of all. `latent`: predicts codes
+          on all frames, and reads actions from the same states where there are labels. `labelled_only`: the demo's best decoder on the
+          labelled ones, for as many optimizer steps.
+Hardware  one CPU core.
+Time      about 4 minutes an arm.
+Expect    see `docs/latent-actions.md`, which says what was measured, and where it does not help.
+Command   vla collect --suite metaworld-objects --episodes 5 --noise-share 0.5 --out data/few
+          vla collect --suite metaworld-video --episodes 30 --seed 150000 --noise-share 0.5 --out data/few_video
+          vla train pretrain/few_labels.py:latent_action --data-root data --out runs/few_latent_action
+          vla label runs/few_latent_action data/few data/few_video
+          vla train pretrain/few_labels.py --data-root data --latents runs/few_latent_action
+          vla train pretrain/few_labels.py:labelled_only --data-root data
+"""
+
+from dataclasses import replace
+
+from vla.backbones.tiny import Tiny
+from vla.decoders.latent import LatentActions
+from vla.decoders.parallel import Parallel
+from vla.latent_action.run import LatentRun
+from vla.model import Model
+from vla.train.optim import AdamW, Cosine
+from vla.train.run import Run
+
+BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32)
+
+latent_action = LatentRun(name="few_latent_action", mixture="data_mixtures/few_labels.yaml", steps=450, batch_size=64, threads=1)
+
+RUN = latent = Run(
+    name="few_labels",
+    model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1)),
+    mixture="data_mixtures/few_labels.yaml",
+    embodiments=("metaworld_sawyer",),
+    steps=1000,
+    batch_size=64,
+    optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
+    schedule=Cosine(warmup_steps=50),
+    ema_decay=0.99,
+    threads=1,
+)
+labelled_only = replace(
+    RUN, name="few_labels_only", model=Model(BACKBONE, Parallel(steps_per_token=3)), mixture="data_mixtures/few_labels_only.yaml"
+)

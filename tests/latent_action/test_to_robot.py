@@ -1,0 +1,118 @@
+"""From latent actions to a robot's: a readout (UniVLA), a head put in its place (LAPA), both denoised together (villa-X)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.latent_action.dots import CONFIG
+from tests.parts import TINY
+from vla.data.mixture import Mixture
+from vla.data.reader import Dataset
+from vla.decoders.latent import LatentActions
+from vla.decoders.latent_flow import LatentFlow
+from vla.decoders.parallel import Parallel
+from vla.latent_action.label import label
+from vla.model import Model
+from vla.noise import Noise
+from vla.policy import Policy
+from vla.train.job import assemble
+from vla.train.loop import train
+from vla.train.optim import AdamW, Constant
+from vla.train.run import Run
+
+SIZES = {"codes": CONFIG.quantizer.codes, "vocabulary": CONFIG.quantizer.vocabulary}
+
+
+@pytest.fixture(scope="module", name="recipe")
+def _recipe(dots, trained):
+    """A run on a robot and video without actions, both with codes of one model."""
+    datasets = [Dataset.open(folder) for folder in dots]
+    names = {label(dataset, trained[0]).hash for dataset in datasets}
+    mixture = Mixture.of(dict.fromkeys(dots, 1.0), "dots", 0.0)
+    return Run(
+        "to_robot",
+        mixture,
+        (datasets[0].info.robot,),
+        steps=60,
+        batch_size=16,
+        model=Model(TINY, LatentActions(**SIZES, heads=2, readout_depth=1)),
+        latents=names.pop(),
+        optim=AdamW(lr=3e-3),
+        schedule=Constant(),
+        ema_decay=None,
+        log_every=10,
+        threads=1,
+    )
+
+
+def losses(out):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["parts"] for row in rows if row["kind"] == "train"]
+
+
+@pytest.fixture(scope="module", name="pretrained")
+def _pretrained(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrained")
+    return train(recipe, out), out
+
+
+def test_a_readout_learns_beside_the_codes(pretrained):
+    rows = losses(pretrained[1])
+    assert rows[-1]["latent"] < 0.98 * rows[0]["latent"] and rows[-1]["l1"] < rows[0]["l1"]
+
+
+def test_a_head_put_in_the_place_of_the_latent_one_keeps_the_backbone(recipe, pretrained, dots, tmp_path):
+    tuned = replace(
+        recipe,
+        model=Model(TINY, Parallel()),
+        latents=None,
+        mixture=Mixture.of([dots[0]], "robot", 0.0),
+        init=str(pretrained[0].checkpoint),
+    )
+    job = assemble(tuned, None, tmp_path, "size", None)
+    old = Policy.load(pretrained[0].checkpoint).model
+    for name, tensor in old.backbone.state_dict().items():
+        torch.testing.assert_close(job.model.backbone.state_dict()[name], tensor, rtol=0, atol=0)
+    assert any("fresh: decoder" in note for note in job.notes)
+    train(tuned, tmp_path / "out")
+    rows = losses(tmp_path / "out")
+    assert rows[-1]["l1"] < rows[0]["l1"]
+
+
+def test_codes_and_actions_are_denoised_together(recipe, tmp_path):
+    result = train(replace(recipe, model=Model(TINY, LatentFlow(**SIZES, evaluations=3))), tmp_path / "out")
+    rows = losses(tmp_path / "out")
+    assert rows[-1]["latent"] < 0.9 * rows[0]["latent"] and rows[-1]["denoise"] < rows[0]["denoise"]
+    policy = Policy.load(result.checkpoint)
+    batch = policy.collate.observations([s.observation for s in assemble(recipe, None, tmp_path, "size", None).train.samples(range(6))])
+    prefix, noise = policy.model.prefix(batch), Noise(batch.position_B)
+    with torch.no_grad():
+        code_BN, action_BTA = policy.model.decoder.sample_both(policy.model.backbone, prefix, batch.spec, noise)
+    assert code_BN.shape == (6, SIZES["codes"]) and int(code_BN.max()) < SIZES["vocabulary"] and action_BTA.isfinite().all()
+
+
+def test_actions_look_at_codes_and_codes_at_no_action(recipe, tmp_path):
+    """Another robot action in the noise moves no code; another code moves the actions."""
+    torch.manual_seed(0)
+    job = assemble(replace(recipe, model=Model(TINY, LatentFlow(**SIZES))), None, tmp_path, "size", None)
+    model = job.model.eval()
+    batch = job.batch(job.train.samples(range(6)))
+    context = model.decoder.conditioning.prepare(model.backbone, model.prefix(batch))
+    x_BKX = model.decoder._eps(Noise(batch.position_B), 1)
+    codes = SIZES["codes"] * SIZES["vocabulary"]
+    all_B = torch.ones(6, dtype=torch.bool)
+
+    def predict(x):
+        return model.decoder._predict(context, x, torch.full((6, 1), 0.5), batch.spec, all_B)
+
+    with torch.no_grad():
+        plain, moved_action, moved_code = x_BKX, x_BKX.clone(), x_BKX.clone()
+        moved_action[..., codes:] += 1
+        moved_code[..., :codes] += 1
+        want, after_action, after_code = predict(plain), predict(moved_action), predict(moved_code)
+    torch.testing.assert_close(after_action[..., :codes], want[..., :codes], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(after_code[..., codes:], want[..., codes:], atol=1e-4)
