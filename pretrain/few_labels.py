@@ -30,7 +30,7 @@ latent_action = LatentRun(name="few_latent_action", mixture="data_mixtures/few_l
 
 RUN = latent = Run(
     name="few_labels",
-    model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1)),
+    model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1, readout_mlp=False, taught_scale=1.0)),
     mixture="data_mixtures/few_labels.yaml",
     embodiments=("metaworld_sawyer",),
     steps=1000,

@@ -125,6 +125,17 @@ def test_an_episode_holds_what_was_seen_and_commanded() -> None:
     assert episode.info == {"task": "reach", "seed": 3, "success": True, "expert": "scripted", "noise_sd": 0.0}
 
 
+def test_tracks_are_where_the_gripper_is_seen() -> None:
+    """The same episode as commands and as tracks: what goes left in the world goes one way in the picture."""
+    tracks, commands = (recorded(suite, "reach", seed=3).episode for suite in ("fetch-tracks", "fetch"))
+    assert tracks is not None and commands is not None and tracks.state is not None and commands.state is not None
+    assert (tracks.embodiment, tracks.supervision, list(tracks.frames)) == ("human_tracks", "tracks", ["third_person"])
+    np.testing.assert_array_equal(tracks.action[:-1], tracks.state[1:])
+    assert ((tracks.state > 0) & (tracks.state < 256)).all(), "the gripper is in the picture throughout"
+    sideways, seen = commands.state[:, 1], tracks.state[:, 0]
+    assert np.ptp(seen) > 5 and abs(np.corrcoef(sideways, seen)[0, 1]) > 0.9
+
+
 def test_noise_moves_the_arm_but_not_the_label() -> None:
     """From the same first state the label is the same; afterwards the arm is elsewhere, and the label brings it back."""
     clean, noisy = (recorded("fetch", "reach", 3, noise_sd).episode for noise_sd in (0.0, 0.15))
