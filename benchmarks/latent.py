@@ -7,7 +7,7 @@ distractor    a toy video with a known true action and a larger thing that moves
               learn without labels; R2 of a linear probe from codes to the true displacement, on episodes that no model has seen, mean over
               the seeds. `one_stage`: as many codes as the second stage has. `one_stage_wide`: as many as both together. `grounded`: one
               stage with a proprioceptive forward model on a few labelled episodes (villa-X).
-robots        `pretrain/demo_latent_action.py` on simulated video of a Sawyer and a Fetch arm, without labels: `probe_r2` and
+robots        `pretrain/demo_latent_action.py:two_robots` on simulated video of a Sawyer and a Fetch arm, without labels: `probe_r2` and
               `perplexity_share`, the lower of the two robots', on held-out episodes.
 few_labels    `pretrain/few_labels.py`: five labelled demonstrations a task, and thirty more without labels. Closed-loop success of latent
               pretraining, and of the labelled ones alone for as many optimizer steps.
@@ -110,8 +110,21 @@ def robots(root: Path, cores: int) -> dict[str, Any]:
     """Trains on video and probes on labelled episodes of other seeds."""
     data = root / "data"
     vla("collect", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", "--workers", cores, "--out", data / "video")
-    vla("collect", "--suite", "fetch-video", *FETCH, "--episodes", "25", "--seed", "200000", "--workers", cores, "--out", data / "fetch")
-    vla("train", "pretrain/demo_latent_action.py", "--data-root", data, "--out", root / "latent_action")
+    vla(
+        "collect",
+        "--suite",
+        "fetch-video",
+        *FETCH,
+        "--episodes",
+        "25",
+        "--seed",
+        "200000",
+        "--workers",
+        cores,
+        "--out",
+        data / "fetch_video",
+    )
+    vla("train", "pretrain/demo_latent_action.py:two_robots", "--data-root", data, "--out", root / "latent_action")
     vla("collect", "--suite", "metaworld-objects", "--episodes", "5", "--workers", cores, "--out", root / "sawyer")
     vla("collect", "--suite", "fetch", *FETCH, "--episodes", "15", "--workers", cores, "--out", root / "other_fetch")
     rows = vla("label", root / "latent_action", root / "sawyer", root / "other_fetch", "--json")["datasets"]

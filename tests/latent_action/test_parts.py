@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.episodes import ROBOT as ARM
+from tests.data.episodes import make_episode
 from vla.backbones.tiny import Tiny
 from vla.codecs.quantizer import VQ
 from vla.config import from_json, to_json
 from vla.data.reader import Dataset
+from vla.data.shard import DatasetInfo, ShardWriter
 from vla.errors import SchemaError, UserError
 from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import PatchDifference, StateDifference, WindowTransformer
@@ -101,6 +104,25 @@ def test_a_window_is_labelled_as_it_was_trained(labelled):
     assert not torch.allclose(model._latent(pairs, *maps), model._latent(moved, *maps))  # the window is looked at
     with pytest.raises(SchemaError, match="frames before now"):
         model.encode(replace(pairs, before_BFHW3=None))
+
+
+def test_a_second_view_stands_beside_the_first_where_there_is_one(tmp_path):
+    folder = tmp_path / "arms"
+    with ShardWriter(folder, DatasetInfo("arms", ARM.to_json())) as writer:
+        for number in range(3):
+            writer.add(make_episode(f"e{number}", 12, number, every=(1, 2)))
+    config = replace(SMALL, camera="front", gap_s=(0.2, 0.2), beside=("side", "wrist"))
+    model, pipeline = build(config), frame_pairs(config, [folder])
+    pairs = model.collate(pipeline.samples(range(6)))
+    left, right = pairs.now_BHW3[:, :, :14].float(), pairs.now_BHW3[:, :, 18:].float()
+    assert (left[..., 1] < 3).all() and (right[..., 1] - 40).abs().max() < 4  # green tells the camera, red the step
+    torch.testing.assert_close(left[:, 0, 0, 0], right[:, 0, 0, 0], atol=4, rtol=0)
+    model.train()(pairs, Noise(pairs.key_B))
+    code_XN, bad = encode_dataset(Dataset.open(folder), model.eval(), 0.2)
+    codes = model.encode(model.collate([pipeline.at_anchor("arms", anchor, 0.2) for anchor in range(5)])).numpy()
+    assert bad == 0 and (codes == code_XN[:5]).all()
+    assert config.views(("front", "wrist")) == ("front", "wrist") and config.views(("front",)) == ("front",)
+    assert model.hash() != replace(config, beside=None).build().hash()
 
 
 def test_windows_and_stages_make_sense():

@@ -102,6 +102,13 @@ def scaled(image_BHW3: Tensor) -> Tensor:
     return image_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+    """One image as it is; two of one height beside each other."""
+    if len({image.shape[0] for image in images}) > 1:
+        raise SchemaError(f"views of {' and '.join(str(image.shape[:2]) for image in images)} pixels cannot stand beside each other")
+    return images[0] if len(images) == 1 else np.concatenate(images, axis=1)
+
+
 def fit(images: Sequence[np.ndarray], side: int) -> Tensor:
     """uint8 (H, W, 3) images of any sizes -> uint8 (B, side, side, 3), each independent of its neighbours."""
     out = torch.empty(len(images), side, side, 3, dtype=torch.uint8)

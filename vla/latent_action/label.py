@@ -18,7 +18,7 @@ from vla.data.quarantine import BadRecord, BadSample, Quarantine
 from vla.data.reader import Dataset
 from vla.data.window import frame_at, history_steps
 from vla.errors import Damaged, StatsMissing, UnknownName
-from vla.latent_action.features import fit
+from vla.latent_action.features import fit, side_by_side
 from vla.latent_action.health import Usage
 from vla.latent_action.model import FramePairs, LatentActionModel
 from vla.latent_action.pairs import Pair, anchor_pairs, in_batches
@@ -117,7 +117,7 @@ def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: lis
     seen = [(*_before(dataset, model, pair), pair.now, pair.later) for pair in pairs]
     frames: dict[tuple[int, int], np.ndarray | BadSample] = {}
     for key in dict.fromkeys((pair.episode, number) for pair, numbers in zip(pairs, seen, strict=True) for number in numbers):
-        frames[key] = _frame(dataset, model.config.camera, *key)
+        frames[key] = _frame(dataset, model.config.views(dataset.cameras), *key)
     code_BN, bad, rows, images = np.full((len(pairs), model.codes), -1, np.int64), [], [], []
     for row, pair in enumerate(pairs):
         window = [frames[pair.episode, number] for number in seen[row]]
@@ -149,9 +149,12 @@ def _before(dataset: Dataset, model: LatentActionModel, pair: Pair) -> list[int]
     return [frame_at(steps, step) for step in history_steps(episode, pair.step, model.config.history_s)]
 
 
-def _frame(dataset: Dataset, camera: str, episode: int, number: int) -> np.ndarray | BadSample:
+def _frame(dataset: Dataset, views: Sequence[str], episode: int, number: int) -> np.ndarray | BadSample:
+    """What the views show at the first one's frame of that number."""
+    stored = dataset.episode(episode)
+    step = int(stored.cameras[views[0]].step[number])
     try:
-        return decode_frame(dataset.frame(episode, camera, number))
+        return side_by_side([decode_frame(dataset.frame(episode, role, frame_at(stored.cameras[role].step, step))) for role in views])
     except BadSample as error:
         return error
     except Damaged as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from vla.config import to_json
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.latent_action.decoder import ForwardConv
 from vla.latent_action.encoder import StateDifference
-from vla.latent_action.features import TinyConv, fit
+from vla.latent_action.features import TinyConv, fit, side_by_side
 from vla.latent_action.proprio import ProprioBatch
 from vla.noise import Noise
 from vla.types import Loss, Sample, WeightedSum
@@ -28,6 +28,8 @@ NOISE_FLOOR = 1e-4
 @dataclass(frozen=True)
 class LatentActionConfig:
     """`camera`: the role whose frames are paired. `gap_s`: shortest and longest time between the frames of a pair, seconds.
+    `beside`: roles of a second view, for motion that the first sees end-on; the first of them that a source has is put beside its
+    picture, both then half as wide. A source that has none shows `camera` alone.
 
     `language`: the forward decoder is told the instruction, so that codes need not say it: what is left to them is task-irrelevant
     (UniVLA, stage 1). `first_stage`: the configuration of such a model, whose encoder and codes are frozen; this model's own codes
@@ -46,6 +48,7 @@ class LatentActionConfig:
     first_stage: LatentActionConfig | None = None
     history_s: tuple[float, ...] | None = None
     proprio: Any = None
+    beside: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.gap_s) != 2 or not 0 < self.gap_s[0] <= self.gap_s[1] < float("inf"):
@@ -56,13 +59,19 @@ class LatentActionConfig:
         if self.first_stage is not None:
             if self.first_stage.language is None or self.language is not None:
                 raise UserError("two stages: `first_stage` is trained with `language`, and the second without")
-            if self.first_stage.camera != self.camera or self.first_stage.gap_s != self.gap_s or self.first_stage.history_s:
-                raise UserError("two stages: both need the same `camera` and `gap_s`, and the first takes no `history_s`")
+            if (self.first_stage.camera, self.first_stage.beside) != (self.camera, self.beside) or self.first_stage.gap_s != self.gap_s:
+                raise UserError("two stages: both need the same `camera`, `beside` and `gap_s`")
+            if self.first_stage.history_s:
+                raise UserError("two stages: the first takes no `history_s`")
 
     @property
     def offsets_s(self) -> tuple[float, ...]:
         """Times of the frames that an observation shows, for a pipeline's `history_s`: those before now, then now."""
         return (*(self.history_s or ()), 0.0)
+
+    def views(self, roles: Collection[str]) -> tuple[str, ...]:
+        """The roles that are shown of a source with these: one, or two beside each other."""
+        return (self.camera, *[role for role in self.beside or () if role in roles][:1])
 
     def build(self) -> LatentActionModel:
         return LatentActionModel(self)
@@ -146,8 +155,10 @@ class LatentActionModel(nn.Module):
                 raise SchemaError(f"{sample.episode}: a sample without a future frame; ask the pipeline for `future_gap_s`")
             if camera not in sample.future:
                 raise UnknownName("camera role", camera, sample.future, f"Source '{sample.source}' does not have it.")
-        now = [sample.observation.images[camera][-1] for sample in samples]
-        later = [sample.future[camera] for sample in samples if sample.future is not None]
+        views = [self.config.views(sample.observation.images) for sample in samples]
+        pictures = [[sample.observation.images[role] for role in roles] for sample, roles in zip(samples, views, strict=True)]
+        now = [side_by_side([frames[-1] for frames in shown]) for shown in pictures]
+        later = [side_by_side([(sample.future or {})[role] for role in roles]) for sample, roles in zip(samples, views, strict=True)]
         gap_B = torch.tensor([sample.gap_s for sample in samples], dtype=torch.float32)
         key_B = torch.tensor([sample.position for sample in samples])
         side = self.features.image_side
@@ -155,7 +166,7 @@ class LatentActionModel(nn.Module):
         if frames:
             if any(len(sample.observation.offsets_s) != frames + 1 for sample in samples):
                 raise SchemaError(f"samples do not show {frames} frames before now; ask the pipeline for `history_s`")
-            images = [image for sample in samples for image in sample.observation.images[camera][:-1]]
+            images = [side_by_side(list(shot)) for shown in pictures for shot in zip(*(seen[:-1] for seen in shown), strict=True)]
             before = fit(images, side).unflatten(0, (len(samples), frames))
         words = None if self.language is None else self.language.ids([sample.observation.instruction for sample in samples])
         proprio = None if self.proprio is None else self.proprio.collate(samples)
