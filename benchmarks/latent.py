@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from vla.types import Observation
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("readout", "distractor", "robots", "few_labels")
+ARMS = ("latent", "untaught", "finished", "labelled_only", "augmented")
 FETCH = ("--tasks", "reach,push,lift")
 GAP_S = 0.1
 BASE = LatentActionConfig(
@@ -136,8 +137,8 @@ def robots(root: Path, cores: int) -> dict[str, Any]:
     }
 
 
-def few_labels(root: Path, cores: int, episodes: int) -> dict[str, Any]:
-    """Both arms see the same five demonstrations a task, and make as many optimizer steps."""
+def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str]) -> dict[str, Any]:
+    """All arms see the same five demonstrations a task, and make as many optimizer steps."""
     data = root / "few_data"
     noisy = ("--noise-share", "0.5", "--workers", cores)
     vla("collect", "--suite", "metaworld-objects", "--episodes", "5", *noisy, "--out", data / "few")
@@ -146,8 +147,11 @@ def few_labels(root: Path, cores: int, episodes: int) -> dict[str, Any]:
     vla("train", "pretrain/few_labels.py:latent_action", "--data-root", data, "--out", model)
     vla("label", model, data / "few", data / "few_video")
     found = {}
-    for arm, more in (("latent", ("--latents", model)), ("labelled_only", ())):
+    for arm in arms:
         run, result = root / f"few_{arm}", root / f"few_{arm}.json"
+        if arm == "finished":
+            vla("train", "pretrain/few_labels.py:begun", "--data-root", data, "--latents", model, "--out", root / "few_begun")
+        more = {"latent": ("--latents", model), "untaught": ("--latents", model), "finished": ("--init", root / "few_begun")}.get(arm, ())
         vla("train", f"pretrain/few_labels.py:{arm}", "--data-root", data, *more, "--out", run)
         vla("eval", run, "--suite", "metaworld-objects", "--episodes", episodes, "--seed", "0", "--workers", cores, "--json", result)
         found[arm] = json.loads(result.read_text())["success"]
@@ -197,6 +201,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="optimizer steps of every stage of the distractor part (default: 500)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["one_stage", "two_stage"], help="of the distractor part")
     parser.add_argument("--episodes", type=int, default=40, help="of each task in the few_labels part (default: 40)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["latent", "labelled_only"], help="of the few_labels part")
     parser.add_argument("--cores", type=int, default=2, help="simulator processes (default: 2)")
     parser.add_argument("--out", type=Path, help="folder to keep data, runs and results in (default: none are kept)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -208,7 +213,7 @@ def main() -> None:
             "readout": lambda: readout(400),
             "distractor": lambda: distractor(root, args.seeds, args.steps, tuple(args.models)),
             "robots": lambda: robots(root, args.cores),
-            "few_labels": lambda: few_labels(root, args.cores, args.episodes),
+            "few_labels": lambda: few_labels(root, args.cores, args.episodes, args.arms),
         }
         result: dict[str, Any] = {}
         for part in (part for part in PARTS if part in args.parts):

@@ -1,8 +1,10 @@
 """Few labels, much video: five labelled demonstrations a task and thirty more without labels, against the five alone.
 
 What      the demo's policy on eight Sawyer tasks. `latent_action`: codes for what changes, from the frames of all. `latent`: predicts codes
-          on all frames, and reads actions from the same states where there are labels. `labelled_only`: the demo's best decoder on the
-          labelled ones, for as many optimizer steps.
+          on all frames and reads actions from the same states; labels teach what codes mean, and that teaches the readout on the rest.
+          `untaught`: without the latter. `labelled_only`: the demo's best decoder on the labelled ones, for as many optimizer steps, and
+          `augmented` the same on images that are cropped and coloured at random. `begun` and `finished`: LAPA's way, the latent policy for
+          three fifths of the steps and a fresh head on the labelled ones for the rest.
 Hardware  one CPU core.
 Time      about 4 minutes an arm.
 Expect    see `docs/latent-actions.md`, which says what was measured, and where it does not help.
@@ -12,11 +14,14 @@ Command   vla collect --suite metaworld-objects --episodes 5 --noise-share 0.5 -
           vla label runs/few_latent_action data/few data/few_video
           vla train pretrain/few_labels.py --data-root data --latents runs/few_latent_action
           vla train pretrain/few_labels.py:labelled_only --data-root data
+          vla train pretrain/few_labels.py:begun --data-root data --latents runs/few_latent_action
+          vla train pretrain/few_labels.py:finished --data-root data --init runs/few_labels_begun
 """
 
 from dataclasses import replace
 
 from vla.backbones.tiny import Tiny
+from vla.data.augment import Augment
 from vla.decoders.latent import LatentActions
 from vla.decoders.parallel import Parallel
 from vla.latent_action.run import LatentRun
@@ -30,7 +35,7 @@ latent_action = LatentRun(name="few_latent_action", mixture="data_mixtures/few_l
 
 RUN = latent = Run(
     name="few_labels",
-    model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1, readout_mlp=False, taught_scale=1.0)),
+    model=Model(BACKBONE, LatentActions(latent_scale=0.2, readout_depth=1, readout_mlp=False, taught_scale=1.0)),
     mixture="data_mixtures/few_labels.yaml",
     embodiments=("metaworld_sawyer",),
     steps=1000,
@@ -40,6 +45,13 @@ RUN = latent = Run(
     ema_decay=0.99,
     threads=1,
 )
+untaught = replace(
+    RUN, name="few_labels_untaught", model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1, readout_mlp=False))
+)
 labelled_only = replace(
     RUN, name="few_labels_only", model=Model(BACKBONE, Parallel(steps_per_token=3)), mixture="data_mixtures/few_labels_only.yaml"
 )
+COLOURS = Augment(crop_area=(0.8, 1.0), brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), steady=("wrist",))
+augmented = replace(labelled_only, name="few_labels_augmented", augment=COLOURS)
+begun = replace(RUN, name="few_labels_begun", steps=600)
+finished = replace(labelled_only, name="few_labels_finished", steps=400)

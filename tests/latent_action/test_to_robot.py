@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -28,11 +29,13 @@ SIZES = {"codes": CONFIG.quantizer.codes, "vocabulary": CONFIG.quantizer.vocabul
 
 
 @pytest.fixture(scope="module", name="recipe")
-def _recipe(dots, trained):
-    """A run on a robot and video without actions, both with codes of one model."""
-    datasets = [Dataset.open(folder) for folder in dots]
+def _recipe(dots, trained, tmp_path_factory):
+    """A run on a robot and video without actions, both with codes of one model, in folders of their own."""
+    root = tmp_path_factory.mktemp("coded")
+    folders = [shutil.copytree(folder, root / folder.name) for folder in dots]
+    datasets = [Dataset.open(folder) for folder in folders]
     names = {label(dataset, trained[0]).hash for dataset in datasets}
-    mixture = Mixture.of(dict.fromkeys(dots, 1.0), "dots", 0.0)
+    mixture = Mixture.of(dict.fromkeys(folders, 1.0), "dots", 0.0)
     return Run(
         "to_robot",
         mixture,
