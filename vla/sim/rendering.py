@@ -79,11 +79,8 @@ class Cameras:
     def draw(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Role -> image of the state in `data`."""
         images = {}
-        for role, view in self._views.items():
-            self._renderer.update_scene(data, view, self._option)
-            if self._turn_deg and not role.startswith("wrist"):
-                for camera in self._renderer.scene.camera:  # two, for stereo; a picture shows their mean
-                    turn_camera(camera, self._turn_deg)
+        for role in self._views:
+            self._aim(data, role)
             images[role] = self._renderer.render()
         return images
 
@@ -91,13 +88,19 @@ class Cameras:
         """Where points of the world are seen: float64 (X, 2), x and y as shares of the picture, 0 at its left and upper edge."""
         import mujoco
 
-        self._renderer.update_scene(data, self._views[role], self._option)
+        self._aim(data, role)
         eye = mujoco.mjv_averageCamera(*self._renderer.scene.camera)
         away_X3 = points_X3 - np.asarray(eye.pos)
         depth_X = away_X3 @ np.asarray(eye.forward)
         slope = eye.frustum_top / eye.frustum_near  # half of the picture, which is square, one metre away
         right_X, up_X = (away_X3 @ axis / depth_X / slope for axis in (np.cross(eye.forward, eye.up), np.asarray(eye.up)))
         return 0.5 + 0.5 * np.stack([right_X, -up_X], axis=1)
+
+    def _aim(self, data: mujoco.MjData, role: str) -> None:
+        self._renderer.update_scene(data, self._views[role], self._option)
+        if self._turn_deg and not role.startswith("wrist"):
+            for camera in self._renderer.scene.camera:  # two, for stereo; a picture shows their mean
+                turn_camera(camera, self._turn_deg)
 
     def close(self) -> None:
         _OPEN.discard(self._renderer)
