@@ -11,7 +11,7 @@ robots        `pretrain/demo_latent_action.py:two_robots` on simulated video of 
               `perplexity_share`, the lower of the two robots', on held-out episodes.
 few_labels    `pretrain/few_labels.py`: five labelled demonstrations a task, and thirty more without labels. Closed-loop success of latent
               pretraining, and of the labelled ones alone for as many optimizer steps.
-readout       share that the readout adds to the CPU time of a call of the policy: `pretrain/demo.py:latent`, in turn with and without it.
+readout       share that the readout adds to the CPU time of a call of the policy: `pretrain/few_labels.py`, in turn with and without it.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def readout(calls: int) -> dict[str, float]:
 
     Call by call in turn, medians: what else the machine does hits both alike.
     """
-    policy, observation = demo_policy()
+    policy, observation = few_labels_policy()
     ways = (policy.model.decoder.read, lambda hidden, like: like.mask_BTA.float())
     cpu_s: tuple[list[float], list[float]] = ([], [])
     for call in range(2 * calls + 40):
@@ -176,9 +176,9 @@ def readout(calls: int) -> dict[str, float]:
     return {"readout_latency_share": whole_s / without_s - 1, "policy_cpu_ms": 1000 * whole_s}
 
 
-def demo_policy() -> tuple[Policy, Observation]:
-    """The demo's latent policy with random weights, and one observation of it."""
-    run = load_recipe(f"{ROOT / 'pretrain' / 'demo.py'}:latent")
+def few_labels_policy() -> tuple[Policy, Observation]:
+    """The latent policy of few labels with random weights, and one observation of it."""
+    run = load_recipe(f"{ROOT / 'pretrain' / 'few_labels.py'}:latent")
     robots = tuple(load_embodiment(name) for name in run.embodiments)
     unit = lambda size: Normalizer.identity(size, "random numbers in -1..1")  # noqa: E731
     normal = {r.name: RobotNormalizer(StatsKey.of(r), unit(r.state.size), unit(r.action.size)) for r in robots}
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["one_stage", "two_stage"], help="of the distractor part")
     parser.add_argument("--episodes", type=int, default=40, help="of each task in the few_labels part (default: 40)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["latent", "labelled_only"], help="of the few_labels part")
+    parser.add_argument("--calls", type=int, default=400, help="of the policy, with the readout and as many without (default: 400)")
     parser.add_argument("--cores", type=int, default=2, help="simulator processes (default: 2)")
     parser.add_argument("--out", type=Path, help="folder to keep data, runs and results in (default: none are kept)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -210,7 +211,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = args.out or Path(temporary)
         run: dict[str, Callable[[], dict[str, Any]]] = {
-            "readout": lambda: readout(400),
+            "readout": lambda: readout(args.calls),
             "distractor": lambda: distractor(root, args.seeds, args.steps, tuple(args.models)),
             "robots": lambda: robots(root, args.cores),
             "few_labels": lambda: few_labels(root, args.cores, args.episodes, args.arms),
