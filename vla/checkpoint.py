@@ -71,6 +71,7 @@ class Contents:
             model.decoder.latent_codes,
             model.decoder.text_tokens,
             pairs=model.align is not None,
+            state_in_words=self.model.state.in_words,
         )
 
     def to_json(self) -> dict:

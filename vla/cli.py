@@ -30,6 +30,7 @@ COMMANDS = {
     "label": "Write latent-action codes into shards, from video without actions.",
     "eval": "Evaluate a checkpoint in closed loop in a simulator.",
     "serve": "Serve a policy to robots and benchmarks: openpi, OpenVLA, vla-eval and GR00T clients, on one port.",
+    "import": "Import a public checkpoint (OpenVLA, pi0, CogACT, ...) as one that acts.",
     "export": "Write shards in another format (LeRobot 3.0), or a checkpoint with a model card to hand on.",
     "compare": "Compare evaluations, paired where their seeds match; rank more than two.",
     "merge": "Put the shards of an evaluation together into one result.",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla.backbones.prompts import clean
 from vla.embodiment import Embodiment
 from vla.errors import SchemaError, StatsMissing
 from vla.goals import GOAL, told_otherwise, with_goal
@@ -22,7 +23,8 @@ from vla.types import ActionSpec, Batch, Observation, Pair, Sample, Target
 class Collate:
     """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
     sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none). `goal_share`: of the samples with a
-    `future`, which are told what to do by that image instead of words (vla/goals.py). `pairs`: see each sample told the other way too."""
+    `future`, which are told what to do by that image instead of words (vla/goals.py). `pairs`: see each sample told the other way too.
+    `state_in_words`: the instruction goes on with the newest state (`state_words`)."""
 
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
@@ -31,6 +33,7 @@ class Collate:
     text: int = 0
     goal_share: float = 0.0
     pairs: bool = False
+    state_in_words: bool = False
 
     def __post_init__(self) -> None:
         for robot in self.embodiments:
@@ -64,6 +67,9 @@ class Collate:
             robot.state.check(obs.state, f"{robot.name} state")
             state_BFP[row, :, : robot.state.size] = self.normalizers[robot.name].state.normalize(obs.state)
             state_mask_BP[row, : robot.state.size] = True
+            if self.state_in_words:
+                spoken = f"{clean(obs.instruction)}, State: {state_words(state_BFP[row, -1, : robot.state.size])}"
+                observations[row] = replace(obs, instruction=spoken)
         index_B = np.array([roster.index(robot.name) if robot else 0 for robot in robots], dtype=np.int64)
         return Batch(
             inputs=self.inputs(observations),
@@ -140,6 +146,11 @@ def _check(obs: Observation) -> None:
         K = known.intrinsics
         if K is not None and not (K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):
             raise SchemaError(f"camera '{role}': intrinsics must be a finite (3, 3) matrix with positive focal lengths")
+
+
+def state_words(normal_P: np.ndarray) -> str:
+    """Normalised numbers as 0..255 in words, -1 below -1 (openpi, `models/tokenizer.py`: the state of pi0.5 and pi0-FAST)."""
+    return " ".join(map(str, np.digitize(normal_P, np.linspace(-1, 1, 256 + 1)[:-1]) - 1))
 
 
 def _ordered(obs: Observation, robot: Embodiment) -> Observation:

@@ -37,6 +37,8 @@ KINDS = {
     "align.contrastive": "vla.alignment:Align",
     "film": "vla.backbones.film:FiLM",
     "state.tokens": "vla.state:StateTokens",
+    "state.words": "vla.state:StateWords",
+    "state.none": "vla.state:NoState",
     "head.linear": "vla.decoders.heads:Linear",
     "head.resnet": "vla.decoders.heads:ResNet",
     "decoder.classes": "vla.decoders.classes:ParallelClasses",

@@ -20,12 +20,12 @@ from vla.types import Batch, Loss, Prior
 @dataclass(frozen=True)
 class Model:
     """What a checkpoint says to build: the parts. Sizes that depend on the robots come with the roster. `state`: how proprioception
-    enters, unless the decoder takes it. `align`: pulls words and goal images together (`Run(goal_gap_s=...)`)."""
+    enters (vla/state.py), unless the decoder takes it. `align`: pulls words and goal images together (`Run(goal_gap_s=...)`)."""
 
     kind: ClassVar[str] = "model.vla"
     backbone: Any
     decoder: Any
-    state: StateTokens = field(default_factory=StateTokens)
+    state: Any = field(default_factory=StateTokens)
     align: Align | None = None
 
     def build(self, roster: Roster) -> VLA:

@@ -187,6 +187,10 @@ class Stats:
 class Normalizer:
     """y = (x - offset) / scale per dimension, in float64; nothing is clipped, so `denormalize` is its exact inverse.
 
+    Imported policies alone depart from that, where the code they were trained with did (vla/interop/stats.py): `forward` has the (offset,
+    scale) of `normalize` where those of the way back are others (an epsilon in one direction), and a scale may then be 0; `clip_in` and
+    `clip_out` keep normalised numbers in -1..1 on the way in and out; `binary` numbers come out as 0 or 1.
+
     Degenerate dimensions follow one rule: where the spread (half of q01..q99, or the standard deviation) is below
     `DEGENERATE_SHARE` of half the full range, the full range is used instead; where that is 0 too, the scale is 1.
     `degenerate` names those dimensions for the report.
@@ -197,13 +201,19 @@ class Normalizer:
     scale: tuple[float, ...]
     degenerate: tuple[int, ...] = ()
     reason: str = ""
+    forward: tuple[tuple[float, float], ...] = ()
+    clip_in: bool = False
+    clip_out: bool = False
+    binary: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"unknown normalisation '{self.method}'; choose one of {METHODS}")
         if self.method == "identity" and not self.reason:
             raise UserError("identity normalisation must be asked for with a reason")
-        if len(self.offset) != len(self.scale) or not np.isfinite([*self.offset, *self.scale]).all() or min(self.scale, default=1) <= 0:
+        pairs = self.forward or tuple(zip(self.offset, self.scale, strict=False))
+        wrong = not len(self.offset) == len(self.scale) == len(pairs) or not np.isfinite([*self.offset, *self.scale, *sum(pairs, ())]).all()
+        if wrong or any(scale <= 0 for _, scale in pairs) or min(self.scale, default=1) < 0:
             raise SchemaError("a normaliser needs one finite offset and one finite positive scale per dimension")
 
     @staticmethod
@@ -240,12 +250,19 @@ class Normalizer:
     def normalize(self, values: np.ndarray) -> np.ndarray:
         """(..., A) physical -> (..., A) normalised, float64."""
         self._check(values)
-        return (np.asarray(values, np.float64) - np.array(self.offset)) / np.array(self.scale)
+        offset_A, scale_A = np.array(self.forward).T if self.forward else (np.array(self.offset), np.array(self.scale))
+        normal = (np.asarray(values, np.float64) - offset_A) / scale_A
+        return np.clip(normal, -1, 1) if self.clip_in else normal
 
     def denormalize(self, values: np.ndarray) -> np.ndarray:
         """The inverse of `normalize`; agrees within 4 units in the last place of |x| + |offset| (or of underflow, times the scale)."""
         self._check(values)
-        return np.asarray(values, np.float64) * np.array(self.scale) + np.array(self.offset)
+        normal = np.asarray(values, np.float64)
+        normal = np.clip(normal, -1, 1) if self.clip_out else normal
+        physical = normal * np.array(self.scale) + np.array(self.offset)
+        if self.binary:
+            physical[..., list(self.binary)] = physical[..., list(self.binary)] >= 0.5
+        return physical
 
     def to_json(self) -> dict:
         """Exact: floats survive the text."""
@@ -255,6 +272,10 @@ class Normalizer:
             "scale": list(self.scale),
             "degenerate": list(self.degenerate),
             "reason": self.reason,
+            "forward": [list(pair) for pair in self.forward],
+            "clip_in": self.clip_in,
+            "clip_out": self.clip_out,
+            "binary": list(self.binary),
         }
 
     @staticmethod
@@ -266,6 +287,12 @@ class Normalizer:
             tuple(map(float, data["scale"])),
             tuple(map(int, data["degenerate"])),
             str(data["reason"]),
+            tuple(
+                (float(offset), float(scale)) for offset, scale in data.get("forward", ())
+            ),  # the rest is not in files of the first versions
+            bool(data.get("clip_in", False)),
+            bool(data.get("clip_out", False)),
+            tuple(map(int, data.get("binary", ()))),
         )
 
     def _check(self, values: np.ndarray) -> None:

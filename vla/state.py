@@ -1,4 +1,4 @@
-"""Proprioception as tokens of the prefix: one per history frame, through a map per robot."""
+"""How proprioception enters: as tokens of the prefix, one per history frame, through a map per robot; in words; or not at all."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class StateTokens:
     """
 
     kind: ClassVar[str] = "state.tokens"
+    in_words: ClassVar[bool] = False
     layers: int = 1
     after_images: bool = False
 
@@ -52,6 +53,28 @@ class StateTokens:
         causal_B1 = (seen.block_BS.amax(1, keepdim=True) > 0).long()  # families that see the whole prefix have one block
         step_F = torch.arange(1, valid_BF.shape[1] + 1, device=valid_BF.device)
         return moved.cat(Tokens(x_BFD, valid_BF, block_B1 + causal_B1 * step_F, zero_BF, last_B1 + 1 + age_BF))
+
+
+@dataclass(frozen=True)
+class StateWords:
+    """The newest state, normalised, in words at the end of the instruction (pi0.5, pi0-FAST; `vla.collate.state_words`)."""
+
+    kind: ClassVar[str] = "state.words"
+    in_words: ClassVar[bool] = True
+
+    def build(self, width: int, roster: Roster) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class NoState:
+    """None: the policy sees images and words alone (OpenVLA, CogACT)."""
+
+    kind: ClassVar[str] = "state.none"
+    in_words: ClassVar[bool] = False
+
+    def build(self, width: int, roster: Roster) -> None:
+        return None
 
 
 class StateMLP(nn.Module):

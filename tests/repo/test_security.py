@@ -59,6 +59,12 @@ def test_it_sees(source):
     assert violations(source, HERE)
 
 
+@pytest.mark.parametrize("source", ["torch.load(path)", "torch.load(path, weights_only=flag)", "read = torch.load"])
+def test_an_importer_reads_a_pickle_for_its_tensors_alone(source):
+    assert violations(f"import torch; {source}", Path("vla/interop/example.py"))
+    assert not violations("import torch; torch.load(path, mmap=True, weights_only=True)", Path("vla/interop/example.py"))
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -19,7 +19,7 @@ from torch import Tensor
 from vla.errors import SchemaError, UnknownName
 from vla.types import Observation
 
-FITS = ("stretch", "letterbox")
+FITS = ("stretch", "letterbox", "pad")
 FILTERS = ("bicubic", "bilinear", "lanczos")
 
 
@@ -27,6 +27,8 @@ FILTERS = ("bicubic", "bilinear", "lanczos")
 class Pixels:
     """How a tower wants its images: `mean` and `std` on the 0..1 scale, the resizing filter, and what happens to other proportions.
 
+    `fit`: `stretch`; `letterbox` makes the image square by a border of the mean's colour, then resizes it; `pad` resizes it, then makes it
+    square by a black border (openpi).
     `longest`: first bring the longer side to this length (SmolVLM), 0 for not. `least_pixels`, `most_pixels`: bounds of the area
     where a family keeps proportions (Qwen-VL).
     """
@@ -115,6 +117,8 @@ def normalize(images_N3HW: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor
 def fit_square(images_N3HW: Tensor, side: int, pixels: Pixels, dtype: torch.dtype) -> Tensor:
     """uint8 (N, 3, H, W) -> normalised (N, 3, side, side)."""
     images = images_N3HW
+    if pixels.fit == "pad":
+        return normalize(resize_and_pad(images, side, pixels), pixels, dtype)
     if pixels.fit == "letterbox":
         images = letterbox(images, pixels)
     if pixels.longest:
@@ -131,6 +135,17 @@ def letterbox(images_N3HW: Tensor, pixels: Pixels) -> Tensor:
     colour = torch.tensor([int(255 * level) for level in pixels.mean], device=images_N3HW.device, dtype=torch.uint8)
     canvas = colour.view(1, 3, 1, 1).repeat(len(images_N3HW), 1, height + 2 * down, width + 2 * right)
     canvas[:, :, down : down + height, right : right + width] = images_N3HW
+    return canvas
+
+
+def resize_and_pad(images_N3HW: Tensor, side: int, pixels: Pixels) -> Tensor:
+    """The longer side becomes `side`, the rest is black; where the border is odd, its larger half is below or at the right."""
+    height, width = images_N3HW.shape[-2:]
+    ratio = max(height, width) / side
+    new_height, new_width = int(height / ratio), int(width / ratio)
+    down, right = (side - new_height) // 2, (side - new_width) // 2
+    canvas = images_N3HW.new_zeros(len(images_N3HW), 3, side, side)
+    canvas[:, :, down : down + new_height, right : right + new_width] = resize(images_N3HW, new_height, new_width, pixels)
     return canvas
 
 

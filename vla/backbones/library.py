@@ -220,7 +220,9 @@ class LibraryBackbone(Backbone):
         extras |= {name: inputs[name] for name in inputs if name.startswith("axis_offset")}
         valid_BS = inputs["token_valid_BS"]
         x_BSD = put(features, words_BSD)
-        return Tokens(x_BSD, valid_BS, index_BS if self.causal else zero_BS, zero_BS, inputs["position_BS"], extras)
+        lead_BS = index_BS - valid_BS.sum(1, keepdim=True) + len(self.config.prompt.lead) + 1
+        block_BS = index_BS if self.causal else lead_BS.clamp(min=0) * valid_BS
+        return Tokens(x_BSD, valid_BS, block_BS, zero_BS, inputs["position_BS"], extras)
 
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         """The library's language model over `tokens` after what `cache` holds."""

@@ -20,7 +20,9 @@ class Prompt:
     """A template with {images} where the images stand and {instruction} where the task does.
 
     `image`: what each image becomes, {patches} being its soft tokens. `lower`: the instruction in lower case. `append`: ids at the end
-    that no text makes (OpenVLA's 29871, the empty piece before the first action).
+    that no text makes (OpenVLA's 29871, the empty piece before the first action). `clean`: the instruction on one line, spaces for its
+    underscores (openpi's). `lead`: ids behind all that, each of which sees what stands before it alone, whatever the backbone's blocks: the
+    words an answer always begins with (pi0-FAST's `Action:`).
     """
 
     kind: ClassVar[str] = "prompt"
@@ -28,6 +30,8 @@ class Prompt:
     image: str = PATCHES
     lower: bool = False
     append: tuple[int, ...] = ()
+    clean: bool = False
+    lead: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.text.count(IMAGES) != 1 or self.text.count(INSTRUCTION) != 1 or self.image.count(PATCHES) != 1:
@@ -52,14 +56,15 @@ class PromptEncoder:
 
     def ids(self, instruction: str, patches: Sequence[int]) -> list[int]:
         """Token ids, with image i as `patches[i]` times -1 - i. Raises SchemaError if the instruction could pass for a special token."""
-        spoken = self.escape(instruction.lower() if self.prompt.lower else instruction)
+        spoken = instruction.lower() if self.prompt.lower else instruction
+        spoken = self.escape(clean(spoken) if self.prompt.clean else spoken)
         before, after = (part.replace(INSTRUCTION, spoken) for part in self.prompt.text.split(IMAGES))
         opening, closing = self.prompt.image.split(PATCHES)
         piece, found = before, []
         for image, count in enumerate(patches):
             found += [*self._encode(piece + opening), *[-1 - image] * count]
             piece = closing
-        return [*found, *self._encode(piece + after), *self.prompt.append]
+        return [*found, *self._encode(piece + after), *self.prompt.append, *self.prompt.lead]
 
     def escape(self, text: str) -> str:
         """A user's text without special tokens: each gets a space after its first character, and stays readable."""
@@ -72,6 +77,11 @@ class PromptEncoder:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+
+def clean(instruction: str) -> str:
+    """On one line, without underscores."""
+    return instruction.strip().replace("_", " ").replace("\n", " ")
 
 
 def pack_tokenizer(tokenizer_json: str) -> str:

@@ -2,7 +2,7 @@
 
 256 edges `linspace(-1, 1, 256)` give 255 bins with centres between edges; values outside go to the end bins. Round-trip error: at most
 1/255 inside -1..1. OpenVLA's `digitize` yields 1..256, of which 256 (exactly 1.0) decodes to the last centre; ours is digitize - 1,
-clipped to 0..254.
+clipped to 0..254, or with `top` as theirs: numbers from 1 on have a code of their own (an open gripper, say), which decodes as the last.
 
 With `spacing="quantile"` the inner edges are quantiles of the training chunks, per robot and number, so that every bin is used equally
 often; a bin's value is the mean of what fell into it. The error is then small where there is data: half a bin's width.
@@ -37,12 +37,15 @@ class Bins:
     edges: int = 256
     every: int = 1
     spacing: Literal["uniform", "quantile"] = "uniform"
+    top: bool = False
 
     def build(self, roster: Roster) -> BinsCodec:
         if self.edges < 2 or self.every < 1:
             raise UserError(f"bins need at least 2 edges and every >= 1; got {self.edges} and {self.every}")
         if self.spacing not in ("uniform", "quantile"):
             raise UserError(f"spacing '{self.spacing}' of bins: choose uniform or quantile")
+        if self.top and self.spacing != "uniform":
+            raise UserError("a code of its own for numbers from 1 on (top) goes with uniform bins")
         return QuantileBins(self, roster) if self.spacing == "quantile" else BinsCodec(self)
 
 
@@ -51,7 +54,8 @@ class BinsCodec(Codec):
 
     def __init__(self, config: Bins) -> None:
         super().__init__()
-        self.vocabulary, self.every = config.edges - 1, config.every
+        self.bins, self.every = config.edges - 1, config.every
+        self.vocabulary = self.bins + config.top
         self.slot_axes = (f"T{config.every}A", None)
 
     def length(self, horizon: int, width: int) -> int:
@@ -81,11 +85,11 @@ class BinsCodec(Codec):
     def _bins(self, value_BKA: Tensor, spec: ActionSpec) -> Tensor:
         # digitize(x, edges) - 1 in float64, where an edge value falls into the bin it opens. numpy's own edges: torch's linspace
         # differs from it in the last place.
-        edges = torch.from_numpy(np.linspace(-1, 1, self.vocabulary + 1)).to(value_BKA.device)
+        edges = torch.from_numpy(np.linspace(-1, 1, self.bins + 1)).to(value_BKA.device)
         return torch.bucketize(value_BKA, edges, right=True) - 1
 
     def _values(self, code_BKA: Tensor, spec: ActionSpec) -> Tensor:
-        return ((code_BKA.double() + 0.5) * (2 / self.vocabulary) - 1).float()
+        return ((code_BKA.clamp(max=self.bins - 1).double() + 0.5) * (2 / self.bins) - 1).float()
 
 
 class QuantileBins(BinsCodec):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla.errors import UserError
+from vla.interop.exports import EXPORTS
 
 if TYPE_CHECKING:
     from vla.data.reader import Dataset
@@ -18,12 +19,16 @@ vla export lerobot data/demo/sawyer exports/sawyer --images
 vla export checkpoint runs/demo exports/demo --licence apache-2.0 --scores runs/demo/eval.json
 vla export checkpoint runs/my_robot_lora exports/my_robot --merge-adapters --dtype bf16
 vla export checkpoint runs/demo exports/demo --push me/demo
+vla export openvla runs/openvla exports/openvla
 """
-FORMATS = ("lerobot", "checkpoint")
+FORMATS = ("lerobot", "checkpoint", *EXPORTS)
+OTHERS = "; ".join(f"{name}: {what}" for name, (what, _) in EXPORTS.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", choices=FORMATS, help="lerobot: LeRobot 3.0; checkpoint: what acts, without what only training needs")
+    parser.add_argument(
+        "format", choices=FORMATS, help=f"lerobot: LeRobot 3.0; checkpoint: what acts, without what only training needs; {OTHERS}"
+    )
     parser.add_argument("source", help="dataset folder or URL; of a checkpoint, its folder or that of a run (its newest)")
     parser.add_argument("out", type=Path, help="folder to write; it must not exist")
     lerobot = parser.add_argument_group("lerobot")
@@ -45,7 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; a result that does not read back as it was is Damaged."""
+    if args.format in EXPORTS:
+        return _other_layout(args)
     return _checkpoint(args) if args.format == "checkpoint" else _lerobot(args)
+
+
+def _other_layout(args: argparse.Namespace) -> int:
+    from vla.interop.export import export_checkpoint
+
+    print("\n  ".join([f"wrote {args.out}", *export_checkpoint(args.format, args.source, args.out)]))
+    return 0
 
 
 def _checkpoint(args: argparse.Namespace) -> int:

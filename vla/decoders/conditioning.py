@@ -105,6 +105,7 @@ class Pooled:
     """An expert of its own size over one token that sums the prefix up.
 
     `read`: `query`, a learned token that runs through the backbone behind the prefix; or `last`, the prefix's last token (CogACT).
+    `norm`: whether that token is normalised before it is mapped to the expert's width (CogACT's is not).
     """
 
     kind: ClassVar[str] = "conditioning.pooled"
@@ -113,6 +114,7 @@ class Pooled:
     heads: int = 4
     style: str = "llama"
     read: str = "query"
+    norm: bool = True
 
     @staticmethod
     def dit(size: str, read: str = "query") -> Pooled:
@@ -172,7 +174,7 @@ class _Pooled(Conditioning):
     def __init__(self, config: Pooled, width: int, asks: Build) -> None:
         super().__init__()
         self.width = config.width
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = nn.RMSNorm(width, eps=1e-6) if config.norm else nn.Identity()
         self.context_in = nn.Linear(width, config.width)
         self.expert = Expert(_shape(config, asks))
         self.query_1D = nn.Parameter(torch.randn(1, width) * 0.5) if config.read == "query" else None

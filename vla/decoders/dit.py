@@ -18,7 +18,7 @@ from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.conditioning import Build, Context, InContext
-from vla.decoders.dit_time import LevelMLP, time_embedding
+from vla.decoders.dit_time import LevelMLP, PeriodMLP, time_embedding
 from vla.decoders.expert import hide
 from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
@@ -31,6 +31,7 @@ from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Prior, Target
 
 TIMES = ("mix", "token", "adaptive")
+TIME_FEATURES = ("levels", "periods")
 Film = Callable[[Tensor], Tensor]
 """Noisy tokens (B, K, S, D) -> the same, modulated by something else than the context."""
 
@@ -47,6 +48,9 @@ class DiT:
     `condition_dropout`: share of training samples whose context is replaced by a learned null token. `guidance`: weight w of
     classifier-free guidance, null + w (seen - null); 1 costs nothing (Ho, Salimans 2022; CogACT: dropout 0.1, w = 1.5).
     `state_in_suffix`: proprioception enters as tokens before the actions, which it does not see, instead of with the prefix (pi0).
+    `time_features`: how a time that is not mixed in is shown: by `levels` (DiT's 256 sines of the noise level) or by `periods` (pi0's).
+    `padded_width`: the network denoises at least so many numbers a step, those that a robot lacks being noise like the others, and 0 in the
+    data (pi0: 32). Otherwise they are 0 all along.
     `experts`, `top_k`: MLPs chosen by the noise level; `balance_scale` weighs their load-balancing loss (MoDE). `head`:
     vla/decoders/heads.py.
     """
@@ -61,6 +65,8 @@ class DiT:
     condition_dropout: float = 0.0
     guidance: float = 1.0
     state_in_suffix: bool = False
+    time_features: str = "levels"
+    padded_width: int = 0
     experts: int = 1
     top_k: int = 1
     balance_scale: float = 0.01
@@ -69,6 +75,8 @@ class DiT:
     def build(self, width: int, roster: Roster) -> DiTDecoder:
         if self.time not in TIMES:
             raise UnknownName("way for time to enter", self.time, TIMES)
+        if self.time_features not in TIME_FEATURES:
+            raise UnknownName("way to show the time", self.time_features, TIME_FEATURES)
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"condition_dropout must be in [0, 1), not {self.condition_dropout}")
         if self.guidance != 1 and not self.condition_dropout:
@@ -81,19 +89,20 @@ class DiTDecoder(ActionDecoder):
 
     def __init__(self, config: DiT, width: int, roster: Roster) -> None:
         super().__init__()
-        self.config, self.horizon, self.action_width = config, roster.horizon, roster.action_width
+        self.config, self.horizon, self.action_width = config, roster.horizon, max(roster.action_width, config.padded_width)
         self.takes_state = config.state_in_suffix
         self.path = config.path.build()
         self.conditioning = config.conditioning.build(width, Build(config.time == "adaptive", config.experts, config.top_k))
         inner = self.conditioning.width
         self.fold = StepFold(roster.horizon, config.steps_per_token, inner, reads=True)
-        self.action_in = Bank(len(roster), roster.action_width, inner, axes=("A", None))
+        self.action_in = Bank(len(roster), self.action_width, inner, axes=("A", None))
         mixes = config.time == "mix"
         self.time_mix = nn.Sequential(nn.Linear(2 * inner, inner), nn.SiLU(), nn.Linear(inner, inner)) if mixes else None
         self.roster_axes = {"step_TD": ("T", None)}
         self.step_TD = nn.Parameter(torch.randn(roster.horizon, inner) * 0.5)
-        self.out = config.head.build(inner, roster)
-        self.time_in = None if mixes and config.experts == 1 else LevelMLP(inner)
+        self.out = config.head.build(inner, replace(roster, action_width=self.action_width))
+        time = PeriodMLP if config.time_features == "periods" else LevelMLP
+        self.time_in = None if mixes and config.experts == 1 else time(inner)
         self.state_in = Bank(len(roster), roster.state_width, inner, axes=("P", None)) if config.state_in_suffix else None
         self.null_D = nn.Parameter(torch.randn(inner) * 0.02) if config.condition_dropout else None
 
@@ -111,19 +120,18 @@ class DiTDecoder(ActionDecoder):
         T, A = self.horizon, self.action_width
         t_BK = self.path.times(noise, K)
         eps_BKTA = noise.normal("eps", K, T, A)
-        data_BKTA = target.action_BTA[:, None].expand(B, K, T, A)
+        data_BKTA = self._pad(target.action_BTA)[:, None].expand(B, K, T, A)
         noisy, want = self.path.corrupt(data_BKTA.reshape(B * K, T, A), eps_BKTA.view(B * K, T, A), t_BK.flatten())
         context = self.conditioning.prepare(backbone, prefix)
         # Unlabelled steps (past the end of an episode) do not exist here: what stands there must move nothing.
         labelled = ActionSpec(target.spec.embodiment_B, target.label_BTA)
         pred_BKTA = self._predict(context, noisy.view(B, K, T, A), t_BK, labelled, self._dropped(context, noise), film)
-        error_BKTA = (pred_BKTA.float() - want.view(B, K, T, A)).square()
-        parts = {"denoise": (error_BKTA, target.label_BTA[:, None].expand(B, K, T, A))}
+        error_BKTA = (pred_BKTA.float() - want.view(B, K, T, A)).square()[..., : target.label_BTA.shape[2]]
+        parts = {"denoise": (error_BKTA, target.label_BTA[:, None].expand_as(error_BKTA))}
         if self.config.experts > 1:
             # Over all noise levels rather than those of this batch: the same for every sample, whatever its neighbours.
-            assert self.time_in is not None
-            level_N = self.path.level(self.path.times(Noise(torch.zeros(1, dtype=torch.int64, device=t_BK.device)), BALANCE_LEVELS)[0])
-            balance = self.conditioning.expert.balance(self.time_in(level_N))
+            time_N = self.path.times(Noise(torch.zeros(1, dtype=torch.int64, device=t_BK.device)), BALANCE_LEVELS)[0]
+            balance = self.conditioning.expert.balance(self._time(time_N))
             parts["balance"] = (balance.expand(B), target.label_BTA.any(-1).any(-1))
         scale = {"denoise": 1.0, "balance": self.config.balance_scale}
         return make_loss(parts, {name: scale[name] for name in parts})
@@ -139,14 +147,22 @@ class DiTDecoder(ActionDecoder):
         prior: Prior | None = None,
     ) -> Tensor:
         """`warm`: a guess to start from instead of noise, such as the rest of the previous chunk. `prior`: actions to be pulled to."""
-        predict = self.denoiser(backbone, prefix, like, film).predict
+        predict = self._denoiser(backbone, prefix, like, film).predict
         if prior is not None:
-            predict = guided(self.path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
+            predict = guided(self.path, predict, self._pad(prior.action_BTA), self._pad(prior.weight_BT[..., None] * like.mask_BTA))
         eps_BTA = noise.normal("eps", self.horizon, self.action_width)
-        return self.path.solve(predict, eps_BTA, self.config.evaluations, warm=warm, noise=noise) * like.mask_BTA
+        if warm is not None:
+            warm = replace(warm, guess_BTA=self._pad(warm.guess_BTA))
+        found_BTA = self.path.solve(predict, eps_BTA, self.config.evaluations, warm=warm, noise=noise)
+        return found_BTA[..., : like.mask_BTA.shape[2]] * like.mask_BTA
 
     def denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None = None) -> Denoiser:
         """With guidance from the null context, if the configuration asks for it."""
+        if self.action_width > like.mask_BTA.shape[2]:
+            raise UserError(f"it denoises {self.action_width} numbers a step, more than its robots have: it cannot be composed with others")
+        return self._denoiser(backbone, prefix, like, film)
+
+    def _denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None) -> Denoiser:
         context = self.conditioning.prepare(backbone, prefix)
         rows_B1 = like.embodiment_B[:, None]
         seen, unseen = torch.zeros_like(rows_B1, dtype=torch.bool), torch.ones_like(rows_B1, dtype=torch.bool)
@@ -172,6 +188,10 @@ class DiTDecoder(ActionDecoder):
         found_BTA = self.sample(backbone, prefix, like, noise, warm=warm, film=film, prior=prior)
         return join(found_BTA, like, prior, soft=False)
 
+    def _pad(self, action_BTA: Tensor) -> Tensor:
+        """Numbers that no robot of the roster has, as zeros."""
+        return nn.functional.pad(action_BTA, (0, self.action_width - action_BTA.shape[2]))
+
     def _dropped(self, context: Context, noise: Noise) -> Tensor:
         """bool (B, K): which noise samples learn without their context. A cache is one for all K samples, so they lose it together."""
         K = self.config.samples_per_context
@@ -182,7 +202,8 @@ class DiTDecoder(ActionDecoder):
         B, K, T, A = x_BKTA.shape
         dtype = context.follows.x_BSD.dtype
         # What does not exist is 0 going in: a wider robot in the roster changes nothing for a narrow one.
-        x_BKTA = (x_BKTA * like.mask_BTA[:, None]).to(dtype)
+        there_BTA = like.mask_BTA.any(-1, keepdim=True) if self.config.padded_width else like.mask_BTA
+        x_BKTA = (x_BKTA * there_BTA[:, None]).to(dtype)
         # Steps that do not exist here are empty, so that sharing a token with a real one tells nothing.
         step_BKTD = (self.action_in(x_BKTA, like.embodiment_B) + self.step_TD) * like.mask_BTA.any(-1)[:, None, :, None]
         x_BKSD = self.fold.fold(step_BKTD)
@@ -220,7 +241,7 @@ class DiTDecoder(ActionDecoder):
             summary_BKD = context.summary_BD[:, None].expand(B, K, -1)
             if self.null_D is not None:
                 summary_BKD = torch.where(dropped_BK[..., None], self.null_D.to(dtype), summary_BKD)
-        time_BKD = None if self.time_in is None else self.time_in(self.path.level(t_BK)).to(dtype)
+        time_BKD = None if self.time_in is None else self._time(t_BK).to(dtype)
         condition_BKD, always = time_BKD, torch.ones_like(dropped_BK)[:, :, None]
         if self.config.time == "token":
             assert time_BKD is not None
@@ -235,6 +256,11 @@ class DiTDecoder(ActionDecoder):
         if not tokens:
             return t_BK.new_zeros(B, K, 0, self.step_TD.shape[-1], dtype=dtype), always[:, :, :0], condition_BKD
         return torch.cat(tokens, dim=2), torch.cat(valid, dim=2), condition_BKD
+
+    def _time(self, t: Tensor) -> Tensor:
+        """Times (...,) -> (..., width), where they are not mixed into the actions."""
+        assert self.time_in is not None
+        return self.time_in(self.path.clock(t) if self.config.time_features == "periods" else self.path.level(t))
 
     def _suffix(self, context: Context, x_BKSD: Tensor, valid_BKS: Tensor) -> Tokens:
         """A group per noise sample; the state is a block of its own before the rest, as in pi0."""

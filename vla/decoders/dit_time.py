@@ -34,3 +34,15 @@ class LevelMLP(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         return self.mlp(level_embedding(level).to(self.mlp[0].weight.dtype))
+
+
+class PeriodMLP(nn.Module):
+    """Times in 0..1 (...,) -> (..., width), by a two-layer MLP on `time_embedding` of that width (pi0.5's `time_mlp`)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(time_embedding(t, self.width).to(self.mlp[0].weight.dtype))
