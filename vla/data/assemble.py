@@ -250,6 +250,7 @@ class Assembler:
             instruction=text,
             embodiment=feed.robot.name if feed.robot else "",
             offsets_s=self.history_s,
+            geometry={},
         )
         latent_N = None
         if feed.latents is not None:
