@@ -46,13 +46,13 @@ def main() -> None:
 
 def publish(folder: Path, width: int, layers: int) -> int:
     """Names and shapes of OpenVLA in bfloat16; bytes of all tensors."""
-    import timm
     import torch
 
     from vla.backbones.published import published
     from vla.torchvision_cpu import prepare_torchvision
 
     prepare_torchvision()
+    import timm
     from transformers import LlamaConfig, LlamaForCausalLM
 
     text = {"model_type": "llama", "vocab_size": 32064, "hidden_size": width, "num_hidden_layers": layers, "pad_token_id": 32000}
