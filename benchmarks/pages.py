@@ -87,6 +87,38 @@ CASES = (
             Row("32 clients / called directly", "batching_efficiency_32", at_least=0.8),
         ),
     ),
+    Case(
+        "Training loop",
+        "train_loop.json",
+        "python -m benchmarks.train_loop --json",
+        "What everything but forward, backward and the optimizer's step costs, and what saving costs.",
+        (
+            Row("overhead at steps of 100 ms", "overhead", at_most=0.03),
+            Row("a save every 20 steps, in the background", "async_save_overhead", at_most=0.05),
+            Row("saving a state of 1 GB", "save_gb_per_s", "GB/s"),
+            Row("the same disk, bare", "disk_gb_per_s", "GB/s"),
+        ),
+    ),
+    Case(
+        "Evaluation",
+        "evaluate.json",
+        "python -m benchmarks.evaluate --json",
+        "Episodes a minute against a synchronous gymnasium loop of one process that renders every step, same chunk.",
+        (Row("speed-up", "speedup", "x", at_least=5.0),),
+    ),
+    Case(
+        "Latent actions",
+        "latent.json",
+        "python -m benchmarks.latent --json",
+        "Codes of a model that saw video only, on held-out episodes.",
+        (
+            Row("linear probe, codes to the hand's displacement", "probe_r2", "R²", at_least=0.7),
+            Row("perplexity, share of the codebook", "perplexity_share", at_least=0.6),
+            Row("two stages beside a distractor", "two_stage_r2", "R²"),
+            Row("one stage beside a distractor", "one_stage_r2", "R²"),
+            Row("the readout's share of the policy's latency", "readout_latency_share", at_most=0.05),
+        ),
+    ),
 )
 
 DEMOS = ("parallel", "tokens", "masked", "dit", "latent")

@@ -72,7 +72,7 @@ def test_nothing_outside_the_limits_or_not_finite_is_sent(name: str) -> None:
 def test_states_are_of_the_robot_and_chunks_take_a_reasonable_time(name: str) -> None:
     robot = load_embodiment(name)
     assert {field.name.split("_")[-1] for field in robot.state.fields} <= {"hand", "gripper", "rotation", "arm", "base", "points"}
-    assert 0.1 <= robot.horizon / robot.rate_hz <= 1.0
+    assert 0.1 <= robot.horizon / robot.rate_hz <= 1.6  # PushT's published 16 steps at 10 Hz are the longest
 
 
 def test_aloha_learns_its_joints_as_they_are_commanded() -> None:

@@ -60,10 +60,12 @@ def test_unknown_names_list_the_choices():
 
 
 LIGHT = ["openvla", "openvla_oft", "discrete_diffusion_vla", "pi0", "spatialvla", "vq_bet", "univla"]
+FITTED = ("vq_bet",)
+"""Codebooks are fitted for longer than heads learn."""
 ARM = robot("arm", 7, 3, 4)
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in FITTED else []) for name in LIGHT])
 def test_its_head_learns_and_acts_on_another_backbone(name):
     chosen = preset(name)
     holds = contents(from_json(to_json(chosen.decoder)), TINY, (ARM,))

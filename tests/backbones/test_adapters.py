@@ -30,7 +30,7 @@ def states(backbone) -> torch.Tensor:
     return backbone(tokens).x_BSD
 
 
-@pytest.mark.parametrize("name", quick("paligemma", "prismatic", "qwen3_vl"))
+@pytest.mark.parametrize("name", quick("prismatic"))
 def test_adapters_learn_and_what_they_stand_on_does_not(name):
     backbone = adapted(name)
     states(backbone).square().sum().backward()

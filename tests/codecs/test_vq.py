@@ -52,6 +52,7 @@ def test_places_blocks_and_parents():
     assert codec.parents(T, A).tolist() == [-1, 0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_fitting_is_deterministic_and_a_new_robot_leaves_the_codebook():
     first, again = (VQCodes(**QUICK).build(ROSTER) for _ in range(2))
     again.load_state_dict(first.state_dict())

@@ -17,6 +17,7 @@ def report(capsys, **kwargs) -> tuple[int, dict]:
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_json_report_tells_what_is_here(capsys, tmp_path):
     code, data = report(capsys, path=tmp_path)
     checks = {check["name"]: check for check in data["checks"]}

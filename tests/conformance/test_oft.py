@@ -74,7 +74,9 @@ def test_the_loss_is_the_mean_absolute_error():
     torch.testing.assert_close(loss, (model.sample(batch, noise) - target.action_BTA).abs().mean(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "horizon", "action"), [("openvla_oft", 8, 7), ("openvla_oft_plus", 25, 14)])
+@pytest.mark.parametrize(
+    ("name", "horizon", "action"), [("openvla_oft", 8, 7), pytest.param("openvla_oft_plus", 25, 14, marks=pytest.mark.slow)]
+)
 def test_sizes_are_the_published_ones(name, horizon, action):
     """`L1RegressionActionHead(4096, 4096)`, `ProprioProjector(4096, P)`, `FiLMedVisionTransformerBlock(llm_dim=4096)`."""
     chosen = preset(name)

@@ -172,7 +172,7 @@ def test_tracks_that_do_not_belong_or_hold_code_are_refused(tmp_path):
     np.savez(tmp_path / "src/pickle.npz", tracks=np.array([print, {}] * 15, dtype=object))
     (tmp_path / "src/cut.npz").write_bytes((tmp_path / "src/good.npz").read_bytes()[:400])
     with (
-        zipfile.ZipFile(tmp_path / "src/huge.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(tmp_path / "src/huge.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("tracks.npy", "w", force_zip64=True) as file,
     ):
         for _ in range(1025):

@@ -34,7 +34,10 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+QUICK = ("tokens-quantile", "tokens-fast", "tokens-vq-offset", "masked-grid")
+
+
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def made(request):
     torch.manual_seed(0)
     decoder, robots = CASES[request.param]

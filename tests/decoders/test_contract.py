@@ -20,6 +20,8 @@ from vla.types import Prior
 ALL = {**BACKBONES, **FAMILIES}
 QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "latent")
 """Decoders whose overfitting is a quick test, one of each kind; of the others it is a slow one."""
+VARIANTS = ("parallel_folded", "tokens_coarse", "flow_data", "ddpm_pooled", "pi05", "dita", "dit_ada", "joint_in_context")
+"""Settings of decoders that quick tests have in another setting."""
 QUICK_ON_ALL = ("joint",)
 """Decoders that quick tests run on every family of backbones: a causal suffix, and K noise samples over its keys and values."""
 
@@ -28,7 +30,7 @@ def cases(fits: bool = False, without: tuple[str, ...] = ()):
     """(backbone, decoder) names; the full product, of which a part is quick."""
     for family in ALL:
         for name in (name for name in DECODERS if name not in without):
-            quick = (name in QUICK_TO_FIT or not fits) if family == "tiny" else name in QUICK_ON_ALL and not fits
+            quick = (name in QUICK_TO_FIT if fits else name not in VARIANTS) if family == "tiny" else name in QUICK_ON_ALL and not fits
             yield pytest.param((family, name), id=f"{family}-{name}", marks=[] if quick else [pytest.mark.slow])
 
 

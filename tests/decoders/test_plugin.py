@@ -103,4 +103,4 @@ def test_without_the_plug_in_the_missing_kind_is_named(trained):
     folder, _ = trained
     refused = python("-c", ACT, "runs/toy", cwd=folder)
     assert refused.returncode == 1
-    assert "refused: unknown kind 'decoder.mean_chunk'" in refused.stderr and "--plugin module_or_file" in refused.stderr
+    assert "unknown kind 'decoder.mean_chunk'" in refused.stderr and "--plugin module_or_file" in refused.stderr

@@ -188,6 +188,7 @@ def test_a_policy_that_says_nonsense_moves_nothing(bad):
         evaluate(Nonsense(), TOY, ["easy"], 1)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_meta_world(tmp_path):
     """The real simulator, from a checkpoint on disk, with one process and with two."""
     short = tmp_path / "short.py"

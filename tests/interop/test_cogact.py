@@ -130,6 +130,7 @@ def published(tmp_path_factory):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_it_acts_as_theirs_does(published, tmp_path):
     folder, tensors = published
     report = import_checkpoint("cogact", Source(folder, ROBOT), tmp_path / "ours")

@@ -124,6 +124,7 @@ def cable(address: str):
                 each.close()
 
 
+@pytest.mark.faults
 def test_a_cut_network_means_hold_once_the_deadline_of_a_request_has_passed():
     with serving(service(Echo())) as server, cable(server.address) as (address, cut):
         robot = Robot(f"ws://{address}", timeout_s=PERIOD_S)
@@ -135,6 +136,7 @@ def test_a_cut_network_means_hold_once_the_deadline_of_a_request_has_passed():
             assert "nothing within" in robot.pilot.reason
 
 
+@pytest.mark.faults
 def test_a_slow_server_refuses_in_time_and_the_robot_holds():
     gated = Gated()
     with serving(service(gated)) as server:

@@ -166,6 +166,7 @@ def test_video_has_pictures_and_nothing_else() -> None:
     assert episode.state is None and episode.action is None and episode.frames
 
 
+@pytest.mark.slow
 def test_failures_are_topped_up_to_a_limit_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = tmp_path / "hopeless.py"
     suite.write_text(HOPELESS, encoding="utf-8")

@@ -83,6 +83,7 @@ def test_the_slow_one_of_two_or_of_many_is_named():
     assert slowest([0.1, 0.1, 0.1, 0.9, 0.1])["straggler"] == 3
 
 
+@pytest.mark.slow
 def test_a_rank_that_sleeps_is_named_in_the_log(shards, tmp_path):
     with warm() as processes:
         assert processes.run("sleeps", world=2, root=shards, out=tmp_path / "run", seconds=0.5) == [0, 0]

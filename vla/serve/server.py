@@ -27,6 +27,8 @@ from vla.serve.wire import Door, Refusal, Wire
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MIN_TOKEN = 16
 _GOING_AWAY = 1001
+REFUSED_AFTER_S = 1.0
+"""How long a connection that is one too many may take to say what it wants, to be told so."""
 
 
 class Server:
@@ -123,13 +125,15 @@ class Server:
     async def _serve(self, connection: Connection) -> None:
         try:
             if len(self._connections) > self._limits.connections:
+                # What it says is read first: a socket that is closed on unread bytes is reset, and the answer would be lost with it.
+                await asyncio.wait_for(connection.head(), REFUSED_AFTER_S)
                 raise Refusal("busy", f"{self._limits.connections} connections are open already")
             while await self._request(connection):
                 connection.state = "head"
         except Refusal as refusal:
             self.service.refused[refusal.kind] += 1
             await self._last_words(connection, refusal)
-        except (Closed, ConnectionError):
+        except (Closed, ConnectionError, asyncio.TimeoutError):
             pass
         finally:
             connection.close()
