@@ -12,9 +12,10 @@ DECODERS = ("parallel", "tokens", "masked", "dit", "latent")
 NEW_ROBOT = ("--suite", "panda", "--tasks", "lift")
 """The held-out robot's task; finetune/demo.py names the robot."""
 
-DEMONSTRATIONS = 40
+DEMONSTRATIONS = 30
 EPISODES = 40
-EVALUATE = ("--episodes", str(EPISODES), "--seed", "0")
+NEW_ROBOT_EPISODES = 30
+"""Fewer: robosuite takes 26 ms a step, of which physics are 3."""
 
 
 def stages(decoder: str, out: Path) -> list[Stage]:
@@ -31,9 +32,20 @@ def stages(decoder: str, out: Path) -> list[Stage]:
         command = ("train", recipe, *more, "--data-root", str(data), "--out", str(run))
         return Stage(name, phase, command, needs, typical_s=typical_s, makes=run)
 
-    def evaluate(name: str, run: str, *what: str, typical_s: float, cores: int = 1) -> Stage:
+    def evaluate(name: str, run: str, *what: str, typical_s: float, cores: int = 1, episodes: int = EPISODES) -> Stage:
         files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))
-        command = ("eval", str(out / run.replace(" ", "_")), *what, *EVALUATE, "--workers", str(cores), *files)
+        command = (
+            "eval",
+            str(out / run.replace(" ", "_")),
+            *what,
+            "--episodes",
+            str(episodes),
+            "--seed",
+            "0",
+            "--workers",
+            str(cores),
+            *files,
+        )
         return Stage(name, "evaluate", command, (run,), cores, typical_s=typical_s)
 
     noisy = ("--noise-share", "0.5")
@@ -63,7 +75,7 @@ def stages(decoder: str, out: Path) -> list[Stage]:
         train("from scratch", "finetune", f"finetune/demo.py:scratch_{decoder}", needs=("collect new_robot",), typical_s=135),
         train("fine-tune", "finetune", "finetune/demo.py", *initial, needs=("pretrain", "collect new_robot"), typical_s=135),
         evaluate("evaluate", "pretrain", "--suite", "metaworld-objects", typical_s=110),
-        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=60),
-        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=55, cores=2),  # the last that runs: both cores are free
-        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=105),
+        evaluate("evaluate from scratch", "from scratch", *NEW_ROBOT, typical_s=85, episodes=NEW_ROBOT_EPISODES),
+        evaluate("evaluate fine-tuned", "fine-tune", *NEW_ROBOT, typical_s=75, episodes=NEW_ROBOT_EPISODES),
+        evaluate("zero-shot", "pretrain", "--suite", "metaworld-heldout", typical_s=30, cores=2),  # the last: both cores are free
     ]
