@@ -15,7 +15,7 @@ NEW_ROBOT = ("--suite", "panda", "--tasks", "lift")
 DEMONSTRATIONS = 30
 EPISODES = 40
 NEW_ROBOT_EPISODES = 30
-"""Fewer: robosuite takes 26 ms a step, of which physics are 3."""
+"""Fewer: robosuite is the slowest simulator here, its controller being Python at every step of the physics."""
 
 
 def stages(decoder: str, out: Path) -> list[Stage]:
