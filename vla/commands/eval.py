@@ -136,16 +136,18 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
     from vla.execute.ensemble import ensemble_of
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    bars = Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
 
-        def show(progress: Progress) -> None:
-            if progress.row is None:  # every argument has been understood
-                bars.add_task("starting", total=progress.total, rate="")
-                return
-            name = "making videos" if progress.done == progress.total and args.video else progress.row.task
-            rate = f"{progress.successes / progress.done:.0%} success"
-            bars.update(bars.task_ids[0], completed=progress.done, description=name, rate=rate)
+    def show(progress: Progress) -> None:
+        if progress.row is None:  # every argument has been understood
+            bars.start()
+            bars.add_task("starting", total=progress.total, rate="")
+            return
+        name = "making videos" if progress.done == progress.total and args.video else progress.row.task
+        rate = f"{progress.successes / progress.done:.0%} success"
+        bars.update(bars.task_ids[0], completed=progress.done, description=name, rate=rate)
 
+    try:
         return evaluate(
             args.policy,
             args.suite,
@@ -169,6 +171,9 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             progress=show,
             command=_command(args),
         )
+    finally:
+        if bars.tasks:  # where none was started, stopping prints an empty line
+            bars.stop()
 
 
 def _command(args: argparse.Namespace) -> str:
