@@ -11,6 +11,7 @@ import random
 import resource
 import threading
 import time
+from collections.abc import Sequence
 
 import msgpack
 import numpy as np
@@ -22,6 +23,7 @@ from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, get, raw, 
 from tests.serve.test_protocols import from_openpi, numpy_json, to_openpi
 from vla.serve.background import serving
 from vla.serve.codec import DTYPES
+from vla.serve.server import Server
 from vla.serve.wire import KINDS, Limits
 from vla_client import PolicyClient, Refused, Unavailable
 
@@ -364,20 +366,25 @@ def test_no_client_ever_gets_anothers_answer(clients):
     assert not wrong and max(echo.batches) <= 16 and sum(echo.batches) == 5 * clients
 
 
+def asked_behind_one(gated: Gated, server: Server, sides: Sequence[int]) -> None:
+    """A request that the policy is held in, then the others while it is; three calls of the policy answer all. `sides`: of their pictures."""
+    clients = [PolicyClient(f"ws://{server.address}", LONG_S) for _ in sides]
+    threads = [threading.Thread(target=client.infer, args=[said(0.1, side)]) for client, side in zip(clients, sides, strict=True)]
+    threads[0].start()
+    assert gated.begun.acquire(timeout=LONG_S)  # the first runs alone, at once
+    for thread in threads[1:]:
+        thread.start()
+    eventually(lambda: statistics(server.address)["in_flight"] == len(sides))
+    gated.go.release(3)
+    for thread, client in zip(threads, clients, strict=True):
+        thread.join()
+        client.close()
+
+
 def test_whatever_waits_is_one_batch_and_a_lone_request_waits_for_nobody():
     gated = Gated()
     with serving(service(gated, max_batch=8)) as server:
-        clients = [PolicyClient(f"ws://{server.address}", LONG_S) for _ in range(10)]
-        threads = [threading.Thread(target=client.infer, args=[said(0.1)]) for client in clients]
-        threads[0].start()
-        assert gated.begun.acquire(timeout=LONG_S)  # the first runs alone, at once
-        for thread in threads[1:]:
-            thread.start()
-        eventually(lambda: statistics(server.address)["in_flight"] == 10)
-        gated.go.release(3)
-        for thread, client in zip(threads, clients, strict=True):
-            thread.join()
-            client.close()
+        asked_behind_one(gated, server, [16] * 10)
         assert gated.batches == [1, 8, 1]
         assert statistics(server.address)["batches"] == {"1": 2, "8": 1}
 
@@ -385,17 +392,7 @@ def test_whatever_waits_is_one_batch_and_a_lone_request_waits_for_nobody():
 def test_observations_of_other_sizes_never_share_a_batch():
     gated = Gated()
     with serving(service(gated)) as server:
-        clients = [PolicyClient(f"ws://{server.address}", LONG_S) for _ in range(5)]
-        threads = [threading.Thread(target=c.infer, args=[said(0.1, side)]) for c, side in zip(clients, (16, 16, 32, 16, 32), strict=True)]
-        threads[0].start()
-        assert gated.begun.acquire(timeout=LONG_S)
-        for thread in threads[1:]:
-            thread.start()
-        eventually(lambda: statistics(server.address)["in_flight"] == 5)
-        gated.go.release(3)
-        for thread, client in zip(threads, clients, strict=True):
-            thread.join()
-            client.close()
+        asked_behind_one(gated, server, (16, 16, 32, 16, 32))
         assert gated.batches == [1, 2, 2]
 
 
