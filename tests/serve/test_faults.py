@@ -367,7 +367,7 @@ def test_no_client_ever_gets_anothers_answer(clients):
 
 
 def asked_behind_one(gated: Gated, server: Server, sides: Sequence[int]) -> None:
-    """A request that the policy is held in, then the others while it is; three calls of the policy answer all. `sides`: of their pictures."""
+    """A request that the policy is held in, then the others meanwhile; three calls answer all. `sides`: of their pictures, in pixels."""
     clients = [PolicyClient(f"ws://{server.address}", LONG_S) for _ in sides]
     threads = [threading.Thread(target=client.infer, args=[said(0.1, side)]) for client, side in zip(clients, sides, strict=True)]
     threads[0].start()
