@@ -35,6 +35,8 @@ class Align:
 
 
 class Alignment(nn.Module):
+    """One map for both prefixes and a learned temperature; its output is the loss."""
+
     def __init__(self, config: Align, width: int) -> None:
         super().__init__()
         self.config = config

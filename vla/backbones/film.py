@@ -35,6 +35,7 @@ class Modulation(nn.Module):
             nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
 
     def forward(self, x_NPD: Tensor, words_ND: Tensor) -> Tensor:
+        """Patches (N, P, D) of images and the mean state (N, D) of their instruction -> (N, P, D); at first as they came."""
         return x_NPD * (1 + self.scale(words_ND)[:, None]) + self.shift(words_ND)[:, None]
 
 

@@ -31,6 +31,7 @@ class Feed:
 
     @staticmethod
     def open(source: Source, embodiments: Mapping[str, Embodiment], split: Split, latents: str | None) -> Feed:
+        """Raises UnknownName, SchemaError or StatsMissing where source, robot, cameras or codes do not fit each other."""
         dataset, info = source.dataset, source.dataset.info
         robot, targets = info.robot, None
         roles = source.cameras or dataset.cameras

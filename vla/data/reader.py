@@ -62,6 +62,7 @@ class Pool:
         self._lock = threading.RLock()
 
     def episode(self, dataset: Dataset, index: int) -> StoredEpisode:
+        """Its rows, kept while `episode_bytes` last."""
         key = (dataset.digest, index)
         found = self._episodes.get(key)
         if found is not None:
@@ -76,6 +77,7 @@ class Pool:
         return found
 
     def shard(self, dataset: Dataset, number: int) -> ShardFiles:
+        """Its open files, of which the oldest are closed beyond `shards`."""
         key = (dataset.digest, number)
         found = self._open.get(key)
         if found is not None:

@@ -81,6 +81,7 @@ class ResNetHead(nn.Module):
         self.out = Bank(len(roster), config.hidden, roster.action_width, axes=(None, "A"))
 
     def forward(self, x: Tensor, like: ActionSpec) -> Tensor:
+        """(B, ..., [N,] D) -> (B, ..., A); rows as in `like`."""
         if not self.per_number:
             normal = F.layer_norm(x, x.shape[-1:], self.norm_weight_ND[0].to(x.dtype), self.norm_bias_ND[0].to(x.dtype))
         else:

@@ -17,20 +17,23 @@ from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
-from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.conditioning import Build, Context, InContext, Pooled
 from vla.decoders.dit_time import time_embedding
+from vla.diffusion.base import Predict
 from vla.diffusion.flow import Flow
+from vla.diffusion.guide import guided
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
-from vla.types import ActionSpec, Loss, Target
+from vla.types import ActionSpec, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
 class LatentFlow:
     """`codes`, `vocabulary`: as in the model that labelled the data. `samples_per_context`: K noise samples a training sample.
-    `evaluations`: denoising steps when acting. `conditioning`: how the observation is seen (not by a pooled token)."""
+    `evaluations`: denoising steps when acting. `conditioning`: how the observation is seen (not by a pooled token). `latent_scale`: of
+    the codes' error beside the actions'."""
 
     kind: ClassVar[str] = "decoder.latent_flow"
     codes: int = 4
@@ -73,6 +76,7 @@ class LatentFlowDecoder(ActionDecoder):
         return {"denoise": target.label_BTA.sum().float() * K, "latent": target.has_latent_B.sum().float() * K * numbers}
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """Squared error of what the path predicts: `denoise` over labelled actions, `latent` over codes that a sample has."""
         B, K = len(prefix.x_BSD), self.config.samples_per_context
         t_BK = self.path.times(noise, K)
         onehot_BNV = 2.0 * F.one_hot(target.latent_BN, self.config.vocabulary) - 1
@@ -91,14 +95,25 @@ class LatentFlowDecoder(ActionDecoder):
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
         return self.sample_both(backbone, prefix, like, noise)[1]
 
-    def sample_both(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Codes, int64 (B, N), and the actions that go with them, float32 (B, T, A)."""
+    def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
+        """Guided towards the prior (vla/diffusion/guide.py); the codes are free, and follow."""
+        return join(self.sample_both(backbone, prefix, like, noise, prior)[1], like, prior, soft=False)
+
+    def sample_both(
+        self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes, int64 (B, N), and the actions that go with them, float32 (B, T, A). `prior`: actions to be pulled to."""
         context, has_B = self.conditioning.prepare(backbone, prefix), torch.ones_like(like.embodiment_B, dtype=torch.bool)
 
         def predict(x_BX: Tensor, t_B: Tensor) -> Tensor:
             return self._predict(context, x_BX[:, None], t_B[:, None], like, has_B)[:, 0].float()
 
-        x_BX = self.path.solve(predict, self._eps(noise, 1)[:, 0], self.config.evaluations, noise=noise)
+        asked: Predict = predict
+        if prior is not None:
+            free_BNV = prior.action_BTA.new_zeros(len(prior.action_BTA), self.config.codes, self.config.vocabulary)
+            weight_BTA = prior.weight_BT[..., None] * like.mask_BTA
+            asked = guided(self.path, predict, self._join(free_BNV, prior.action_BTA), self._join(free_BNV, weight_BTA))
+        x_BX = self.path.solve(asked, self._eps(noise, 1)[:, 0], self.config.evaluations, noise=noise)
         code_BKNV, action_BKTA = self._part(x_BX[:, None])
         return code_BKNV[:, 0].argmax(-1), action_BKTA[:, 0] * like.mask_BTA
 

@@ -22,6 +22,8 @@ from vla.interop.tensors import Stored, write_tensors
 
 @dataclass(frozen=True)
 class Take:
+    """A tensor of theirs as it is, by its name there."""
+
     name: str
 
 
@@ -36,6 +38,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Make:
+    """`how`(of the tensors, or rows of them, that `parts` name there) -> ours."""
+
     parts: tuple[str | Rows, ...]
     how: Callable[..., Tensor]
 

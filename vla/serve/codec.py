@@ -84,6 +84,7 @@ def from_npy(data: bytes) -> np.ndarray:
 
 
 def to_npy(array: np.ndarray) -> bytes:
+    """The inverse of `from_npy`."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()

@@ -57,6 +57,7 @@ class Connection:
         return head
 
     async def body(self, length: int) -> bytes:
+        """The next `length` bytes after a head. Closed if they do not come."""
         while len(self._buffer) < length:
             self._buffer += await self._read()
         body = bytes(self._buffer[:length])
@@ -98,6 +99,7 @@ class Connection:
         return self._messages.popleft()
 
     async def send(self, message: bytes | str) -> None:
+        """One websocket message. Closed if the connection ends, or the other side does not take it in time."""
         from websockets.exceptions import InvalidState
 
         try:
@@ -111,6 +113,7 @@ class Connection:
         await self.drain()
 
     async def write(self, data: bytes) -> None:
+        """Bytes as they are (HTTP). Closed as for `send`."""
         self._writer.write(data)
         await self.drain()
 
@@ -122,6 +125,7 @@ class Connection:
             raise Closed from error
 
     def ping(self) -> None:
+        """Asks a silent websocket for a sign of life."""
         self.pinged = True
         self.websocket.send_ping(b"")
         self._flush()
@@ -133,6 +137,7 @@ class Connection:
             self._flush()
 
     def close(self, at_once: bool = False) -> None:
+        """`at_once`: what is still to be sent is dropped."""
         self._answered()
         if at_once:
             self._writer.transport.abort()

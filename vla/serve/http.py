@@ -99,6 +99,7 @@ def expected_facts(head: Head) -> dict[str, Any]:
 
 
 def respond(status: int, body: bytes, kind: str = "application/json", close: bool = False) -> bytes:
+    """A whole HTTP/1.1 answer; `kind` is its content type."""
     head = (
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         f"Connection: {'close' if close else 'keep-alive'}\r\nX-Content-Type-Options: nosniff\r\n\r\n"

@@ -31,6 +31,7 @@ class Names:
     given: Mapping[str, str] = field(default_factory=dict)
 
     def ours(self, name: str, robot: Embodiment) -> str:
+        """What a name of a message stands for. Raises Refusal (bad_observation), which lists what there is."""
         if name in self.given:
             return self.given[name]
         ours = ALIASES.get(name, name).replace("/", ".")

@@ -72,6 +72,7 @@ def flat(message: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def number(message: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a message, or None if it is not said. Raises Refusal for anything else."""
     return None if message.get(name) is None else _number(name, message[name])
 
 

@@ -80,6 +80,7 @@ class Rollout:
 
 
 def is_rollout(folder: Path) -> bool:
+    """Whether `vla serve --record` has written a session there."""
     return (folder / ABOUT).is_file()
 
 

@@ -94,6 +94,7 @@ class Service:
         self._sessions = 0
 
     def session(self) -> Session:
+        """Of a connection that has just come in."""
         self._sessions += 1
         return Session(self._sessions)
 
