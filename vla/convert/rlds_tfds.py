@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vla.child import command, environment
 from vla.convert.raw import Encoded, Pictures, Pixels, RawEpisode
 from vla.convert.rlds import Rlds, _take_fact
 from vla.convert.rlds_features import Leaf
@@ -40,7 +41,7 @@ class TfdsRlds(Rlds):
         images = [leaf.key for leaf in self._leaves if leaf.of_step and leaf.dtype and leaf.kind == "pictures"]
         order = {"folder": self.store.root, "split": shard.split, "shard": shard.number, "steps": self.steps, "images": images}
         order["keys"] = [leaf.key for leaf in leaves]
-        child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child = subprocess.Popen(command(__name__), env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert child.stdin is not None and child.stdout is not None
         with child, child.stdin, child.stdout:
             child.stdin.write(json.dumps(order).encode())

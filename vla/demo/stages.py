@@ -8,12 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from vla.child import command, environment
 from vla.errors import UserError
 
 POLL_S = 0.25
@@ -174,12 +174,12 @@ class _Running:
             log.flush()
             # Its own session, so that the whole group can be ended; unbuffered, so that the log can be followed.
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "vla", *stage.command],
+                command("vla", *stage.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "140"},
+                env=environment(PYTHONUNBUFFERED="1", COLUMNS="140"),
             )
         self._status: int | None = None
         self._cpu_s = 0.0

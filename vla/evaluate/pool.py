@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vla
+from vla.child import command, environment
 from vla.evaluate.wire import receive, send
 
 START_TIMEOUT_S = 120.0
@@ -35,12 +32,11 @@ class Process:
     def __init__(self, setup: Mapping[str, Any], python: str | None = None) -> None:
         ours, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        path = os.pathsep.join(filter(None, [str(Path(vla.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         with theirs:
             self._process = subprocess.Popen(
-                [python or sys.executable, "-m", "vla.evaluate.worker", str(theirs.fileno())],
+                command("vla.evaluate.worker", str(theirs.fileno()), python=python),
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
+                env=environment(**ONE_THREAD),
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla.child import command, environment
 from vla.errors import UserError
 
 OLDEST_TORCH = (2, 10)
@@ -22,7 +23,7 @@ NOT_READ, READING = 3, "reading "
 def to_safetensors(files: Mapping[Path, Path]) -> None:
     """Converts {source: out} in one other process. Raises UserError: torch is too old, or a file holds more than tensors."""
     pairs = [str(path) for pair in files.items() for path in pair]
-    done = subprocess.run([sys.executable, "-m", "vla.interop.torch_file", *pairs], capture_output=True, text=True)
+    done = subprocess.run(command("vla.interop.torch_file", *pairs), env=environment(), capture_output=True, text=True)
     if not done.returncode:
         return
     lines = done.stderr.strip().splitlines()
