@@ -36,21 +36,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Tensors on another device come to the host one at a time. They may share memory; each is written whole.
     """
-    rows = sorted(tensors.items(), key=lambda row: (-row[1].element_size(), row[0]))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, tensor in rows:
-        size = math.prod(tensor.shape) * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    order, head = header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
     with open(path, "wb", buffering=0) as file:
-        _write(file.fileno(), memoryview(len(text).to_bytes(8, "little") + text))
-        for _, tensor in rows:
-            host = tensor.detach().cpu().contiguous()
+        _write(file.fileno(), memoryview(head))
+        for name in order:
+            host = tensors[name].detach().cpu().contiguous()
             if host.numel():
                 _write(file.fileno(), memoryview(host.view(-1).view(torch.uint8).numpy()))
+
+
+def header(rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[list[str], bytes]:
+    """The names in the order of their data (as the library's: every tensor is aligned), and the bytes that stand before it."""
+    order = sorted(rows, key=lambda name: (-rows[name][0].itemsize, name))
+    said: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in order:
+        dtype, shape = rows[name]
+        size = math.prod(shape) * dtype.itemsize
+        said[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(said, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def _write(handle: int, data: memoryview) -> None:

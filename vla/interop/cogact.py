@@ -55,7 +55,7 @@ def plan(source: Source, variant: str = "cogact") -> Plan:
     prompt = replace(OPENVLA_PROMPT, append=END)
     library = prismatic.native_library(stored, source.name)
     backbone = Prismatic(library, tokenizer=source.packed_tokenizer(), prompt=prompt, tower_pixels=pixels, head=True, freeze=("head",))
-    depth = 1 + max(int(name.removeprefix(f"{NET}blocks.").split(".")[0]) for name in stored if name.startswith(f"{NET}blocks."))
+    depth = prismatic.count(stored, f"{NET}blocks.")
     conditioning = Pooled(inner, depth, HEADS.get(inner, max(1, inner // 64)), style="dit", read="last", norm=False)
     path = DDPM(steps=100, spacing="leading", clip=None)
     sampling: dict[str, Any] = {"samples_per_context": 8, "evaluations": 10, "time": "token", "condition_dropout": 0.1, "guidance": 1.5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from vla.backbones.prompts import unpack_tokenizer
-from vla.checkpoint import acting, read_contents, verify_folder
+from vla.checkpoint import acting, put_in_place, read_contents, saving, verify_folder
 from vla.errors import UserError
 from vla.interop.exports import EXPORTS
 from vla.interop.plan import Rule, on_meta, value_of
@@ -38,13 +39,16 @@ def export_checkpoint(name: str, folder: str | Path, out: Path) -> list[str]:
     contents, weights = read_contents(source), scan(source / file for file in weight_files(source))
     made = importlib.import_module(EXPORTS[name][1]).plan(contents, weights)
     rows = {each: (like.dtype, tuple(like.shape)) for each, like in ((n, on_meta(rule, weights)) for n, rule in made.rules.items())}
-    out.mkdir(parents=True)
-    write_tensors(out / "model.safetensors", rows, lambda each: value_of(made.rules[each], weights))
-    for file, tensors in made.tables.items():
-        write_tensors(out / file, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, tensors.__getitem__)
     texts = {"tokenizer.json": json.loads(unpack_tokenizer(contents.model.backbone.tokenizer).to_str()), **made.texts}
-    for file, data in texts.items():
-        (out / file).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with saving(out, temporary):
+        temporary.mkdir(parents=True)
+        write_tensors(temporary / "model.safetensors", rows, lambda each: value_of(made.rules[each], weights))
+        for file, tensors in made.tables.items():
+            write_tensors(temporary / file, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, tensors.__getitem__)
+        for file, data in texts.items():
+            (temporary / file).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        put_in_place(temporary, out)
     return [f"{len(rows)} tensors", *made.notes]
 
 

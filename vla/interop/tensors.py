@@ -17,21 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vla import tensor_file
 from vla.errors import Damaged, SchemaError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES = {name: dtype for dtype, name in tensor_file.DTYPES.items()}
 PIECE = 1 << 24
 """Bytes that are in memory while a tensor is copied as it is."""
 
@@ -96,16 +85,9 @@ def scan(files: Iterable[Path]) -> dict[str, Stored]:
 
 def write_tensors(path: Path, rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], value: Callable[[str], Stored | Tensor]) -> None:
     """A safetensors file of the given types and shapes, asking for one value after the other. With the umask's file mode."""
-    order = sorted(rows, key=lambda name: (-rows[name][0].itemsize, name))  # as the library: every tensor is aligned
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in order:
-        dtype, shape = rows[name]
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}  # type: ignore[dict-item]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    order, head = tensor_file.header(rows)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(head)
         for name in order:
             given = value(name)
             assert (given.dtype, tuple(given.shape)) == rows[name], (name, given.dtype, tuple(given.shape), rows[name])
