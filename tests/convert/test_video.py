@@ -160,12 +160,12 @@ def test_points_that_were_followed_come_along(tmp_path):
 
 
 def test_tracks_that_do_not_belong_or_hold_code_are_refused(tmp_path):
-    for name in ("short", "pickle", "none", "cut", "huge", "good"):
+    for name in ("short", "pickle", "none", "cut", "huge", "lying", "good"):
         video(tmp_path / f"src/{name}.mp4", 30)
     table(
         tmp_path / "src/captions.csv",
         ["path", "text"],
-        [[f"{name}.mp4", "x"] for name in ("good", "short", "pickle", "none", "cut", "huge")],
+        [[f"{name}.mp4", "x"] for name in ("good", "short", "pickle", "none", "cut", "huge", "lying")],
     )
     np.savez(tmp_path / "src/good.npz", tracks=np.zeros((30, 3, 2)))
     np.savez(tmp_path / "src/short.npz", tracks=np.zeros((20, 3, 2)))
@@ -177,8 +177,10 @@ def test_tracks_that_do_not_belong_or_hold_code_are_refused(tmp_path):
     ):
         for _ in range(1025):
             file.write(bytes(1 << 20))
+    with zipfile.ZipFile(tmp_path / "src/lying.npz", "w") as archive, archive.open("tracks.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
     found, refused = every(VideoFolder(tmp_path / "src", tracks="{stem}.npz"))
-    assert list(found) == ["good-0"]
+    assert list(found) == ["good-0"] and "claims to hold more than its" in refused["lying-6"]
     assert "has 20 rows, and its video 30 frames" in refused["short-1"] and "no array of numbers" in refused["pickle-2"]
     assert "no tracks" in refused["none-3"] and "no npz" in refused["cut-4"] and "at most" in refused["huge-5"]
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from vla.convert.raw import Feature, Unreadable
 from vla.convert.safe import fill, inside
-from vla.convert.tracks import Tracks
+from vla.convert.tracks import Tracks, tracks_of
 from vla.convert.video import Caption, ClipReader, clip_id, number, read_table
 from vla.data.video import VideoFacts
 from vla.errors import SchemaError, UnknownName
@@ -59,7 +59,7 @@ class VideoFolder(ClipReader):
         if not self.tracks:
             return {}
         frames = round((facts.duration_s or 0.0) * facts.rate_hz) or None
-        return Tracks(self._beside(caption.video), self.wanted).at(frame_N, frames)
+        return tracks_of(self._beside(caption.video), self.wanted).at(frame_N, frames)
 
     def _beside(self, video: str) -> Path:
         place = PurePosixPath(video)

@@ -259,8 +259,8 @@ class _Reader:
     ) -> Source | Mixture | None:
         try:
             child = self._child(row, where, path, above, rows)
-        except UserError as error:
-            if not self.leave_out or error.exit_code != Damaged.exit_code:
+        except Damaged as error:
+            if not self.leave_out:
                 raise
             self.left_out.append((where, error))
             return None
