@@ -1,8 +1,9 @@
 """Adam's moments: as torch keeps them, and in 8 bits for a quarter of the memory (after Dettmers et al. 2022).
 
-Blocks of 256 values share a scale, their largest magnitude; a code is the fourth root of what is left, rounded, so that small values
-keep few per cent of error over eight decades. (Their codes are a dynamic tree; roots need no table and have about its steps.) Reading
-a code and writing it again gives the same code: a run's state is fp32 whatever it is trained with, and resumes to the bit.
+Blocks of 256 values share a scale, their largest magnitude; a code is the fourth root of what is left, rounded, so that values down to a
+thousandth of their block's largest keep a tenth of error at most. (Their codes are a dynamic tree; roots need no table. bitsandbytes has
+the tree for CUDA alone, and its state does not go to fp32 and back.) Reading a code and writing it again gives the same code: a run's
+state is fp32 whatever it is trained with, and resumes to the bit.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ def moments(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
 
 def set_moments(optimizer: torch.optim.Optimizer, p: Tensor, values: Mapping[str, Tensor], updates: int) -> None:
     """The inverse of `moments`, after so many updates."""
-    held: dict[str, Any] = {"step": torch.tensor(float(updates), device=p.device)}
+    packs = isinstance(optimizer, AdamW8)
+    # On the host where it is asked for at every step: on a GPU each answer is a wait.
+    held: dict[str, Any] = {"step": torch.tensor(float(updates), device="cpu" if packs else p.device)}
     for name in MOMENTS:
-        value = values[name].to(p).clone()
-        if isinstance(optimizer, AdamW8) and p.numel() >= LEAST_SIZE:
+        value = values[name].to(p)
+        if packs and p.numel() >= LEAST_SIZE:
             held[name], held[f"{name}_scale"] = pack(value, signed=name == "exp_avg")
         else:
-            held[name] = value
+            held[name] = value.clone()
     optimizer.state[p] = held
 
 

@@ -45,7 +45,7 @@ def examine(folder: Path, megabytes: int = 256) -> list[Finding]:
         raise UserError(
             "--nodes examines the ranks of a launcher: torchrun --nnodes ... -m vla doctor --nodes (or srun, as in slurm.sbatch)"
         )
-    facts = _gathered(ranks, {"host": socket.gethostname(), "time": _now(ranks), **_versions()})
+    facts = _gathered(ranks, {"host": socket.gethostname(), "time": _now(ranks), **_versions()}, "facts")
     shared = _shared(ranks, folder)
     seconds = _all_reduce_s(ranks, megabytes)
     if not ranks.first:
@@ -68,11 +68,16 @@ def _now(ranks: Ranks) -> float:
     return time.time()
 
 
-def _gathered(ranks: Ranks, fact: Any) -> list[Any]:
+def _gathered(ranks: Ranks, fact: Any, what: str) -> list[Any]:
     """Every rank's, as JSON through the key-value store: nothing is unpickled."""
     store: Any = dist.distributed_c10d._get_default_store()
-    store.set(f"vla/nodes/{ranks.rank}", json.dumps(fact))
-    return [json.loads(store.get(f"vla/nodes/{rank}")) for rank in range(ranks.world)]
+    store.set(f"vla/nodes/{what}/{ranks.rank}", json.dumps(fact))
+    return [json.loads(store.get(f"vla/nodes/{what}/{rank}")) for rank in range(ranks.world)]
+
+
+def _meet(ranks: Ranks) -> None:
+    """Returns when every rank has come here."""
+    ranks.sum(torch.zeros(1, device=ranks.device)).item()
 
 
 def _who(facts: list[dict[str, Any]]) -> Finding:
@@ -113,25 +118,19 @@ def _shared(ranks: Ranks, folder: Path) -> Finding:
         mine.write_text(word)
     except OSError as error:
         failure = f"{error.strerror}"
-    ranks.sum(torch.zeros(1, device=ranks.device)).item()  # all have written
+    _meet(ranks)  # all have written
     for rank in range(ranks.world):
         until = time.monotonic() + 5  # a network file system may show a new file late
         while not (there := (folder / f".vla-nodes-{word}-{rank}").is_file()) and time.monotonic() < until and not failure:
             os.listdir(folder)
             time.sleep(0.1)
         missing += [] if there else [rank]
-    ranks.sum(torch.zeros(1, device=ranks.device)).item()  # all have looked
+    _meet(ranks)  # all have looked
     mine.unlink(missing_ok=True)
-    store: Any = dist.distributed_c10d._get_default_store()
-    store.set(f"vla/nodes/shared/{ranks.rank}", json.dumps([failure, missing]))
     bad = []
-    for rank in range(ranks.world):
-        failure, missing = json.loads(store.get(f"vla/nodes/shared/{rank}"))
-        bad += (
-            [f"rank {rank} {f'cannot write there ({failure})' if failure else f'does not see what ranks {missing} wrote'}"]
-            if missing
-            else []
-        )
+    for rank, (failed, unseen) in enumerate(_gathered(ranks, [failure, missing], "shared")):
+        if unseen:
+            bad.append(f"rank {rank} {f'cannot write there ({failed})' if failed else f'does not see what ranks {unseen} wrote'}")
     fix = "give --path a folder that every host mounts at the same place; --out and the data must lie there"
     return Finding("folder", not bad, f"{folder}: {'; '.join(bad) or 'every rank sees what the others write'}", fix if bad else "")
 
@@ -141,7 +140,7 @@ def _all_reduce_s(ranks: Ranks, megabytes: int, times: int = 5) -> float:
     data = torch.ones(megabytes * 250_000, device=ranks.device)
     best = float("inf")
     for _ in range(times):
-        ranks.sum(torch.zeros(1, device=ranks.device)).item()
+        _meet(ranks)
         began = time.perf_counter()
         ranks.sum(data)
         data[:1].item()

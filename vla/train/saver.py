@@ -94,8 +94,14 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._writing is not None and (error is None or isinstance(error, Exception)):
-            self._writing.join()
+        if self._writing is None or not (error is None or isinstance(error, Exception)):
+            return
+        try:
+            self._finish()
+        except UserError as failure:
+            if error is None:
+                raise
+            self.log.watch.say(f"the save in progress failed as well: {failure}")
 
 
 class _Writing(threading.Thread):
