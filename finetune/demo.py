@@ -20,7 +20,7 @@ RUN = Run(
     init="runs/demo/pretrain",
     mixture="data_mixtures/demo_new_robot.yaml",
     embodiments=("panda",),
-    steps=350,
+    steps=300,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),

@@ -26,7 +26,7 @@ BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32)
 CODEC = Bins(every=3)  # at 80 Hz neighbouring commands are nearly equal: 16 tokens a chunk instead of 48
 
 RUN = Run(
-    name="demo",
+    name="demo_parallel",
     model=Model(BACKBONE, Parallel(steps_per_token=3)),
     mixture="data_mixtures/demo.yaml",
     embodiments=("metaworld_sawyer", "fetch"),
