@@ -58,8 +58,10 @@ imports: setup
 site: setup ## the documentation as a site, into site/ (strict: a dead link is an error)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure what benchmarks/ measures
-	@for file in $(filter-out benchmarks/pages.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: setup ## measure what docs/performance.md shows (half an hour)
+	@$(BIN)/python -m benchmarks.pages --commands | while read -r command; do \
+	  echo "== $$command"; PATH="$(BIN):$$PATH" $$command $(ARGS) || echo "== failed: $$command" >&2; \
+	done
 
 clean: ## remove caches and build outputs; .venv, runs and data stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

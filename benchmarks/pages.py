@@ -2,6 +2,7 @@
 
 python -m benchmarks.pages           # write both pages
 python -m benchmarks.pages --check   # exit 1 where a page is not what its results say
+python -m benchmarks.pages --commands
 
 A result that is not there is a row that says so, with the command that makes it.
 """
@@ -126,11 +127,15 @@ DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", action="store_true", help="print what makes the results of docs/performance.md, a line each")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
-    check = parser.parse_args().check
+    args = parser.parse_args()
+    if args.commands:
+        print("\n".join(case.command for case in CASES))
+        return 0
     stale = []
     for path, text in pages().items():
-        if check:
+        if args.check:
             stale += [path] if not path.is_file() or path.read_text() != text else []
         else:
             path.write_text(text)

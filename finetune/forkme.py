@@ -6,8 +6,8 @@ Hardware  as it stands: one CPU core. A 3B checkpoint in full: one 80 GB GPU wit
 Hours     as it stands: 2 minutes.                                                             <- what it took you
 Expect    as it stands: at least 60% success on lifting ALOHA's cube, from 50 demonstrations.  <- the number you will compare with
 Command   vla collect --suite aloha --episodes 50 --out data/new_robot                         <- or `vla convert`, for data you have
-          vla train finetune/forkme.py --init runs/demo --data-root data --dry-run
-          vla train finetune/forkme.py --init runs/demo --data-root data
+          vla train finetune/forkme.py --init runs/demo/pretrain --data-root data --dry-run
+          vla train finetune/forkme.py --init runs/demo/pretrain --data-root data
           vla eval runs/my_robot --suite aloha --episodes 40
 """
 
@@ -21,7 +21,7 @@ from vla.train.run import Run
 RUN = Run(
     name="my_robot",  # <- the folder under runs/
     # Which checkpoint to start from: a folder of one, or of a run (its last). --init on the command line says it instead.
-    init="runs/demo",
+    init="runs/demo/pretrain",
     model=None,  # that of the checkpoint; with another decoder here, all but the decoder is carried
     # Your data, and how much of each: a file like data_mixtures/demo_new_robot.yaml. To keep what the checkpoint could do before,
     # add a share of what it was trained on (and that robot below): a tenth is usual.

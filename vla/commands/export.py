@@ -16,9 +16,9 @@ SUMMARY = "Write shards in another format (LeRobot 3.0), or a checkpoint with a 
 EXAMPLES = """
 vla export lerobot data/demo/sawyer exports/sawyer
 vla export lerobot data/demo/sawyer exports/sawyer --images
-vla export checkpoint runs/demo exports/demo --licence apache-2.0 --scores runs/demo/eval.json
+vla export checkpoint runs/demo/pretrain exports/demo --licence apache-2.0 --scores runs/demo/evaluate.json
 vla export checkpoint runs/my_robot_lora exports/my_robot --merge-adapters --dtype bf16
-vla export checkpoint runs/demo exports/demo --push me/demo
+vla export checkpoint runs/demo/pretrain exports/demo --push me/demo
 vla export openvla runs/openvla exports/openvla
 """
 FORMATS = ("lerobot", "checkpoint", *EXPORTS)

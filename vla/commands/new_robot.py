@@ -19,7 +19,7 @@ EXAMPLES = """
 vla new-robot data/raw/mine --name my_arm --out robots
 vla new-robot data/raw/mine --name my_arm --out robots --unit arm=deg --unit gripper=open01 --gripper gripper=100:0 --frame arm=absolute
 vla new-robot data/raw/aloha --name my_aloha --out robots --action-fields left_arm:6,left_gripper:1,right_arm:6,right_gripper:1
-vla new-robot data/demo/sawyer --name metaworld_sawyer --out robots --init runs/demo
+vla new-robot data/demo/sawyer --name metaworld_sawyer --out robots --init runs/demo/pretrain
 """
 
 
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", default="", metavar="HZ", help="commands per second, where the format does not say")
     parser.add_argument("--horizon", type=int, help="commands per chunk (default: a second's worth, at most 50)")
     parser.add_argument("--licence", default="", help="of the data")
-    parser.add_argument("--init", default="runs/demo", metavar="CKPT", help="checkpoint that the recipe starts from (default: runs/demo)")
+    parser.add_argument(
+        "--init", default="runs/demo/pretrain", metavar="CKPT", help="checkpoint to start from (default: runs/demo/pretrain)"
+    )
     parser.add_argument("--data-root", type=Path, help="folder of the shards (default: $VLA_DATA, else data)")
     parser.add_argument("--no-ask", action="store_true", help="ask nothing, also on a terminal: what is not known becomes a blank")
 

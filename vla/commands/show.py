@@ -22,7 +22,7 @@ vla show data/demo/sawyer
 vla show data/demo/sawyer --out pictures --episodes 12
 vla show data_mixtures/demo.yaml --batch 8 --out pictures
 vla show data/demo/sawyer --rerun runs/show/sawyer.rrd
-vla show runs/demo runs/demo_tokens
+vla show runs/demo_parallel runs/demo_tokens
 vla show runs/served --out runs/show
 """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SUMMARY = "Run a recipe: pretraining or fine-tuning."
 EXAMPLES = """
 vla train pretrain/demo.py
-vla train finetune/forkme.py --init runs/demo --out runs/my_robot
+vla train finetune/forkme.py --init runs/demo/pretrain --out runs/my_robot
 vla train pretrain/demo.py --resume
 vla train pretrain/demo.py --dry-run --world 8 --zero 2
 vla train pretrain/demo_latent_action.py --out runs/latent_action

@@ -46,7 +46,7 @@ class Answers:
     rate_hz: str = ""
     horizon: int | None = None
     licence: str = ""
-    init: str = "runs/demo"
+    init: str = "runs/demo/pretrain"
 
 
 @dataclass(frozen=True)
