@@ -76,6 +76,27 @@ def test_a_disk_that_is_full_is_counted_and_serving_goes_on(tmp_path, monkeypatc
     recorder.close()
 
 
+def test_a_session_whose_beginning_does_not_fit_the_disk_begins_with_what_comes_next(tmp_path, monkeypatch):
+    recorder, other = Recorder(tmp_path / "served", ROBOT, "echo"), Recorder(tmp_path / "served", ROBOT, "other")
+    served = service(Echo())
+    served.recorder = recorder
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with serving(served) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        client.infer(said(0.1))
+        eventually(lambda: recorder.dropped == 1)
+        monkeypatch.setattr(Path, "write_text", write)
+        assert not rollouts(tmp_path / "served")
+        served.recorder = other  # it takes the number that is free
+        client.infer(said(0.2))
+        other.close()
+        served.recorder = recorder
+        client.infer(said(0.3))
+    recorder.close()
+    read = [Rollout.read(folder) for folder in rollouts(tmp_path / "served")]
+    assert [(each.name[-1], each.policy, each.requests[0].action_TA[0, 0]) for each in read] == [("1", "other", 0.2), ("2", "echo", 0.3)]
+
+
 def test_the_page_loads_nothing_and_runs_nothing_but_its_own_script(recorded, tmp_path, capsys):
     assert cli.main(["show", str(recorded), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'out' / 'session-000001.html'}\n"

@@ -7,8 +7,10 @@ session-000001/000001-wrist.jpg its newest picture of each camera
 
 from __future__ import annotations
 
+import errno
 import json
 import queue
+import shutil
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -46,8 +48,8 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.robot, self.policy = folder, robot, policy
         self.dropped = 0
-        self._first = 1 + max((int(path.name[8:]) for path in folder.glob("session-*") if path.name[8:].isdigit()), default=0)
-        self._numbers: dict[int, int] = {}
+        self._next = 1 + max((int(path.name[8:]) for path in folder.glob("session-*") if path.name[8:].isdigit()), default=0)
+        self._folders: dict[int, Path] = {}
         self._calls: Counter[int] = Counter()
         self._queue: queue.Queue[Entry | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -91,15 +93,31 @@ class Recorder:
             "executed": None if entry.executed is None else entry.executed.tolist(),
             "frames": frames,
         }
-        with open(folder / "requests.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        line = json.dumps(row).encode() + b"\n"
+        with open(folder / "requests.jsonl", "ab", buffering=0) as file:
+            at = file.tell()
+            if file.write(line) != len(line):  # half a line would spoil the next one too
+                file.truncate(at)
+                raise OSError(errno.ENOSPC, "no space left")
 
     def _folder(self, session: int) -> Path:
-        """Sessions are numbered on from what the folder already holds."""
-        if session not in self._numbers:
-            self._numbers[session] = self._first + len(self._numbers)
-            folder = self.folder / f"session-{self._numbers[session]:06d}"
-            folder.mkdir()
-            about = {"format_version": FORMAT_VERSION, "embodiment": self.robot.to_json(), "policy": self.policy}
+        """Sessions are numbered on from what the folder already holds. A number is a session's once its rollout.json is there."""
+        if session not in self._folders:
+            self._folders[session] = self._new_folder()
+        return self._folders[session]
+
+    def _new_folder(self) -> Path:
+        while True:
+            folder = self.folder / f"session-{self._next:06d}"
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:  # another server's, which records there too
+                self._next += 1
+        about = {"format_version": FORMAT_VERSION, "embodiment": self.robot.to_json(), "policy": self.policy}
+        try:
             (folder / "rollout.json").write_text(json.dumps(about, indent=1))
-        return self.folder / f"session-{self._numbers[session]:06d}"
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
