@@ -60,9 +60,9 @@ class PolicyClient:
     def infer(self, observation: Mapping[str, Any], age_s: float = 0.0, executed: Any = None) -> dict[str, Any]:
         """The server's answer to an observation, usually with `actions` of shape (T, A), as it came: pass it to a Guard.
 
-        `age_s`: how long ago the observation was made; `executed`: (n, A), the commands carried out since the last request, for the
-        server's record. Both are told to a vla server alone, with the request's number and the time that is left, so that it can
-        refuse in time what would be stale, reordered or late.
+        `age_s`: how long ago the observation was made; `executed`: (n, A), the commands carried out between the last request's
+        observation and this one, for the server's record and for what it replays. Both are told to a vla server alone, with the
+        request's number and the time that is left, so that it can refuse in time what would be stale, reordered or late.
 
         Raises Unavailable (TooLate, Refused, Mismatch) or ProtocolError. After any of them the connection is closed, so that
         the answer to one observation is never taken for the answer to another; the next call makes a new one.

@@ -59,6 +59,11 @@ class Guard:
         self._chunk: tuple[np.ndarray, float] | None = None  # (actions, observed_s), replaced as one
         self._newest_s = -np.inf
 
+    @property
+    def width(self) -> int:
+        """Numbers of a command."""
+        return len(self._low_A)
+
     def start(self, command: Any) -> None:
         """Call before the first chunk and after every pause, with the command (A,) that describes where the robot is now."""
         command_A = np.asarray(command, dtype=np.float64)

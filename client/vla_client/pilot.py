@@ -43,7 +43,7 @@ class Pilot:
         self._pause_s, self._clock = pause_s, clock
         self._lock = threading.Lock()  # of the guard and all below
         self._moving = False
-        self._done: list[np.ndarray] = []
+        self._done: list[tuple[float, np.ndarray]] = []  # when and what, not told to the server yet
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="pilot", daemon=True)
 
@@ -61,20 +61,23 @@ class Pilot:
         with self._lock:
             if not self._moving:
                 return None
+            now_s = self._clock()
             try:
-                command_A = self._guard.command(self._clock())
+                command_A = self._guard.command(now_s)
             except (Stale, Unsafe) as error:
                 self._hold(str(error))
                 return None
-            self._done.append(command_A)
+            self._done.append((now_s, command_A))
             return command_A
 
     def _ask(self) -> None:
         while not self._ending.is_set():
             observation, made_s = self._observe()
             with self._lock:
-                done, self._done = self._done, []
-            executed = np.stack(done) if done else None
+                # Up to the observation: the chunk's first row is for the moment at which it was made.
+                done = [command_A for at_s, command_A in self._done if at_s < made_s]
+                self._done = self._done[len(done) :]
+            executed = np.array(done).reshape(-1, self._guard.width)
             try:
                 actions = self._client.infer(observation, age_s=self._clock() - made_s, executed=executed).get("actions")
             except (Unavailable, ProtocolError) as error:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,12 +101,17 @@ def test_what_is_in_the_policy_when_sigterm_comes_is_answered_and_what_comes_lat
 
 @pytest.mark.slow
 def test_a_checkpoint_is_served_for_one_of_its_robots(tmp_path):
-    made = replace(contents(Parallel()), offsets_s=(0.0,))  # a client that says nothing of times sends one frame
+    made = contents(Parallel())  # which observes history
     save_checkpoint(tmp_path / "ckpt", made, made.build().state_dict())
     with served(str(tmp_path / "ckpt"), "--embodiment", "narrow", "--deadline", "60") as (_, address):
         with PolicyClient(f"ws://{address}", LONG_S) as client:
-            actions = client.infer(said(0.3, of=ROBOTS[0]))["actions"]
-            assert actions.shape == (4, 2) and np.abs(actions).max() <= 1
+            one = said(0.3, of=ROBOTS[0])
+            two = {
+                "images": {role: np.stack([pixels] * 2) for role, pixels in one["images"].items()},
+                "state": np.stack([one["state"]] * 2),
+            }
+            actions = client.infer({**one, **two, "request": {"offsets_s": [-0.1, 0.0]}})["actions"]
+            assert actions.shape == (4, 2) and np.abs(actions).max() <= 1 and client.metadata["offsets_s"] == [-0.1, 0.0]
             assert len(client.metadata["statistics"]) == 64 and str(tmp_path) not in str(client.metadata)
         with PolicyClient(f"ws://{address}", LONG_S, expect={"statistics": "0" * 64}) as other, pytest.raises(Mismatch, match="statistics"):
             other.infer(said(0.3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import threading
@@ -11,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from websockets.sync.client import connect
 
 from tests.parts import ROBOTS, contents, samples
@@ -21,7 +23,7 @@ from vla.decoders.parallel import Parallel
 from vla.policy import Policy
 from vla.serve.background import serving
 from vla.serve.openpi import heard
-from vla.serve.wire import Refusal
+from vla.serve.wire import Compressed, Refusal
 from vla.types import Chunk
 from vla_client import PolicyClient, Refused, TooLate, Unavailable
 
@@ -105,6 +107,35 @@ def test_p6_the_refusal_comes_while_the_policy_still_thinks_and_its_answer_is_ne
             gated.go.release(2)
             answer = msgpack.unpackb(socket.recv(timeout=LONG_S), object_hook=from_openpi)
             assert answer["actions"][0, 0] == 0.2
+
+
+def test_p6_pictures_that_are_not_decoded_in_time_are_refused_while_the_decoding_still_runs(monkeypatch):
+    from vla.data import images
+
+    go, decode = threading.Event(), images.decode_image
+
+    def held(data: bytes) -> np.ndarray:
+        assert go.wait(LONG_S)
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode_image", held)
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, format="PNG")
+    message = {**said(0.1), "images": {role: Compressed(file.getvalue()) for role in ROBOT.cameras}}
+    served = service(Echo())
+
+    async def run() -> None:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        with pytest.raises(Refusal, match="decoded in time") as caught:
+            await served.act(heard({**message, "request": {"timeout_s": 0.2}}), served.session())
+        assert caught.value.kind == "deadline" and served.in_flight == 0
+        go.set()
+        answer = await served.act(heard(message), served.session())
+        assert answer.action_TA[0, 0] == 0.1
+        served.batcher.stop()
+
+    asyncio.run(run())
+    assert served.answered == 1
 
 
 def test_p6_an_answer_that_is_done_after_its_deadline_is_refused_by_the_clock():
@@ -248,6 +279,30 @@ def test_p7_what_the_model_says_is_what_the_client_gets():
         request = {"offsets_s": list(observation.offsets_s)}
         message = {"prompt": observation.instruction, "images": dict(observation.images), "state": observation.state, "request": request}
         assert np.array_equal(client.infer(message)["actions"], policy.act(observation).action_TA)
+
+
+def test_p7_a_checkpoint_of_history_warms_up_and_is_never_shown_frames_of_other_times():
+    robot = ROBOTS[0]
+    made = contents(Parallel())
+    policy, seen = Policy(made, made.build()), []
+    act = policy.try_batch
+    policy.try_batch = lambda observations, keys: seen.extend(observations) or act(observations, keys)
+    served = service(policy, robot, max_batch=2)
+    assert served.warm_up() > 0 and {observation.offsets_s for observation in seen} == {made.offsets_s}
+    images = {role: np.zeros((2, 16, 16, 3), np.uint8) for role in robot.cameras}
+    message = {"prompt": "open the door", "images": images, "state": np.zeros((2, 3))}
+    with serving(served) as server, PolicyClient(f"ws://{server.address}", LONG_S, expect={"offsets_s": [-0.1, 0.0]}) as client:
+        for offsets_s in ([-0.1, 0.0], [float(np.float32(-0.1)), 0.0]):
+            assert client.infer({**message, "request": {"offsets_s": offsets_s}})["actions"].shape == (4, 2)
+        for offsets_s in ([-0.2, 0.0], [-0.1, -0.05], [0.0], [-0.2, -0.1, 0.0]):
+            with pytest.raises(Refused, match=r"frames at \[-0\.1, 0\.0\] s are seen here") as caught:
+                client.infer({**message, "request": {"offsets_s": offsets_s}})
+            assert caught.value.kind == "bad_observation"
+        with pytest.raises(Refused, match="frames at"):  # a client that says nothing of times sends one frame
+            client.infer(said(0.1))
+    with serving(service(Echo())) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        assert client.infer({**message, "request": {"offsets_s": [-0.2, 0.0]}})["actions"].shape == (4, 2)
+        assert client.metadata["offsets_s"] is None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

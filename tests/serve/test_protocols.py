@@ -158,7 +158,7 @@ def episode_said(number: float) -> dict:
 
 def test_vla_eval_hello_episodes_and_one_action_per_observation():
     echo = Echo()
-    with serving(service(echo), execute=2) as server, connect(f"ws://{server.address}/vla-eval", compression=None) as socket:
+    with serving(service(echo, execute=2)) as server, connect(f"ws://{server.address}/vla-eval", compression=None) as socket:
         harness = Harness(socket)
         hello = harness.ask("hello", {"harness_version": "0.3", "protocol_version": 1, "benchmark": "x"})
         assert hello["type"] == "hello" and hello["payload"]["protocol_version"] == 1 and hello["payload"]["model_server"] == "vla"

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.data.episodes import ROBOT, make_episode
-from tests.serve.parts import LONG_S, said, service
+from tests.serve.parts import LONG_S, request, said, service
 from vla.data.shard import DatasetInfo, ShardWriter
 from vla.errors import UserError
 from vla.serve.background import serving
+from vla.serve.codec import from_json, pack, to_json, unpack
+from vla.serve.observe import Names
+from vla.serve.openpi import OpenPi
+from vla.serve.openvla import OpenVla
+from vla.serve.record import Recorder
 from vla.serve.replay import Replay
+from vla.serve.rollout import Rollout, rollouts
+from vla.serve.service import Service
+from vla.serve.vla_eval import VlaEval
 from vla_client import PolicyClient, Refused
 
 
@@ -35,10 +44,83 @@ def test_each_session_is_told_the_episode_from_its_start(dataset):
                     client.infer(said(0.1, of=ROBOT))
 
 
-def test_chunks_may_overlap(dataset):
-    replay = Replay.of(dataset, ROBOT, execute=2)
-    (first,), (second,) = replay.act_batch([None], [1]), replay.act_batch([None], [2])
-    assert np.array_equal(first.action_TA[2:], second.action_TA[:2])
+async def openpi(served: Service) -> list[np.ndarray]:
+    """It says nothing of what it carries out: two of each chunk are assumed here."""
+    wire = OpenPi(served)
+    return [row for _ in range(5) for row in unpack(await wire.answer(pack(said(0.1, of=ROBOT))))["actions"][:2]]
+
+
+async def ours(served: Service) -> list[np.ndarray]:
+    """It says how many it has carried out: none, one, and three."""
+    wire, done = OpenPi(served), np.zeros((0, ROBOT.command.size))
+    rows = []
+    for count in (0, 1, 3, 0, 4, 1):
+        done = unpack(await wire.answer(pack({**said(0.1, of=ROBOT), "request": {"executed": done}})))["actions"][:count]
+        rows += list(done)
+    return rows
+
+
+async def vla_eval(served: Service) -> list[np.ndarray]:
+    wire, rows = VlaEval(served), []
+
+    def message(kind: str, seq: int) -> bytes:
+        payload = said(0.1, of=ROBOT) if kind == "observation" else {}
+        return pack({"type": kind, "payload": payload, "seq": seq, "timestamp": 0.0})
+
+    for seq in range(20):
+        if seq == 10:
+            rows = []
+            await wire.answer(message("episode_start", seq))
+        elif seq != 0:
+            rows.append(unpack(await wire.answer(message("observation", seq)))["payload"]["actions"])
+    return rows
+
+
+async def rest_one_by_one(served: Service) -> list[np.ndarray]:
+    wire = OpenVla(served)
+    assert len(from_json(await wire.answer(to_json(said(0.1, of=ROBOT))))) == ROBOT.command.size
+    wire.reset()
+    return [from_json(await wire.answer(to_json(said(0.1, of=ROBOT)))) for _ in range(9)]
+
+
+async def rest_by_chunks(served: Service) -> list[np.ndarray]:
+    wire, observation = OpenVla(served), said(0.1, of=ROBOT)
+    observation["full_image"] = observation["images"].pop("front")
+    return [row for _ in range(3) for row in from_json(await wire.answer(to_json(observation)))]
+
+
+@pytest.mark.parametrize(
+    ("client", "execute"), [(openpi, 2), (ours, None), (vla_eval, None), (vla_eval, 4), (rest_one_by_one, None), (rest_by_chunks, None)]
+)
+def test_whatever_the_protocol_a_step_that_is_carried_out_is_a_step_of_the_recording(client, execute, dataset):
+    replay, recorded = Replay.of(f"{dataset}:1", None), make_episode("e1", steps=9, seed=1).action
+    served = service(replay, replay.robot, execute=execute, names=Names({"full_image": "images.front"}))
+    served.warm_up()
+
+    async def run() -> list[np.ndarray]:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        rows = await client(served)
+        served.batcher.stop()
+        return rows
+
+    assert np.array_equal(asyncio.run(run()), recorded)
+
+
+def test_clients_that_only_post_share_a_session_until_one_begins_an_episode(dataset, tmp_path):
+    replay, recorded = Replay.of(f"{dataset}:1", None), make_episode("e1", steps=9, seed=1).action
+    served = service(replay, replay.robot)
+    served.recorder = Recorder(tmp_path / "served", replay.robot, "replay")
+
+    def post() -> tuple[int, bytes]:
+        return request(server.address, "POST", "/act", to_json({**said(0.1, of=ROBOT), "request": {"seq": 1}}))
+
+    with serving(served) as server:
+        for _ in range(2):
+            assert [from_json(post()[1]).tolist() for _ in range(9)] == recorded.tolist()
+            assert post()[0] == 500 and b"is over; connect again, or reset" in post()[1]
+            assert request(server.address, "POST", "/reset") == (200, b"{}")
+    served.recorder.close()
+    assert [len(Rollout.read(folder).requests) for folder in rollouts(tmp_path / "served")] == [9, 9]
 
 
 def test_what_cannot_be_replayed_is_said(dataset):

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-waiting", type=int, default=256, help="most requests that wait; more are refused (default: 256)")
     parser.add_argument("--max-change", metavar="A,B,...", help="fastest change per second of each number of a command, or inf")
     parser.add_argument("--max-jerk", metavar="A,B,...", help="fastest change of that change, per second squared, or inf")
-    parser.add_argument("--execute", type=int, help="vla-eval clients: commands of each chunk before the next one (default: 5/6 of it)")
+    parser.add_argument(
+        "--execute", type=int, metavar="N", help="commands of a chunk before the next, where clients do not say (vla-eval: 5/6, else all)"
+    )
     parser.add_argument(
         "--map", action="append", default=[], metavar="THEIRS=OURS", help="a client's name for images.ROLE, state, instruction"
     )
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from vla.serve.server import Server
 
-    server = Server(service, args.host, args.port, token_of(args.token_file), args.execute)
+    server = Server(service, args.host, args.port, token_of(args.token_file))
     asyncio.run(_until_told(server, args.groot_port))
     if service.recorder is not None:
         service.recorder.close()
@@ -139,7 +141,7 @@ def _without_checkpoint(what: str, args: argparse.Namespace) -> tuple[Actor, Emb
         if args.episode is None:
             raise UserError("--policy replay needs --episode DATASET or DATASET:NUMBER")
         robot = load_embodiment(args.embodiment) if args.embodiment else None
-        replay = Replay.of(args.episode, robot, args.execute)
+        replay = Replay.of(args.episode, robot)
         return replay, replay.robot, {"policy": "replay"}
     if args.embodiment is None:
         raise UserError(f"--policy {what} needs --embodiment: a built-in robot, or a .py file that defines EMBODIMENT")
@@ -177,6 +179,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         max_age_s=args.max_age,
         max_batch=args.max_batch,
         max_waiting=args.max_waiting,
+        execute=args.execute,
         max_change_per_s=_numbers("--max-change", args.max_change),
         max_jerk_per_s2=_numbers("--max-jerk", args.max_jerk),
         state_optional=args.no_state,

@@ -12,14 +12,14 @@ from vla.serve.service import Service
 
 
 @contextmanager
-def serving(service: Service, *, token: str | None = None, execute: int | None = None) -> Iterator[Server]:
+def serving(service: Service, *, token: str | None = None) -> Iterator[Server]:
     """Serves on a free port of this machine, in a thread with an event loop of its own, until the block ends."""
     ready, started = threading.Event(), []
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def run() -> None:
         loops.append(asyncio.get_running_loop())
-        started.append(Server(service, port=0, token=token, execute=execute))
+        started.append(Server(service, port=0, token=token))
         await started[0].run(ready.set)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="server", daemon=True)

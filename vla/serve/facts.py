@@ -15,10 +15,20 @@ from vla.embodiment import Embodiment
 from vla.serve.wire import PROTOCOL_VERSION
 
 
-def facts(robot: Embodiment, policy: str, *, statistics: str | None, deadline_s: float, max_age_s: float, max_bytes: int) -> dict[str, Any]:
+def facts(
+    robot: Embodiment,
+    policy: str,
+    *,
+    statistics: str | None,
+    offsets_s: tuple[float, ...] | None,
+    deadline_s: float,
+    max_age_s: float,
+    max_bytes: int,
+) -> dict[str, Any]:
     """Plain JSON; every fact of the embodiment by value, so that a client can compare it with its own robot's.
 
-    `statistics`: digest of what normalises, None for a policy that normalises nothing.
+    `statistics`: digest of what normalises, None for a policy that normalises nothing. `offsets_s`: times of the frames that a request must
+    hold, relative to now; None for a policy that takes any.
     """
     return {
         "server": "vla",
@@ -34,6 +44,7 @@ def facts(robot: Embodiment, policy: str, *, statistics: str | None, deadline_s:
         "horizon": robot.horizon,
         "limits": [list(pair) for pair in robot.limits or ()],
         "statistics": statistics,
+        "offsets_s": None if offsets_s is None else list(offsets_s),
         "images": "uint8 RGB (height, width, 3), newest frame last where there are several",
         "deadline_s": deadline_s,
         "max_age_s": max_age_s,

@@ -60,7 +60,7 @@ async def _answer_all(server: Server, socket: Any) -> None:
 
 
 class Groot:
-    """All clients of the socket; GR00T's protocol tells them apart by nothing, so that they share one session."""
+    """All clients of the socket; GR00T's protocol tells them apart by nothing, so that they share one session, until one resets."""
 
     def __init__(self, server: Server) -> None:
         self._server, self._service = server, server.service
@@ -88,7 +88,8 @@ class Groot:
         endpoint, data = request.get("endpoint", "get_action"), request.get("data") or {}
         if endpoint == "ping":
             return {"status": "ok", "message": "Server is running"}
-        if endpoint == "reset":
+        if endpoint == "reset":  # an episode begins
+            self._session = self._service.session()
             return {}
         if endpoint == "get_modality_config":
             return self._modalities()

@@ -98,13 +98,13 @@ def expected_facts(head: Head) -> dict[str, Any]:
     return expected
 
 
-def respond(status: int, body: bytes, kind: str = "application/json", close: bool = False) -> bytes:
-    """A whole HTTP/1.1 answer; `kind` is its content type."""
+def respond(status: int, body: bytes, kind: str = "application/json", close: bool = False, head_alone: bool = False) -> bytes:
+    """A whole HTTP/1.1 answer; `kind` is its content type. `head_alone`: as a HEAD request wants it, with the length but no body."""
     head = (
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         f"Connection: {'close' if close else 'keep-alive'}\r\nX-Content-Type-Options: nosniff\r\n\r\n"
     )
-    return head.encode() + body
+    return head.encode() + (b"" if head_alone else body)
 
 
 def refuse(refusal: Refusal) -> bytes:

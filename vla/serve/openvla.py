@@ -2,12 +2,14 @@
 
 The answer is one action, (A,), as OpenVLA's is. A client in the manner of OpenVLA-OFT (`full_image`, `..._wrist_image`, `state`) is
 answered with the list of the chunk's actions. `{"encoded": "<JSON>"}`, for clients that have no json-numpy, is answered with JSON in JSON.
-`unnorm_key` names the robot whose statistics are meant, and is refused if that is not the one served.
+`unnorm_key` names the robot whose statistics are meant, and is refused if that is not the one served. POST /reset, which is ours, says that
+an episode begins: what is recorded or replayed begins with it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from vla.serve.codec import from_json, to_json
@@ -17,10 +19,15 @@ from vla.serve.wire import Refusal
 
 
 class OpenVla:
-    """One request; a session of its own, since HTTP has none."""
+    """All clients of the port; HTTP tells them apart by nothing, so that they share one session, until one begins an episode."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self._session = self._service.session()
 
     def greeting(self) -> None:
         return None
@@ -38,9 +45,11 @@ class OpenVla:
         if key is not None and key != robot.name:
             raise Refusal("mismatch", f"unnorm_key '{str(key)[:80]}' is not served here", (f"embodiment is {robot.name} here",))
         whole_chunk = "full_image" in payload
-        answer = await self._service.act(heard(self._ours(payload)), self._service.session())
-        said: Any = list(answer.action_TA) if whole_chunk else answer.action_TA[0]
-        return json.dumps(to_json(said).decode()).encode() if encoded else to_json(said)
+        # Clients that share a session do not share a count.
+        said_by_one = replace(heard(self._ours(payload)), seq=None, execute=None if whole_chunk else 1)
+        answer = await self._service.act(said_by_one, self._session)
+        given: Any = list(answer.action_TA) if whole_chunk else answer.action_TA[0]
+        return json.dumps(to_json(given).decode()).encode() if encoded else to_json(given)
 
     def refusal(self, refusal: Refusal) -> bytes:
         return json.dumps(refusal.to_json()).encode()

@@ -10,23 +10,22 @@ import numpy as np
 
 from vla.embodiment import Embodiment, Space, convert
 from vla.errors import UserError
-from vla.serve.service import CALLS_A_SESSION
+from vla.serve.wire import step_of
 from vla.types import Chunk, Observation
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A session's n-th request gets the commands from step n * `stride` on, whatever it sees. `action`: float64 (steps, A), in the frames
-    of `recorded`; `state`: (steps, P) as recorded, which frames are converted with."""
+    """A request gets the commands from the step on that its session has come to (`Session.step`), whatever it sees. `action`: float64
+    (steps, A), in the frames of `recorded`; `state`: (steps, P) as recorded, which frames are converted with."""
 
     robot: Embodiment
     action: np.ndarray
     recorded: Space
     state: np.ndarray | None
-    stride: int
 
     @staticmethod
-    def of(spec: str, robot: Embodiment | None, execute: int | None = None) -> Replay:
+    def of(spec: str, robot: Embodiment | None) -> Replay:
         """`DATASET` or `DATASET:NUMBER`. `robot`: by default the one that the dataset was recorded with."""
         from vla.data.reader import Dataset
 
@@ -44,16 +43,16 @@ class Replay:
             raise UserError(f"episode {number} of {folder} has no actions to replay")
         if episode.rate_hz != robot.rate_hz:
             raise UserError(f"the episode was recorded at {episode.rate_hz} Hz, and '{robot.name}' runs at {robot.rate_hz} Hz")
-        return Replay(robot, episode.action, recorded, episode.state, execute or robot.horizon)
+        return Replay(robot, episode.action, recorded, episode.state)
 
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         """UserError when a session is past the episode's end."""
-        return [self._chunk(max(0, key % CALLS_A_SESSION - 1) * self.stride) for key in keys]
+        return [self._chunk(step_of(key)) for key in keys]
 
     def _chunk(self, step: int) -> Chunk:
         rows_TA = self.action[step : step + self.robot.horizon]
         if not len(rows_TA):
-            raise UserError(f"the episode of {len(self.action)} steps is over; connect again to replay it from its start")
+            raise UserError(f"the episode of {len(self.action)} steps is over; connect again, or reset, to replay it from its start")
         state_P = np.zeros(self.robot.state.size) if self.state is None else self.state[step]
         command_TA = convert(rows_TA, self.recorded, self.robot.command, state_P, self.robot.state)
         return Chunk(self.robot.limit(command_TA), self.robot.name, self.robot.rate_hz)

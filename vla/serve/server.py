@@ -4,6 +4,7 @@ GET  /healthz, /health    is it serving? Needs no token, touches no policy.
 GET  /metadata            what is served
 GET  /statistics          what was done so far
 POST /act                 OpenVLA's protocol
+POST /reset               its clients begin an episode
 /                         openpi's protocol (websocket)
 /vla-eval                 vla-eval's protocol (websocket)
 """
@@ -29,14 +30,15 @@ MIN_TOKEN = 16
 _GOING_AWAY = 1001
 REFUSED_AFTER_S = 1.0
 """How long a connection that is one too many may take to say what it wants, to be told so."""
+PASSES = 4
+"""Of the event loop at the end: what was answered last is written, and a ping that has come is read and answered."""
+FAREWELL_S = 0.5
 
 
 class Server:
     """`run` serves until `stop`, or until the policy breaks. `port` 0 is a free one; `address` tells, once `ready`."""
 
-    def __init__(
-        self, service: Service, host: str = "127.0.0.1", port: int = 8000, token: str | None = None, execute: int | None = None
-    ) -> None:
+    def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 8000, token: str | None = None) -> None:
         if token is None and host not in LOOPBACK:
             raise UserError(f"bound to {host}, the server is open to others: give a token (--token-file), or bind 127.0.0.1")
         if token is not None and len(token) < MIN_TOKEN:
@@ -44,14 +46,12 @@ class Server:
         if not 0 <= port <= 65535:
             raise UserError(f"port {port} is none; give 1 to 65535, or 0 for a free one")
         self.service, self.host, self.port = service, host, port
-        self.execute = execute or max(1, service.robot.horizon * 5 // 6)
-        if not 1 <= self.execute <= service.robot.horizon:
-            raise UserError(f"cannot execute {self.execute} commands of chunks of {service.robot.horizon}")
         self.broken, self.token = False, token
         self._door, self._limits = Door(token), service.settings.limits
+        self._rest = OpenVla(service)
         self._held = Held(self._limits.held_bytes)
         self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Connection] = {}
         self._stop = asyncio.Event()
 
     @property
@@ -97,9 +97,14 @@ class Server:
         until_s = time.monotonic() + (0 if self.broken else self.service.deadline_s + 0.5)
         while self.service.in_flight and time.monotonic() < until_s:
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0)  # what was answered last is being written
+        for _ in range(PASSES):
+            await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.farewell(_GOING_AWAY, "the server is stopping")
+        # Who is told goodbye answers it. Closing before that could reset the connection and take the last answer with it.
+        told = [task for task, connection in self._tasks.items() if connection.websocket is not None]
+        if told and not self.broken:
+            await asyncio.wait(told, timeout=FAREWELL_S)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -111,8 +116,8 @@ class Server:
         connection = Connection(reader, writer, self._limits, self._held)
         self._connections.add(connection)
         task = asyncio.create_task(self._serve(connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = connection
+        task.add_done_callback(self._tasks.pop)
 
     def _make_room(self) -> None:
         """Whoever has said nothing for longest goes; if all have come in properly, the newest is refused, by `_serve`."""
@@ -175,9 +180,10 @@ class Server:
 
     def _health(self, head: Head) -> bytes:
         serving = not self.service.draining
+        status, head_alone = 200 if serving else 503, head.method == "HEAD"
         if head.path == "/healthz":
-            return respond(200 if serving else 503, b"OK\n" if serving else b"draining\n", "text/plain")
-        return respond(200 if serving else 503, json.dumps({"status": "ok" if serving else "draining"}).encode())
+            return respond(status, b"OK\n" if serving else b"draining\n", "text/plain", head_alone=head_alone)
+        return respond(status, json.dumps({"status": "ok" if serving else "draining"}).encode(), head_alone=head_alone)
 
     def _websocket(self, head: Head) -> Wire:
         if self.service.draining:
@@ -185,7 +191,7 @@ class Server:
         if head.path == "/":
             return OpenPi(self.service)
         if head.path == PATH:
-            return VlaEval(self.service, self.execute)
+            return VlaEval(self.service)
         raise Refusal("not_found", f"websockets are at / (openpi) and {PATH}")
 
     async def _plain(self, head: Head, body: bytes) -> bytes:
@@ -195,8 +201,13 @@ class Server:
         if route == ("GET", "/statistics"):
             return respond(200, json.dumps({**self.service.statistics(), "connections": self.connections}).encode())
         if route == ("POST", "/act"):
-            return respond(200, await OpenVla(self.service).answer(body))
-        raise Refusal("not_found", "there are GET /healthz, /health, /metadata, /statistics, POST /act, and websockets at / and /vla-eval")
+            return respond(200, await self._rest.answer(body))
+        if route == ("POST", "/reset"):
+            self._rest.reset()
+            return respond(200, b"{}")
+        raise Refusal(
+            "not_found", "there are GET /healthz, /health, /metadata, /statistics, POST /act, /reset, and websockets at / and /vla-eval"
+        )
 
     async def _converse(self, connection: Connection, wire: Wire) -> None:
         greeting = wire.greeting()

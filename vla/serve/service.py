@@ -23,18 +23,23 @@ from vla.types import Chunk, Observation
 
 MARGIN_S = 0.01
 """A refusal leaves so much before the deadline (at most a tenth of the time), since it has a way to go too."""
-CALLS_A_SESSION = 2**20
+SIDE = 224
+"""Pixels of the pictures that a policy without a checkpoint is warmed up with."""
+SAME_TIME_S = 1e-6
+"""Two times of a frame that are one: a client may say them in 32 bits."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """`deadline_s`: longest that a request may take, whatever the client would wait; by default the time that a chunk covers, since an
-    answer that is later has no action left to execute. `max_age_s`: oldest observation to act on; by default the same."""
+    answer that is later has no action left to execute. `max_age_s`: oldest observation to act on; by default the same. `execute`: commands
+    of a chunk that are carried out before the next one, where neither client nor protocol says it; by default all."""
 
     deadline_s: float | None = None
     max_age_s: float | None = None
     max_batch: int = 32
     max_waiting: int = 256
+    execute: int | None = None
     max_change_per_s: tuple[float, ...] | None = None
     max_jerk_per_s2: tuple[float, ...] | None = None
     state_optional: bool = False
@@ -42,7 +47,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("deadline_s", "max_age_s", "max_batch", "max_waiting"):
+        for name in ("deadline_s", "max_age_s", "max_batch", "max_waiting", "execute"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, not {value}")
@@ -76,12 +81,19 @@ class Service:
         covers_s = float(robot.horizon / robot.rate_hz)
         self.deadline_s = self.settings.deadline_s or covers_s
         self.max_age_s = self.settings.max_age_s or max(covers_s, self.deadline_s)
+        self.execute = self.settings.execute or robot.horizon
+        if self.execute > robot.horizon:
+            raise UserError(f"cannot execute {self.execute} commands of chunks of {robot.horizon}")
         self.gate = Gate(robot, self.settings.max_change_per_s, self.settings.max_jerk_per_s2)
         self.batcher = Batcher(actor, self.settings.max_batch, self.settings.max_waiting, clock)
+        contents = getattr(actor, "contents", None)
+        self.offsets_s: tuple[float, ...] | None = None if contents is None else contents.offsets_s
+        """Times of the frames that the policy sees, relative to now; None for one that takes any."""
         self.facts = facts(
             robot,
             policy,
             statistics=statistics,
+            offsets_s=self.offsets_s,
             deadline_s=self.deadline_s,
             max_age_s=self.max_age_s,
             max_bytes=self.settings.limits.message_bytes,
@@ -94,18 +106,16 @@ class Service:
         self._sessions = 0
 
     def session(self) -> Session:
-        """Of a connection that has just come in."""
+        """Of a client that has just come in, or begins an episode."""
         self._sessions += 1
         return Session(self._sessions)
 
     def warm_up(self) -> float:
-        """Runs the policy once as a single request and twice in the largest batch, on a grey picture; seconds of a single one, warm.
+        """Runs the policy once as a single request and twice in the largest batch; seconds of a single one, warm.
 
         UserError if the policy cannot act at all, or never in time.
         """
-        size = self._picture_size()
-        images = {role: np.full((1, size, size, 3), 128, np.uint8) for role in self.robot.cameras}
-        observation = Observation(images, neutral_state(self.robot)[None], "warm up", self.robot.name)
+        observation = self._example()
         seconds = 0.0
         for count in (1, self.settings.max_batch, self.settings.max_batch, 1):
             start = time.perf_counter()
@@ -127,12 +137,14 @@ class Service:
             raise Refusal("draining", "the server is stopping; connect again later")
         self._check_order(heard, session)
         executed = self._executed(heard)
+        session.step, session.given = session.step + (session.given if executed is None else len(executed)), 0
         timeout_s = self._timeout(heard)
         deadline_s = began_s + timeout_s - min(MARGIN_S, timeout_s / 10)
         self._check_age(heard, 0.0)
+        self._check_times(heard)
         self.in_flight += 1
         try:
-            observation = await self._observe(heard)
+            observation = await self._observe(heard, deadline_s)
             chunk, policy_s = await self._run(observation, session, deadline_s)
             action_TA = self.gate.check(chunk)
         finally:
@@ -141,6 +153,7 @@ class Service:
         if now_s >= deadline_s:
             raise Refusal("deadline", "the policy was not done in time")
         self._check_age(heard, now_s - began_s)
+        session.given = min(heard.execute or self.execute, len(action_TA))
         self.answered += 1
         self._total_s.append(now_s - began_s)
         answer = Answer(action_TA, policy_s, now_s - began_s)
@@ -166,8 +179,7 @@ class Service:
 
     async def _run(self, observation: Observation, session: Session, deadline_s: float) -> tuple[Chunk, float]:
         session.calls += 1
-        key = session.id * CALLS_A_SESSION + session.calls % CALLS_A_SESSION
-        item = self.batcher.submit(observation, key, deadline_s)
+        item = self.batcher.submit(observation, session.key(), deadline_s)
         timer = asyncio.get_running_loop().call_later(max(0.0, deadline_s - self.clock()), self._expire, item)
         try:
             return await item.future
@@ -179,11 +191,16 @@ class Service:
         if not item.future.done():
             item.future.set_exception(Refusal("deadline", "the policy was not done in time"))
 
-    async def _observe(self, heard: Heard) -> Observation:
+    async def _observe(self, heard: Heard, deadline_s: float) -> Observation:
         settings = self.settings
-        if any(isinstance(value, Compressed) for value in heard.values.values()):  # decoding takes milliseconds, which the loop has not
-            return await asyncio.to_thread(observe, heard, self.robot, settings.names, settings.state_optional)
-        return observe(heard, self.robot, settings.names, settings.state_optional)
+        if not any(isinstance(value, Compressed) for value in heard.values.values()):
+            return observe(heard, self.robot, settings.names, settings.state_optional)
+        # Decoding takes milliseconds, which the loop has not; and longer where the threads are all at it.
+        decoding = asyncio.to_thread(observe, heard, self.robot, settings.names, settings.state_optional)
+        try:
+            return await asyncio.wait_for(decoding, max(0.0, deadline_s - self.clock()))
+        except asyncio.TimeoutError as error:
+            raise Refusal("deadline", "the pictures were not decoded in time") from error
 
     def _timeout(self, heard: Heard) -> float:
         if heard.timeout_s is None:
@@ -214,9 +231,22 @@ class Service:
         if not 0 <= heard.age_s + since_s <= self.max_age_s:
             raise Refusal("stale", f"the observation is {heard.age_s + since_s:.3f} s old; at most {self.max_age_s:.3f} s are acted on")
 
-    def _picture_size(self) -> int:
+    def _check_times(self, heard: Heard) -> None:
+        """A frame of another time than in training would be believed all the same."""
+        given, wanted = heard.offsets_s, self.offsets_s
+        if wanted is None or (len(given) == len(wanted) and all(abs(a - b) <= SAME_TIME_S for a, b in zip(given, wanted, strict=True))):
+            return
+        raise Refusal("bad_observation", f"frames at {list(wanted)} s are seen here (request.offsets_s); came {str(list(given))[:200]}")
+
+    def _example(self) -> Observation:
+        """What the policy is warmed up with: frames of a checkpoint's own number and size, or one grey picture of each camera."""
         contents = getattr(self.actor, "contents", None)
-        return int(getattr(contents.model.backbone, "image_size", 224)) if contents is not None else 224
+        if contents is not None:
+            from vla.golden import image_side, observation
+
+            return observation(contents, self.robot, 0, image_side(contents))
+        images = {role: np.full((1, SIDE, SIDE, 3), 128, np.uint8) for role in self.robot.cameras}
+        return Observation(images, neutral_state(self.robot)[None], "warm up", self.robot.name)
 
 
 def neutral_state(robot: Embodiment) -> np.ndarray:

@@ -1,13 +1,16 @@
 """The protocol of the VLA evaluation harness (`vla-eval`): {type, payload, seq, timestamp} as msgpack over a websocket.
 
 The client says hello, starts an episode, and is answered one action for each observation: the queue of a chunk's commands is kept here,
-per connection, and emptied when an episode starts. Answers carry the seq of their observation; one that does not rise is refused.
+per connection, and emptied when an episode starts, which is a session. Answers carry the seq of their observation; one that does not
+rise is refused.
 """
 
 from __future__ import annotations
 
 import time
 from typing import Any
+
+import numpy as np
 
 from vla.execute.queue import ChunkQueue
 from vla.serve.codec import pack, unpack
@@ -21,12 +24,11 @@ PATH = "/vla-eval"
 
 
 class VlaEval:
-    """One harness. `execute`: commands of each chunk before the policy is asked again."""
+    """One harness."""
 
-    def __init__(self, service: Service, execute: int) -> None:
-        self._service, self._session, self._execute = service, service.session(), execute
-        self._queue = ChunkQueue(service.robot, execute)
-        self._seq = 0
+    def __init__(self, service: Service) -> None:
+        self._service, self._seq = service, 0
+        self._begin()
 
     def greeting(self) -> None:
         return None
@@ -40,7 +42,7 @@ class VlaEval:
         if kind == "observation":
             return self._say("action", {"actions": await self._act(payload)})
         if kind == "episode_start":
-            self._queue = ChunkQueue(self._service.robot, self._execute)
+            self._begin(self._session.newest_seq)
         elif kind not in ("episode_end", "error"):
             raise Refusal("malformed", f"unknown message type '{kind[:40]}'")
         return None
@@ -49,15 +51,26 @@ class VlaEval:
         said = refusal.to_json()
         return self._say("error", {**said, "error": f"{refusal.kind}: {refusal.message}", "kind": refusal.kind})
 
+    def _begin(self, newest_seq: int | None = None) -> None:
+        """An episode."""
+        service, horizon = self._service, self._service.robot.horizon
+        self._session = service.session()
+        self._session.newest_seq = newest_seq
+        # As much as chunks allow and a bit less, unless told: one that is late has something to go on with.
+        self._queue = ChunkQueue(service.robot, service.settings.execute or max(1, horizon * 5 // 6))
+        self._sent: list[np.ndarray] = []
+
     async def _act(self, payload: dict[str, Any]) -> Any:
         robot, newest = self._service.robot, self._session.newest_seq
         if newest is not None and self._seq <= newest:
             raise Refusal("reordered", f"message {self._seq} came after {newest}")
         self._session.newest_seq = self._seq
         if self._queue.wants_chunk:
-            answer = await self._service.act(Heard(flat(payload)), self._session)
+            executed, self._sent = np.array(self._sent).reshape(-1, robot.command.size), []
+            answer = await self._service.act(Heard(flat(payload), executed=executed), self._session)
             self._queue.put(Chunk(answer.action_TA, robot.name, robot.rate_hz))
-        return self._queue.pop()
+        self._sent.append(self._queue.pop())
+        return self._sent[-1]
 
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
         theirs = payload.get("protocol_version", HARNESS_PROTOCOL)

@@ -51,7 +51,8 @@ class Compressed:
 class Heard:
     """A request as its protocol said it, in no protocol's terms. `values`: by wire name, arrays, texts or `Compressed`; nested maps
     as `images.wrist`. `seq`: rises within a session. `age_s`: how long ago the observation was made when it was sent. `timeout_s`:
-    how long the client waits. `executed`: the commands it has carried out since it asked last, for the record alone."""
+    how long the client waits. `executed`: the commands it has carried out since it asked last, up to this observation. `execute`: where
+    it does not say so, how many of this answer's it will, by its protocol."""
 
     values: Mapping[str, Any]
     offsets_s: tuple[float, ...] = (0.0,)
@@ -59,15 +60,31 @@ class Heard:
     age_s: float = 0.0
     timeout_s: float | None = None
     executed: Any = None
+    execute: int | None = None
 
 
 @dataclass
 class Session:
-    """What is remembered of one connection."""
+    """What is remembered of one client. `step`: commands that it has carried out, as far as it or its protocol says; `given`: those of
+    the last answer that count as carried out if the next request does not say."""
 
     id: int
     calls: int = 0
     newest_seq: int | None = None
+    step: int = 0
+    given: int = 0
+
+    def key(self) -> int:
+        """Of the call that is being made: tells it apart from all others, for its noise, and holds the step, for what is replayed."""
+        return ((self.id % _SESSIONS) * _STEPS + self.step % _STEPS) * _CALLS + self.calls % _CALLS
+
+
+_SESSIONS, _STEPS, _CALLS = 2**23, 2**20, 2**20  # 63 bits
+
+
+def step_of(key: int) -> int:
+    """At which step of its episode a request is, from its key."""
+    return key // _CALLS % _STEPS
 
 
 class Wire(Protocol):
