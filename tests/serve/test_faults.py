@@ -44,6 +44,10 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (7, 1, 3),
 ]
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 TEXTS = ["", "open the door", "\x00", "a" * 3000, "<|im_end|>", "../../etc/passwd", "\u202e", "'; rm -rf /"]
 
 
@@ -298,10 +302,7 @@ def test_slow_senders_are_cut_and_others_are_served():
 @pytest.mark.faults
 def test_one_that_has_gone_without_a_word_is_found_out():
     with serving(service(Echo(), limits=Limits(ping_s=0.3))) as server, Lawful(server.address):
-        upgrade = (
-            b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-        )
-        with raw(server.address, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + upgrade + b"\r\n") as dead:  # it answers no ping
+        with raw(server.address, UPGRADE) as dead:  # it answers no ping
             assert b"101" in dead.recv(20)
             with contextlib.suppress(ConnectionError):
                 while dead.recv(65536):
@@ -396,6 +397,16 @@ def test_observations_of_other_sizes_never_share_a_batch():
         assert gated.batches == [1, 2, 2]
 
 
+def test_health_is_told_without_a_body_to_who_asks_for_the_head_alone():
+    with serving(service(Echo())) as server:
+        for path, length in (("/healthz", 3), ("/health", 16)):
+            with raw(server.address, f"HEAD {path} HTTP/1.1\r\n\r\nGET {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()) as peer:
+                answer = b"".join(iter(lambda peer=peer: peer.recv(65536), b""))
+            head, _, second = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n") and f"Content-Length: {length}".encode() in head
+            assert second.startswith(b"HTTP/1.1 200 OK\r\n") and len(second.partition(b"\r\n\r\n")[2]) == length
+
+
 def test_health_is_answered_while_the_policy_thinks():
     gated = Gated()
     with serving(service(gated)) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
@@ -446,6 +457,41 @@ def test_answers_that_nobody_reads_hold_up_no_one():
         with connect(f"ws://{server.address}", compression=None, max_queue=1) as deaf, contextlib.suppress(WebSocketException, OSError):
             for _ in range(300):
                 deaf.send(msgpack.packb(said(0.1), default=to_openpi))
+
+
+@pytest.mark.faults
+def test_pongs_that_nobody_reads_do_not_gather():
+    with serving(service(Echo(), limits=Limits(send_s=0.3))) as server, Lawful(server.address), raw(server.address, UPGRADE) as deaf:
+        assert b"101" in deaf.recv(20)
+        before, sent = resident_bytes(), 0
+        with pytest.raises(OSError):
+            while sent < 2**28:
+                sent += deaf.send((b"\x89\xfdmask" + bytes(125)) * 1000)
+        assert resident_bytes() < before + 2**25
+
+
+def test_a_server_that_stops_answers_what_was_asked_and_pings_and_says_goodbye():
+    gated = Gated()
+    served = service(gated)
+    with contextlib.ExitStack() as clients:
+        with serving(served) as server:
+            asking, idle = (clients.enter_context(connect(f"ws://{server.address}", compression=None)) for _ in range(2))
+            for client in (asking, idle):
+                client.recv(timeout=LONG_S)
+            asking.send(msgpack.packb(LAWFUL))
+            assert gated.begun.acquire(timeout=LONG_S)
+            pongs = [client.ping() for client in (asking, idle)]
+
+            def let() -> None:
+                eventually(lambda: served.draining)
+                gated.go.release()
+
+            threading.Thread(target=let).start()
+        assert isinstance(asking.recv(timeout=LONG_S), bytes)
+        for client in (asking, idle):
+            with pytest.raises(WebSocketException, match="1001"):
+                client.recv(timeout=LONG_S)
+        assert all(pong.wait(LONG_S) for pong in pongs)
 
 
 def test_a_policy_that_fails_over_one_observation_is_asked_row_by_row():

@@ -94,6 +94,7 @@ class Connection:
             data = await self._read()
             self.websocket.receive_data(data)
             self._collect()
+            await self.drain()  # of pongs: who does not take them gets no more
             if self.websocket.close_expected() and not self._messages:
                 raise Closed
         return self._messages.popleft()
@@ -119,6 +120,8 @@ class Connection:
 
     async def drain(self) -> None:
         """Raises Closed if the other side does not take what it is sent."""
+        if not self._writer.transport.get_write_buffer_size():
+            return
         try:
             await asyncio.wait_for(self._writer.drain(), self._limits.send_s)
         except (ConnectionError, asyncio.TimeoutError) as error:
