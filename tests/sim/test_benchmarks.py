@@ -42,21 +42,25 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> Mod
 
 
 class FakeLibero:
-    """ControlEnv. Its picture has a bright corner at the top left, which belongs at the bottom right."""
+    """ControlEnv. Its picture has a bright corner at the top left, which belongs at the bottom right. As in LIBERO, the seed is that of
+    numpy's own generator, and where a fixture stands is drawn from it at reset."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.calls: list[Any] = [("init", kwargs)]
         self.sim = SimpleNamespace(render=self._render)
         self.drawn = self.steps = 0
+        self.fixture_x = 0.0
         FakeLibero.last = self
 
     last: FakeLibero
 
     def seed(self, seed: int) -> None:
         self.calls.append(("seed", seed))
+        np.random.seed(seed)  # noqa: NPY002 - as LIBERO does
 
     def reset(self) -> None:
         self.calls.append(("reset",))
+        self.fixture_x = np.random.uniform()  # noqa: NPY002
 
     def set_init_state(self, state: np.ndarray) -> dict[str, Any]:
         self.calls.append(("init_state", state.tolist()))
@@ -105,6 +109,9 @@ def libero(monkeypatch, tmp_path):
     stand_in(monkeypatch, "libero.libero", get_libero_path=lambda what: f"/assets/{what}")
     stand_in(monkeypatch, "libero.libero.benchmark", get_benchmark_dict=lambda: {"libero_goal": Benchmark})
     stand_in(monkeypatch, "libero.libero.envs.env_wrapper", ControlEnv=FakeLibero)
+    kept = np.random.get_state()  # noqa: NPY002
+    yield
+    np.random.set_state(kept)  # noqa: NPY002
 
 
 def test_liberos_numbers_are_the_published_ones():
@@ -121,9 +128,8 @@ def test_libero_is_driven_as_openvla_drives_it(libero):
     assert env.instruction == "do thing 4"
     made = fake.calls[0][1]
     assert made["bddl_file_name"] == "/assets/bddl_files/folder/4.bddl" and not made["use_camera_obs"]
-    assert fake.calls[1] == ("seed", 0)
     env.reset(seed=17)
-    assert fake.calls[2:4] == [("reset",), ("init_state", [51.0, 52.0, 53.0])]
+    assert fake.calls[1:4] == [("seed", 17), ("reset",), ("init_state", [51.0, 52.0, 53.0])]
     assert fake.calls[4:] == [("step", [0.0] * 6 + [-1.0])] * 10
     for opening, sent in ((1.0, -1.0), (0.4, 1.0), (0.9, -1.0)):
         *_, terminated, _, info = env.step(np.array([0.1, 0, 0, 0, 0, 0.2, opening]))
@@ -137,6 +143,18 @@ def test_libero_is_driven_as_openvla_drives_it(libero):
     assert np.linalg.norm(observation.state[0, 3:6]) == pytest.approx(2 * np.pi - 3.0)  # not the shorter turn
     with pytest.raises(UserError, match="50 start states"):
         env.reset(seed=50)
+
+
+def test_an_episode_of_libero_is_the_same_whatever_was_run_before(libero):
+    alone, after, other = (load_suite("libero-goal").make("task-04", 64) for _ in range(3))
+    found = []
+    for env, episodes in ((alone, (3,)), (after, (0, 1, 2, 3))):
+        for episode in episodes:
+            other.reset(seed=0)  # another slot of the same process
+            env.reset(seed=episode)
+        found.append(env._env.fixture_x)
+    other.reset(seed=4)
+    assert found[0] == found[1] != other._env.fixture_x
 
 
 def test_axis_and_angle_are_robosuites():

@@ -1,8 +1,11 @@
 """LIBERO (Liu et al. 2023) as OpenVLA evaluates on it (`experiments/robot/libero`, whose scores later work compares with).
 
-The simulation is seeded with 0; episode i starts from the benchmark's i-th start state and waits for 10 steps with the gripper open;
-pictures of 256 px are turned by 180 degrees, go through JPEG, are resized by Lanczos and cropped to the middle 0.9 of their area; the
-gripper is opened or shut, nothing between. Pictures are drawn only where a policy looks, which changes none of them.
+Episode i starts from the benchmark's i-th start state and waits for 10 steps with the gripper open; pictures of 256 px are turned by
+180 degrees, go through JPEG, are resized by Lanczos and cropped to the middle 0.9 of their area; the gripper is opened or shut, nothing
+between. Pictures are drawn only where a policy looks, which changes none of them.
+
+One deviation: OpenVLA seeds a task's simulation once, with 0, and what a reset draws then (where fixtures stand, which no start state
+holds) depends on the episodes before it. Here episode i is seeded with i, so that it is the same in every order, shard and resumed run.
 """
 
 from __future__ import annotations
@@ -70,7 +73,6 @@ class LiberoEnv(SimEnv):
             camera_heights=_PIXELS,
             camera_widths=_PIXELS,
         )
-        self._env.seed(0)  # it moves objects even where the start state is given
         self._seen: dict[str, Any] = {}
 
     def cameras(self) -> dict[str, np.ndarray]:
@@ -87,6 +89,7 @@ class LiberoEnv(SimEnv):
     def _start(self, seed: int) -> None:
         if seed >= len(self._start_states):
             raise UserError(f"LIBERO has {len(self._start_states)} start states for this task; give --episodes {len(self._start_states)}")
+        self._env.seed(seed)  # numpy's generator, which the whole process shares: reset draws from it even where the start state is given
         self._env.reset()
         self._seen = self._env.set_init_state(self._start_states[seed])
         for _ in range(_IDLE_STEPS):  # objects fall into place
