@@ -66,8 +66,8 @@ class Policy:
         self._calls += 1
         return self.act_batch([observation], [self._calls])[0]
 
-    def facts(self) -> dict[str, float]:
-        """What sampling has met so far and a result should state, such as the share of chunks whose codes needed repair."""
+    def facts(self) -> dict[str, int]:
+        """Counts of what sampling has met so far, such as chunks whose codes needed repair (`ActionDecoder.facts`)."""
         return self.model.decoder.facts()
 
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:

@@ -115,5 +115,5 @@ def test_how_often_fast_was_guided_is_counted():
     with torch.inference_mode():
         model.sample(batch, Noise(batch.position_B))
     assert model.decoder.chunks == 8
-    assert 0 < model.decoder.facts()["repair_rate"] <= 1  # an untrained head knows nothing of lengths
+    assert 0 < model.decoder.facts()["repaired"] <= 8  # an untrained head knows nothing of lengths
     assert Policy(holds, model).facts() == model.decoder.facts()  # which evaluations put into their results

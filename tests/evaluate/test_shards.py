@@ -21,6 +21,8 @@ from vla.evaluate.result import read_result, write_result
 from vla.evaluate.runner import evaluate
 from vla.evaluate.shards import Shard, merge
 from vla.evaluate.stopping import Rival
+from vla.execute.ensemble import TemporalEnsemble
+from vla.sim.suites import load_suite
 
 TOY = str(Path(__file__).with_name("toy_suite.py"))
 TASKS = ["easy", "kills"]
@@ -104,11 +106,21 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path, capsys):
     evaluate("random", TOY, ["easy"], 2, workers=1, journal=out)
     with pytest.raises(UserError, match=r"r.json.rows.jsonl holds episodes of another evaluation \(seed 0 against 1\). Delete it"):
         evaluate("random", TOY, ["easy"], 2, seed=1, workers=1, journal=out)
+    with pytest.raises(UserError, match=r"ensemble newest chunk against TemporalEnsemble"):
+        evaluate("random", TOY, ["easy"], 2, workers=1, journal=out, ensemble=TemporalEnsemble())
+    with pytest.raises(UserError, match=r"max_steps easy 24 against 12; options hard \{\} against \{'after': '3'\}\)"):
+        evaluate("random", _other_rules(), ["easy"], 2, workers=1, journal=out)
     more = evaluate("random", TOY, ["easy"], 3, workers=1, journal=out)  # more of the same go on from it
     assert more.notes == ("2 of 3 episodes were run before; times are of the rest",)
     out.with_name(out.name + SUFFIX).write_text("no journal\n[]\n")
     with pytest.raises(UserError, match="holds no episodes of an evaluation. Delete it"):
         evaluate("random", TOY, ["easy"], 2, workers=1, journal=out)
+
+
+def _other_rules():
+    suite = load_suite(TOY)
+    changed = {"easy": {"max_steps": 12}, "hard": {"options": {"after": 3}}}
+    return replace(suite, tasks=tuple(replace(task, **changed.get(task.name, {})) for task in suite.tasks))
 
 
 def test_two_at_once_on_one_file_are_refused(tmp_path):
@@ -133,12 +145,12 @@ def test_a_run_beside_a_finished_one_stops_when_it_is_decided(tmp_path, capsys):
 
 
 def toy(outcomes: str):
-    return result({"easy": outcomes, "hard": outcomes}, suite="toy", embodiment="dot")
+    return result({"easy": outcomes, "hard": outcomes}, suite="toy", embodiment="dot", max_steps={"easy": 24, "hard": 24})
 
 
 def test_looks_come_by_episode_and_end_with_the_last():
     """Against a twin: nothing differs, all are run. In rounds of five episodes of each task."""
-    declared = {"suite": "toy", "seed": 0, "probe": None}
+    declared = {"suite": "toy", "seed": 0, "probe": None, "max_steps": {"easy": 24, "hard": 24}}
     rival, rows = Rival("twin", toy("+-" * 6)), {(row.task, row.episode): row for row in toy("+-" * 6).rows}
     rounds = rival.rounds(["easy", "hard"], 12, declared)
     assert [len(part) for part in rounds] == [10, 10, 4] and rounds[0][:3] == [("easy", 0), ("hard", 0), ("easy", 1)]
@@ -151,6 +163,27 @@ def test_looks_come_by_episode_and_end_with_the_last():
     with pytest.raises(UserError, match="they are no pair"):
         rival.rounds(["easy"], 2, declared)
         rival.decided([replace(rows["easy", 0], seed=5)])
+
+
+def test_a_rival_that_is_no_fair_sample_is_refused():
+    """One that its own outcomes ended, and one that had longer to succeed."""
+    declared = {"suite": "toy", "seed": 0, "probe": None, "max_steps": {"easy": 24, "hard": 12}}
+    stopped = replace(toy("+" * 5), stopping={"planned": 40, "verdict": "better"})
+    with pytest.raises(UserError, match=r"was itself ended early by its outcomes \(better\).* run that policy without --against first"):
+        Rival("r.json", stopped).rounds(["easy"], 5, declared)
+    ran_all = replace(toy("+" * 5), stopping={"planned": 10, "verdict": "no difference shown"})
+    assert Rival("r.json", ran_all).rounds(["easy"], 5, declared)
+    with pytest.raises(UserError, match="had 24 steps for an episode of hard, this has 12; they are no pair"):
+        Rival("r.json", toy("+" * 5)).rounds(["easy", "hard"], 5, declared)
+
+
+def test_what_sampling_met_is_summed_over_shards():
+    one, two = (result({"open": "++++"}, shard=f"{i}/2", episodes=4) for i in (1, 2))
+    one = replace(one, rows=one.rows[:1], policy={"name": "p", "device": "cpu", "chunks": 10, "repaired": 1, "repair_rate": 0.1})
+    two = replace(two, rows=two.rows[1:], policy={"name": "p", "device": "cuda", "chunks": 30, "repaired": 9, "repair_rate": 0.3})
+    merged = merge({"a": one, "b": two})
+    assert merged.policy == {"name": "p", "chunks": 40, "repaired": 10, "repair_rate": 0.25}
+    assert merged.notes == ("a and b acted on different devices",)
 
 
 def test_results_of_before_are_still_read(tmp_path):

@@ -55,6 +55,26 @@ def test_other_conditionings_compose_and_continue(seen):
     np.testing.assert_allclose(chunk.action_TA[:2], 0.25, atol=1e-6)
 
 
+@pytest.mark.parametrize("decoder", [DECODERS["flow"], DiT(path=DDPM(steps=20), evaluations=3)], ids=["flow", "ddpm"])
+def test_it_starts_warm_as_one_policy_does(decoder, seen):
+    one = policy(decoder)
+    both = Composed([one, one], [0.3, 0.7])
+    rest = [Continuation(np.full((3, robot.command.size), 0.25), frozen=1, warm=0.75) for robot in ROBOTS[:2]]
+    cold = [replace(each, warm=0.0) for each in rest]
+    warm = one.continue_batch(seen, [1, 2], rest)
+    for a, b, c in zip(both.continue_batch(seen, [1, 2], rest), warm, one.continue_batch(seen, [1, 2], cold), strict=True):
+        np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)
+        assert not np.allclose(b.action_TA, c.action_TA, atol=1e-2)
+
+
+def test_it_is_no_checkpoint(tmp_path):
+    both = Composed([policy(DECODERS["flow"])], [1.0])
+    for save in (lambda: both.save_pretrained(tmp_path / "both"), lambda: both.push_to_hub("owner/name")):
+        with pytest.raises(UserError, match="several checkpoints and their weights"):
+            save()
+    assert not (tmp_path / "both").exists()
+
+
 def test_what_does_not_fit_is_refused(seen):
     one = policy(DECODERS["flow"])
     for weights in ([1.0], [0.5, 0.6], [1.5, -0.5]):

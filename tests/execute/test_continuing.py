@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,15 @@ from vla.policy import Policy
 from vla.types import Continuation
 
 
-@pytest.fixture(params=["parallel", "tokens", "masked", "flow", "cogact"], name="policy")
+@pytest.fixture(params=["parallel", "tokens", "masked", "flow", "cogact", "latent_flow"], name="policy")
 def _policy(request):
     torch.manual_seed(0)
     holds = contents(DECODERS[request.param], BACKBONES["tiny"])
-    return Policy(holds, holds.build())
+    model = holds.build()
+    with torch.no_grad():
+        for parameter in model.parameters():  # outputs start at zero, where every start of a denoiser ends
+            parameter += 0.05 * torch.randn_like(parameter)
+    return Policy(holds, model)
 
 
 def test_committed_commands_come_back_and_rows_without_a_continuation_are_sampled(policy):
@@ -38,9 +44,10 @@ def test_committed_commands_come_back_and_rows_without_a_continuation_are_sample
 def test_a_warm_start_needs_no_committed_step(policy):
     rng = np.random.default_rng(1)
     robot = ROBOTS[0]
-    rest = Continuation(np.zeros((3, robot.command.size)), frozen=0, warm=0.5)
-    chunk = policy.continue_batch([observation(robot, rng)], [5], [rest])[0]
+    rest, seen = Continuation(np.zeros((3, robot.command.size)), frozen=0, warm=0.5), observation(robot, rng)
+    chunk, cold = policy.continue_batch([seen, seen], [5, 5], [rest, replace(rest, warm=0.0)])
     assert np.isfinite(chunk.action_TA).all()
+    assert np.allclose(chunk.action_TA, cold.action_TA, atol=1e-3) == (not hasattr(policy.model.decoder, "path"))  # if nothing denoises
 
 
 def test_nothing_left_and_too_much_committed_are_refused(policy):

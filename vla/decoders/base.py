@@ -41,8 +41,8 @@ class ActionDecoder(nn.Module, ABC):
     def fit(self, target: Target) -> None:
         """Fits what is not learned by gradients; the result lies in buffers. Known robots of a checkpoint keep theirs."""
 
-    def facts(self) -> dict[str, float]:
-        """What sampling has met so far and a result should state (a repair rate); {} for nothing."""
+    def facts(self) -> dict[str, int]:
+        """Counts of what sampling has met so far, which a result should state: `chunks` sampled, and those `repaired`; {} for nothing."""
         return {}
 
     def adopt(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -180,12 +180,8 @@ class DiTDecoder(ActionDecoder):
         return Denoiser(predict, self.path, self.config.evaluations)
 
     def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior, film: Film | None = None) -> Tensor:
-        """Guided towards the prior (vla/diffusion/guide.py). Rows of one batch start alike: all from noise, or all warm."""
-        start = float(prior.warm_B[0])
-        if not bool((prior.warm_B == start).all()):
-            raise UserError("continuations of one batch must agree on `warm`")
-        warm = Warm(prior.action_BTA, start) if start > 0 else None
-        found_BTA = self.sample(backbone, prefix, like, noise, warm=warm, film=film, prior=prior)
+        """Guided towards the prior (vla/diffusion/guide.py)."""
+        found_BTA = self.sample(backbone, prefix, like, noise, warm=Warm.of(prior), film=film, prior=prior)
         return join(found_BTA, like, prior, soft=False)
 
     def _pad(self, action_BTA: Tensor) -> Tensor:

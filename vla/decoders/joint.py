@@ -81,7 +81,7 @@ class JointDecoder(ActionDecoder):
         for decoder in self.parts.values():
             decoder.fit(target)
 
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, int]:
         return self.parts[self.acts].facts()
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:

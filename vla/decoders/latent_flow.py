@@ -20,7 +20,7 @@ from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.conditioning import Build, Context, InContext, Pooled
 from vla.decoders.dit_time import time_embedding
-from vla.diffusion.base import Predict
+from vla.diffusion.base import Predict, Warm
 from vla.diffusion.flow import Flow
 from vla.diffusion.guide import guided
 from vla.errors import UserError
@@ -109,11 +109,16 @@ class LatentFlowDecoder(ActionDecoder):
             return self._predict(context, x_BX[:, None], t_B[:, None], like, has_B)[:, 0].float()
 
         asked: Predict = predict
+        warm = None
         if prior is not None:
             free_BNV = prior.action_BTA.new_zeros(len(prior.action_BTA), self.config.codes, self.config.vocabulary)
+            warm = Warm.of(prior)
+            if warm is not None:  # of the codes nobody has a guess: they start from the mean of all of them, with as much noise
+                even_BNV = torch.full_like(free_BNV, 2 / self.config.vocabulary - 1)
+                warm = replace(warm, guess_BTA=self._join(even_BNV, warm.guess_BTA))
             weight_BTA = prior.weight_BT[..., None] * like.mask_BTA
             asked = guided(self.path, predict, self._join(free_BNV, prior.action_BTA), self._join(free_BNV, weight_BTA))
-        x_BX = self.path.solve(asked, self._eps(noise, 1)[:, 0], self.config.evaluations, noise=noise)
+        x_BX = self.path.solve(asked, self._eps(noise, 1)[:, 0], self.config.evaluations, warm=warm, noise=noise)
         code_BKNV, action_BKTA = self._part(x_BX[:, None])
         return code_BKNV[:, 0].argmax(-1), action_BKTA[:, 0] * like.mask_BTA
 

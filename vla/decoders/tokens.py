@@ -143,8 +143,8 @@ class TokensDecoder(ActionDecoder):
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
 
-    def facts(self) -> dict[str, float]:
-        return {} if self.codes.codec.fixed or not self.chunks else {"repair_rate": self.repaired / self.chunks}
+    def facts(self) -> dict[str, int]:
+        return {} if self.codes.codec.fixed or not self.chunks else {"chunks": self.chunks, "repaired": self.repaired}
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         weights = {"cross_entropy": self.codes.labels(target).sum().float()}

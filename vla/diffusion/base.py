@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vla.errors import UserError
 from vla.noise import Noise
+from vla.types import Prior
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_BTA noisy, t_B in [0, 1]) -> the network's output, (B, T, A)."""
@@ -24,6 +26,14 @@ class Warm:
 
     guess_BTA: Tensor
     t: float = 0.5
+
+    @staticmethod
+    def of(prior: Prior) -> Warm | None:
+        """The prior's actions, where it asks to be started from. UserError unless the rows of a batch start alike."""
+        start = float(prior.warm_B[0])
+        if not bool((prior.warm_B == start).all()):
+            raise UserError("continuations of one batch must agree on `warm`")
+        return Warm(prior.action_BTA, start) if start > 0 else None
 
 
 class Path(ABC):

@@ -48,6 +48,11 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def sampled(counts: Mapping[str, int]) -> dict[str, Any]:
+    """What a policy has counted while it sampled (`ActionDecoder.facts`), as results state it: with the rate."""
+    return {**counts, "repair_rate": counts["repaired"] / counts["chunks"]} if counts.get("chunks") else {}
+
+
 @dataclass(frozen=True)
 class Row:
     """One episode. `steps`: control steps run. `reason`: success, max_steps, crashed: ..., or timed out: .... `reward`: their sum."""

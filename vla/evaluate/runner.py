@@ -17,7 +17,7 @@ from vla.evaluate.batching import Batcher, one_thread
 from vla.evaluate.journal import Journal
 from vla.evaluate.probes import Probe, disguise
 from vla.evaluate.resolve import resolve
-from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, versions
+from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
 from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
@@ -83,6 +83,7 @@ def evaluate(
     episodes, shard = suite.episodes if episodes is None else episodes, shard or Shard()
     names = _checked(suite, tasks, episodes, workers, slots)
     actor, facts, robot = resolve(policy, suite, device)
+    counts = _counts(actor)  # an object may have acted before
     execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
     image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
     if execute > robot.horizon:
@@ -99,7 +100,11 @@ def evaluate(
         "delay": probe.delay(suite, execute) if probe is not None else 0,
         "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
     }
-    declared = {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None}
+    rules = {
+        "max_steps": {task.name: task.max_steps for task in suite.tasks},
+        "options": {task.name: {key: repr(value) for key, value in task.options.items()} for task in suite.tasks},
+    }
+    declared = {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None, **rules}
     rounds = [shard.part(names, episodes)]
     if not rounds[0]:
         raise UserError(f"shard {shard.spec} of {len(names) * episodes} episodes is empty; give fewer shards")
@@ -145,9 +150,8 @@ def evaluate(
     if resumed := sum(key in known for key in found):
         notes += (f"{resumed} of {len(found)} episodes were run before; times are of the rest",)
     parent_cpu = time.process_time() - cpu
-    said = getattr(actor, "facts", dict)()  # after acting: what only acting can tell
     return EvalResult(
-        policy={**facts, **said},
+        policy={**facts, **sampled({name: count - counts.get(name, 0) for name, count in _counts(actor).items()})},
         suite=suite.name,
         embodiment=suite.embodiment.name,
         held_out=suite.held_out,
@@ -196,6 +200,11 @@ def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, sl
 def _seed(suite: Suite, seed: int, task: str, episode: int) -> int:
     """What the simulator starts the episode from: a seed drawn for it, or the number of its layout where the benchmark lists them."""
     return episode if suite.task(task).layouts else episode_seed(seed, task, episode)
+
+
+def _counts(actor: Actor | Expert) -> dict[str, int]:
+    """What its sampling has met so far, if it counts anything."""
+    return getattr(actor, "facts", dict)()
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vla.errors import UserError
-from vla.evaluate.result import EvalResult, Row
+from vla.evaluate.result import EvalResult, Row, sampled
 
 _SAME = ("suite", "embodiment", "seed", "execute", "ensemble", "image_size", "max_steps", "episodes", "termination", "probe")
+_COUNTS = ("chunks", "repaired")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def merge(parts: Mapping[str, EvalResult]) -> EvalResult:
             notes.append(f"{first_name} and {name} were made with different versions of packages")
         differ = [key for key in _SAME if getattr(first, key) != getattr(other, key)]
         differ += [f"policy {key}" for key in ("name", "manifest_sha256") if first.policy.get(key) != other.policy.get(key)]
+        if other.policy.get("device") != first.policy.get("device"):
+            notes.append(f"{first_name} and {name} acted on different devices")
         if differ:
             raise UserError(f"{first_name} and {name} are of different evaluations: they differ in {', '.join(differ)}")
     rows: dict[tuple[str, int], tuple[str, Row]] = {}
@@ -68,6 +72,7 @@ def merge(parts: Mapping[str, EvalResult]) -> EvalResult:
     whole = list(parts.values())
     return replace(
         first,
+        policy=_policy(whole),
         rows=tuple(rows[key][1] for key in wanted),
         seconds=max(part.seconds for part in whole),
         cpu_seconds=sum(part.cpu_seconds for part in whole),
@@ -78,3 +83,10 @@ def merge(parts: Mapping[str, EvalResult]) -> EvalResult:
         notes=tuple(dict.fromkeys(notes)),
         shard="",
     )
+
+
+def _policy(parts: Sequence[EvalResult]) -> dict[str, Any]:
+    """What all parts say of it, and what its sampling met in all of them together."""
+    told = {key: value for key, value in parts[0].policy.items() if all(part.policy.get(key) == value for part in parts)}
+    counts = {key: sum(part.policy.get(key, 0) for part in parts) for key in _COUNTS}
+    return {**{key: value for key, value in told.items() if key not in (*_COUNTS, "repair_rate")}, **sampled(counts)}

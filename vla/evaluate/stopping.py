@@ -24,11 +24,22 @@ class Rival:
         self._test: Sequential | None = None
 
     def rounds(self, tasks: Sequence[str], episodes: int, declared: Mapping[str, Any]) -> list[list[tuple[str, int]]]:
-        """The (task, episode)s to run before each look, with which the rule is fixed. UserError if the other did not run all of them."""
+        """The (task, episode)s to run before each look, with which the rule is fixed. UserError if the other did not run all of them by the
+        same rules, or if outcomes had a say in which it ran."""
         for key in ("suite", "seed", "probe"):
             ours, theirs = declared[key], getattr(self._result, key)
             if ours != theirs:
                 raise UserError(f"{self.name} was run with {key} {theirs}, this with {ours}; episodes pair up only if they are the same")
+        end = self._result.stopping
+        if end is not None and len(self._result.rows) < end["planned"]:
+            raise UserError(
+                f"{self.name} was itself ended early by its outcomes ({end['verdict']}), so that what it holds is no fair sample; run that "
+                "policy without --against first"
+            )
+        for task in tasks:
+            ours, theirs = declared["max_steps"][task], self._result.max_steps.get(task)
+            if theirs is not None and ours != theirs:
+                raise UserError(f"{self.name} had {theirs} steps for an episode of {task}, this has {ours}; they are no pair")
         order = [(task, episode) for episode in range(episodes) for task in tasks]
         missing = [f"{task} {episode}" for task, episode in order if (task, episode) not in self._success]
         if missing:

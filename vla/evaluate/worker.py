@@ -27,6 +27,7 @@ from vla.evaluate.baselines import Hold
 from vla.evaluate.wire import receive, send
 from vla.execute.ensemble import Ensemble, RealTime, ensemble_of
 from vla.execute.queue import ChunkQueue, NoCommand
+from vla.execute.realtime import Pacer
 from vla.sim.disturb import Disturbance
 from vla.sim.env import SimEnv, Suite
 from vla.sim.suites import load_suite
@@ -54,9 +55,9 @@ class Slot:
 
     def __init__(self, env: SimEnv, task: str) -> None:
         self.env, self.task = env, task
-        self.queue: ChunkQueue | None = None
-        self.late: tuple[Chunk, int] | None = None
-        """A chunk on its way, and the step of its observation."""
+        self.pacer: Pacer | None = None
+        self.late: Chunk | None = None
+        """A chunk on its way."""
         self.expert: Callable[[], np.ndarray] | None = None
         self.steps, self.reward, self.state_P = 0, 0.0, np.zeros(0)
 
@@ -94,9 +95,14 @@ class Worker:
             slot.expert = slot.env.expert() if expert else None
         except UserError as error:  # such as a simulator that is not installed, or has no expert: it would fail every episode alike
             return {"slot": index, "ended": False, "refused": str(error)}, {}
-        slot.queue, slot.late = ChunkQueue(slot.env.embodiment, self.execute, self.ensemble), None
+        self._plan_afresh(slot)
         slot.steps, slot.reward = 0, 0.0
         return self._seen(index, slot)
+
+    def _plan_afresh(self, slot: Slot) -> None:
+        warm = self.ensemble.warm if isinstance(self.ensemble, RealTime) else 0.0
+        slot.pacer = Pacer(ChunkQueue(slot.env.embodiment, self.execute, self.ensemble), self.delay, warm)
+        slot.late = None
 
     def _made(self, task: str, image_size: int) -> SimEnv:
         env = self.suite.make(task, image_size)
@@ -107,14 +113,14 @@ class Worker:
     def _act(self, index: int, chunk_TA: np.ndarray | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Executes until the queue wants another chunk or the episode ends. Without a chunk the expert acts, to the end."""
         slot = self.slots[index]
-        robot, queue = slot.env.embodiment, slot.queue
-        assert queue is not None
+        robot, pacer = slot.env.embodiment, slot.pacer
+        assert pacer is not None
         if chunk_TA is not None:
-            slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz), queue.step
+            slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz)
         commands, success, ended, orders = [], False, False, slot.env.orders
         with self._timed("step"):
-            while not ended and (slot.expert is not None or slot.late is not None or not queue.wants_chunk):
-                command_A = self._next_command(slot, queue) if slot.expert is None else slot.expert()
+            while not ended and (slot.expert is not None or slot.late is not None or not pacer.queue.wants_chunk):
+                command_A = self._next_command(slot, pacer) if slot.expert is None else slot.expert()
                 _, reward, terminated, truncated, info = slot.env.step(command_A)
                 commands.append(command_A)
                 slot.steps += 1
@@ -122,7 +128,7 @@ class Worker:
                 success = bool(info["success"])
                 ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
                 if slot.env.orders != orders:
-                    slot.queue, slot.late = ChunkQueue(robot, self.execute, self.ensemble), None
+                    self._plan_afresh(slot)
                     break
         sent = {"commands": np.array(commands, dtype=np.float64)}
         if ended:
@@ -130,18 +136,18 @@ class Worker:
         answer, arrays = self._seen(index, slot)
         return answer, {**arrays, **sent}
 
-    def _next_command(self, slot: Slot, queue: ChunkQueue) -> np.ndarray:
+    def _next_command(self, slot: Slot, pacer: Pacer) -> np.ndarray:
         """The command for this step. While a chunk is on its way the old one goes on, and where it has run out the robot holds."""
-        if slot.late is not None and queue.step >= slot.late[1] + self.delay:
-            queue.put(*slot.late)
+        if slot.late is not None and pacer.waited >= self.delay:
+            pacer.finish(slot.late)
             slot.late = None
         try:
-            return queue.pop()
+            return pacer.queue.pop()
         except NoCommand:
             assert slot.late is not None
             (held,) = Hold(slot.env.embodiment).act_batch([slot.env.watched()], [0])
-            queue.put(replace(held, action_TA=held.action_TA[:1]))
-            return queue.pop()
+            pacer.queue.put(replace(held, action_TA=held.action_TA[:1]))
+            return pacer.queue.pop()
 
     def _seen(self, index: int, slot: Slot) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if slot.expert is not None:
@@ -151,10 +157,11 @@ class Worker:
         images = {f"image:{role}": image for role, image in observation.images.items()}
         answer = {"slot": index, "ended": False, "instruction": observation.instruction, "offsets_s": observation.offsets_s}
         arrays = {**images, "state": observation.state}
-        left_RA = slot.queue.remaining() if slot.queue is not None else ()
-        if isinstance(self.ensemble, RealTime) and len(left_RA):
-            answer |= {"frozen": min(self.delay, len(left_RA)), "warm": self.ensemble.warm}
-            arrays["rest"] = np.asarray(left_RA)
+        assert slot.pacer is not None
+        rest = slot.pacer.begin()
+        if isinstance(self.ensemble, RealTime) and rest is not None:
+            answer |= {"frozen": rest.frozen, "warm": rest.warm}
+            arrays["rest"] = rest.command_RA
         return answer, arrays
 
     def _replay(self, message: dict[str, Any], commands: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

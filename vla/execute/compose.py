@@ -8,10 +8,13 @@ cameras, have other backbones and other conditionings; the numbers that they den
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from vla.decoders.base import join
+from vla.diffusion.base import Warm
 from vla.diffusion.guide import guided
 from vla.errors import UserError
 from vla.noise import Noise
@@ -36,6 +39,14 @@ class Composed(Policy):
             if differing:
                 raise UserError(f"policy {number} differs from the first in {' and '.join(differing)}: its actions mean something else")
 
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
+        """UserError: a checkpoint is one model."""
+        raise UserError("a composed policy is several checkpoints and their weights: save each policy, and compose them where they act")
+
+    def push_to_hub(self, repo_id: str, private: bool = False, message: str = "", api: Any = None) -> str:
+        """UserError, as `save_pretrained`."""
+        raise UserError("a composed policy is several checkpoints and their weights: push each policy, and compose them where they act")
+
     def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
         denoisers = []
         for policy in self.policies:
@@ -56,7 +67,7 @@ class Composed(Policy):
             return path.solve(predict, eps_BTA, evaluations, noise=noise) * like.mask_BTA
         prior = prior.to(eps_BTA.device)
         pulled = guided(path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
-        return join(path.solve(pulled, eps_BTA, evaluations, noise=noise), like, prior, soft=False)
+        return join(path.solve(pulled, eps_BTA, evaluations, warm=Warm.of(prior), noise=noise), like, prior, soft=False)
 
 
 def _meaning(policy: Policy) -> dict[str, object]:

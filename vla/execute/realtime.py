@@ -52,6 +52,12 @@ class Pacer:
         """Whether a chunk was begun and is not finished."""
         return self._begun is not None
 
+    @property
+    def waited(self) -> int:
+        """Steps since the observation of the chunk that is being computed."""
+        assert self._begun is not None, "no chunk was begun"
+        return self.queue.step - self._begun
+
     def begin(self) -> Continuation | None:
         """Call when the observation is taken. What the chunk has to continue; None where nothing is left to continue."""
         self._begun = self.queue.step
@@ -62,6 +68,6 @@ class Pacer:
         """Call when the chunk is there: its rows whose time has gone are never sent."""
         assert self._begun is not None, "finish without begin"
         if self.queue.started:
-            self.delays.append(self.queue.step - self._begun)
+            self.delays.append(self.waited)
         self.queue.put(chunk, self._begun)
         self._begun = None
