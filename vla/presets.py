@@ -55,7 +55,7 @@ class Preset:
         return Model(published(self.backbone, **self.settings) if backbone is None else backbone, self.decoder, self.state)
 
 
-_COGACT = {"path": DDPM(spacing="leading", clip=None), "samples_per_context": 8, "evaluations": 10, "time": "token"}
+_COGACT: dict[str, Any] = {"path": DDPM(spacing="leading", clip=None), "samples_per_context": 8, "evaluations": 10, "time": "token"}
 _COGACT |= {"condition_dropout": 0.1, "guidance": 1.5}
 _OFT = Preset(
     PRISMATIC,

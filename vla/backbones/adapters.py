@@ -47,7 +47,7 @@ def inject(backbone: Any, lora: LoRA) -> None:
             names = [name for name, each in module.named_modules() if isinstance(each, nn.Linear) and name]
             if isinstance(module, nn.Linear) or not names:
                 raise UserError(f"LoRA finds no linear map below the part '{part}'")
-            settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+            settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)  # type: ignore[arg-type]  # any number
             inject_adapter_in_model(settings, module)
 
 
@@ -87,7 +87,7 @@ def merge(backbone: Any, check: Callable[[Any], Tensor]) -> Any:
 def _merged_weights(backbone: nn.Module) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
-    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}
     found = {}
     for name, tensor in backbone.state_dict().items():
         owner = name.split(".lora_")[0]

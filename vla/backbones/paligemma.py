@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class PaliGemma(LibraryConfig):
 
 
 class PaliGemmaBackbone(LibraryBackbone):
+    projector: Any
+
     causal = False
     first_position = 1
     library_parts: ClassVar[Mapping[str, str]] = {

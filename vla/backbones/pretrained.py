@@ -152,7 +152,9 @@ def _pixels(family: type, origin: Origin, model_type: str) -> dict[str, Any]:
     from dataclasses import fields, replace
 
     data = _json(origin, "preprocessor_config.json")
-    (default,) = (f.default_factory() for f in fields(family) if f.name == "pixels")
+    (made,) = (f.default_factory for f in fields(family) if f.name == "pixels")
+    assert callable(made)
+    default = made()
     if model_type in ("prismatic", "openvla"):
         fit = {"resize-naive": "stretch", "letterbox": "letterbox"}
         strategy = str(data.get("image_resize_strategy", "letterbox"))

@@ -55,6 +55,9 @@ class Prismatic(LibraryConfig):
 
 
 class PrismaticBackbone(LibraryBackbone):
+    config: Prismatic
+    projector: _Projector
+
     def _make(self) -> None:
         prepare_torchvision()
         from transformers import AutoModel
@@ -97,6 +100,7 @@ class PrismaticBackbone(LibraryBackbone):
     def _asked(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, D): the mean embedding of each prompt's words."""
         words_BS = inputs["token_valid_BS"] & (inputs["patch_BS"] < 0)
+        assert self.config.film is not None
         also = self.config.film.also
         sum_BD = (self.language.embed_tokens(inputs["token_BS"]) * words_BS[..., None]).sum(1)
         if also:

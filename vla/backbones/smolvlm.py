@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class SmolVLM(LibraryConfig):
 
 
 class SmolVLMBackbone(LibraryBackbone):
+    projector: Any
     library_parts: ClassVar[Mapping[str, str]] = {"vision": "vision_model", "projector": "connector", "language": "text_model"}
 
     def _make(self) -> None:
