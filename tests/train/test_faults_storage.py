@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -152,6 +153,26 @@ def test_a_failing_save_ends_the_run_at_its_next_step(shards, tmp_path, monkeypa
     with pytest.raises(UserError, match="Input/output error"):
         train(toy_run(steps=200, save_every=2), tmp_path / "run", data_root=shards, near=shards, watch=watch)
     assert len(steps) < 100
+    assert steps_saved(tmp_path / "run") == []
+
+
+def test_a_save_that_fails_beside_an_error_is_told_and_the_error_is_the_one_raised(shards, tmp_path, monkeypatch):
+    going, told = threading.Event(), Told()
+
+    def refused(path: object) -> None:
+        going.wait(60)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def broken(done: int, of: int) -> None:
+        if done == 3:  # while the save of step 2 is being written
+            going.set()
+            raise ZeroDivisionError("a watch of its own")
+
+    monkeypatch.setattr(vla.checkpoint, "_flush", refused)
+    told.step = broken
+    with pytest.raises(ZeroDivisionError):
+        train(toy_run(steps=9, save_every=2), tmp_path / "run", data_root=shards, near=shards, watch=told)
+    assert any("the save in progress failed as well" in line and "Input/output error" in line for line in told.lines)
     assert steps_saved(tmp_path / "run") == []
 
 

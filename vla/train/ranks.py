@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -72,6 +73,8 @@ class Ranks:
         except UserError as error:
             failure = error
         failed = self.sum(torch.tensor(float(failure is not None), device=self.device))
+        if failed > 0:
+            self._part()
         if failure is not None:
             raise failure
         if failed > 0:
@@ -89,15 +92,19 @@ class Ranks:
                 answer = {"value": work()}
             except UserError as error:
                 failure, answer = error, {"error": str(error), "exit_code": error.exit_code}
-        text = self._broadcast(json.dumps(answer))
-        if failure is not None:
-            raise failure
-        answer = json.loads(text)
-        if "error" in answer:
+        answer = json.loads(self._broadcast(json.dumps(answer)))
+        if "error" not in answer:
+            return answer["value"]
+        self._part()
+        if failure is None:
             failure = UserError(answer["error"])
             failure.exit_code = answer["exit_code"]
-            raise failure
-        return answer["value"]
+        raise failure
+
+    def _part(self) -> None:
+        """Before ranks leave: each has heard why. A process that ends can take with it what it sent last; from here on that is nothing."""
+        with suppress(RuntimeError):
+            self.sum(torch.zeros((), device=self.device))
 
     def _broadcast(self, text: str) -> str:
         data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
