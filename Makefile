@@ -23,7 +23,7 @@ ROBOSUITE_NEEDS := numba opencv-python-headless qpsolvers quadprog termcolor pyn
 # Small models on few cores: several processes of one thread beat one process of several.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup system demo test test-slow test-faults lint style types imports site bench clean
+.PHONY: help setup system demo test test-thorough test-slow test-faults lint style types imports site bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo: setup ## collect, pretrain, evaluate, fine-tune a new robot; writes runs/d
 
 test: setup ## the quick tests
 	$(PYTEST) $(ARGS)
+
+test-thorough: setup ## longer cases of what the quick tests show
+	$(PYTEST) -m "thorough and not slow and not faults and not gpu and not network" $(ARGS)
 
 test-slow: setup ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu and not network" --timeout 1800 $(ARGS)

@@ -32,7 +32,11 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+QUICK = ("openvla", "cogact_b", "pi0", "spatialvla", "gr00t_n1", "vq_bet")
+"""One of each backbone and kind of decoder; of the others it is a thorough test."""
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in PRESETS])
 def test_builds_at_its_published_size_without_weights(name):
     chosen = preset(name)
     model = build_empty(chosen.model(), Roster(("arm",), chosen.horizon, 7, 8))

@@ -136,7 +136,7 @@ def test_a_jump_after_a_long_gap_in_the_loop_is_refused():
         one.command(5.5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_whatever_is_offered_no_command_breaks_a_limit(data):
     one, last, clock_s = guard(), np.zeros(2), 0.0

@@ -55,6 +55,7 @@ def test_gradient_reaches_the_latent(quantizer):
     assert (latent_BZ.grad.abs() > 0).all()
 
 
+@pytest.mark.thorough
 def test_every_entry_comes_into_use(quantizer):
     train(quantizer)
     code_BN = quantizer.eval()(latents(500, quantizer.latent, 7)).code_BN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
 from vla.diffusion.ddpm import DDPM, squared_cosine
 from vla.noise import Noise
@@ -13,9 +12,11 @@ NAMES = {"noise": "epsilon", "data": "sample", "velocity": "v_prediction"}
 STEPS = 100
 
 
-def theirs(kind=DDIMScheduler, predict: str = "noise", spacing: str = "trailing", clip: float | None = None, **more):
+def theirs(kind: str = "DDIMScheduler", predict: str = "noise", spacing: str = "trailing", clip: float | None = None, **more):
     """Their scheduler in float64: they keep float32 products, whose rounding the last levels would magnify a thousandfold."""
-    made = kind(
+    import diffusers  # here, so that who runs other tests does not wait for it
+
+    made = getattr(diffusers, kind)(
         num_train_timesteps=STEPS,
         beta_schedule="squaredcos_cap_v2",
         prediction_type=NAMES[predict],
@@ -28,7 +29,7 @@ def theirs(kind=DDIMScheduler, predict: str = "noise", spacing: str = "trailing"
     torch.testing.assert_close(made.alphas_cumprod, kept.float(), atol=1e-6, rtol=2e-6)
     made.alphas_cumprod, made.alphas = kept, kept / torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
     made.betas, made.one = 1 - made.alphas, torch.tensor(1.0, dtype=kept.dtype)
-    if kind is DDIMScheduler:
+    if kind == "DDIMScheduler":
         made.final_alpha_cumprod = torch.tensor(1.0, dtype=kept.dtype)
     return made
 
@@ -42,6 +43,8 @@ def network(x, t):
 
 
 def test_betas():
+    from diffusers import DDPMScheduler
+
     want = DDPMScheduler(num_train_timesteps=STEPS, beta_schedule="squaredcos_cap_v2").betas
     kept = squared_cosine(STEPS)
     betas = 1 - kept / torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
@@ -97,7 +100,7 @@ def test_ddim_with_eta_and_given_noise(eta):
 
 def test_the_ancestral_sampler_is_eta_one_over_all_levels(monkeypatch):
     """Ho et al. 2020, eq. 7, with the posterior's variance ("fixed_small")."""
-    path, scheduler = DDPM(steps=STEPS, clip=1.5, eta=1.0).build(), theirs(DDPMScheduler, clip=1.5, variance_type="fixed_small")
+    path, scheduler = DDPM(steps=STEPS, clip=1.5, eta=1.0).build(), theirs("DDPMScheduler", clip=1.5, variance_type="fixed_small")
     monkeypatch.setattr(scheduler, "_get_variance", lambda t, *_, **__: _posterior(scheduler, int(t)))
     x = draws(2, 4, 3)
     for level in range(STEPS - 1, 0, -1):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from torch import nn
 
 from tests.backbones.families import prismatic
@@ -74,6 +73,7 @@ def test_the_loss_is_the_mean_absolute_error():
     torch.testing.assert_close(loss, (model.sample(batch, noise) - target.action_BTA).abs().mean(), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "horizon", "action"), [("openvla_oft", 8, 7), pytest.param("openvla_oft_plus", 25, 14, marks=pytest.mark.slow)]
 )
@@ -96,6 +96,8 @@ def test_sizes_are_the_published_ones(name, horizon, action):
 
 def test_the_diffusion_heads_schedule():
     """`DiffusionActionHead`: DDIMScheduler(num_train_timesteps=50, beta_schedule="squaredcos_cap_v2"), all 50 steps, clipped to 1."""
+    from diffusers import DDIMScheduler
+
     path, theirs = DDPM(steps=50, spacing="leading", clip=1.0).build(), DDIMScheduler(50, beta_schedule="squaredcos_cap_v2")
     theirs.set_timesteps(50)
     assert path.levels(50) == theirs.timesteps.tolist() == list(range(49, -1, -1))

@@ -30,6 +30,7 @@ def weights(out):
     return load_checkpoint(out / "checkpoints" / "000004" / MODEL)[1]
 
 
+@pytest.mark.thorough
 def test_batches_and_resuming_change_no_draw(shards, tmp_path):
     run = toy_run(steps=4, augment=replace(PI0, brightness=(0.0, 3.0)), save_every=2)
     places = {"data_root": shards, "near": shards}

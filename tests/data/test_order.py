@@ -57,7 +57,7 @@ def test_uniform_numbers():
     assert abs(values.mean() - 0.5) < 0.005 and abs(values.var() - 1 / 12) < 0.002
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(weights=WEIGHTS, block=st.integers(1, 400))
 def test_every_block_and_every_prefix_is_within_one_draw_of_its_share(weights, block):
     total_PS = plan(weights, [None] * len(weights), block)[0].total_PS

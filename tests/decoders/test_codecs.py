@@ -34,10 +34,15 @@ CASES = {
 }
 
 
-QUICK = ("tokens-quantile", "tokens-fast", "tokens-vq-offset", "masked-grid")
+QUICK = ("tokens-fast", "masked-grid")
+THOROUGH = ("tokens-quantile", "tokens-vq-offset")
 
 
-@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+def _marks(name):
+    return [] if name in QUICK else [pytest.mark.thorough if name in THOROUGH else pytest.mark.slow]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=_marks(name)) for name in CASES])
 def made(request):
     torch.manual_seed(0)
     decoder, robots = CASES[request.param]

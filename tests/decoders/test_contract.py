@@ -18,8 +18,10 @@ from vla.noise import Noise
 from vla.types import Prior
 
 ALL = {**BACKBONES, **FAMILIES}
-QUICK_TO_FIT = ("parallel", "tokens", "masked", "flow", "latent")
-"""Decoders whose overfitting is a quick test, one of each kind; of the others it is a slow one."""
+QUICK_TO_FIT = ("tokens", "flow")
+"""Decoders whose overfitting is a quick test: one of codes and one of noise."""
+THOROUGH_TO_FIT = ("parallel", "masked", "latent")
+"""One of each other kind; of the rest it is a slow one."""
 VARIANTS = ("parallel_folded", "tokens_coarse", "flow_data", "ddpm_pooled", "pi05", "dita", "dit_ada", "joint_in_context")
 """Settings of decoders that quick tests have in another setting."""
 QUICK_ON_ALL = ("joint",)
@@ -31,7 +33,9 @@ def cases(fits: bool = False, without: tuple[str, ...] = ()):
     for family in ALL:
         for name in (name for name in DECODERS if name not in without):
             quick = (name in QUICK_TO_FIT if fits else name not in VARIANTS) if family == "tiny" else name in QUICK_ON_ALL and not fits
-            yield pytest.param((family, name), id=f"{family}-{name}", marks=[] if quick else [pytest.mark.slow])
+            thorough = fits and family == "tiny" and name in THOROUGH_TO_FIT
+            marks = [] if quick else [pytest.mark.thorough if thorough else pytest.mark.slow]
+            yield pytest.param((family, name), id=f"{family}-{name}", marks=marks)
 
 
 def build(case):

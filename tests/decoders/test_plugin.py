@@ -99,6 +99,7 @@ def test_it_trains_saves_loads_and_acts(trained):
     assert acted.stdout.strip() == "acted (3, 2) 2.0", acted.stderr
 
 
+@pytest.mark.thorough
 def test_without_the_plug_in_the_missing_kind_is_named(trained):
     folder, _ = trained
     refused = python("-c", ACT, "runs/toy", cwd=folder)

@@ -51,6 +51,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys):
     assert message in err and err.startswith("error: ")
 
 
+@pytest.mark.thorough
 def test_a_simulator_that_cannot_run_is_one_line_and_exit_code_1(capsys):
     assert main(["eval", "hold", "--suite", TOY, "--tasks", "broken", "--episodes", "5", "--workers", "1"]) == 1
     err = capsys.readouterr().err.strip()

@@ -46,6 +46,7 @@ def run(probe, tasks=("easy", "hard"), episodes=2, **settings):
     return got, watcher.seen
 
 
+@pytest.mark.thorough
 def test_a_blind_policy_fails_on_the_same_episodes():
     base, seen = run(None)
     assert base.probe is None and {one.instruction for one in seen} == {"go to the spot easy", "go to the spot hard"}
@@ -135,6 +136,7 @@ def test_help_names_every_probe():
     assert set(command.PROBES) == set(KINDS)
 
 
+@pytest.mark.thorough
 def test_probes_stand_beside_the_base_run_on_one_page(tmp_path, capsys):
     own = str(tmp_path / "no-vision.json")
     words = ["eval", "random", "--suite", TOY, "--tasks", "easy", "--episodes", "3", "--workers", "1", "--json", own]

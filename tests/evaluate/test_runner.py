@@ -91,7 +91,10 @@ def test_the_result_says_how_it_came_about(toy):
     assert result.time["step"] > 0 and result.cpu_seconds > 0 and result.versions["numpy"] == np.__version__
 
 
-@pytest.mark.parametrize(("task", "reason"), [("kills", f"crashed: killed by signal {int(signal.SIGSEGV)}"), ("hangs", "timed out")])
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [("kills", f"crashed: killed by signal {int(signal.SIGSEGV)}"), pytest.param("hangs", "timed out", marks=pytest.mark.thorough)],
+)
 def test_a_failing_simulator_costs_its_own_episode_only(toy, healthy, task, reason):
     result = evaluate(toy, TOY, [task, "easy"], 4, slots=2, timeout_s=4)
     assert [row for row in result.rows if row.task == "easy"] == list(healthy.rows[:4])
@@ -102,11 +105,13 @@ def test_a_failing_simulator_costs_its_own_episode_only(toy, healthy, task, reas
     assert all(row.steps > 6 and row.reason in ("success", "max_steps") for row in rows if row not in lost)
 
 
+@pytest.mark.thorough
 def test_an_environment_that_cannot_be_built_stops_the_evaluation(toy):
     with pytest.raises(SimulatorFailed, match=r"'broken' failed 3 times; the last crashed: OSError: no such mesh: dot.stl"):
         evaluate(toy, TOY, ["broken"], 4, workers=1)
 
 
+@pytest.mark.thorough
 def test_no_process_outlives_its_evaluation(toy):
     class Stops:
         def act_batch(self, observations, keys):
@@ -125,6 +130,7 @@ def _children() -> set[str]:
     return {" ".join(fields[:2]) for fields in stats if fields[1] == mine}
 
 
+@pytest.mark.thorough
 def test_simulators_may_live_in_another_interpreter(tmp_path, healthy, toy):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ntouch "{tmp_path}/asked"\nexec {sys.executable} "$@"\n')
@@ -133,6 +139,7 @@ def test_simulators_may_live_in_another_interpreter(tmp_path, healthy, toy):
     assert (tmp_path / "asked").exists()
 
 
+@pytest.mark.thorough
 def test_baselines_bound_what_a_policy_can_do():
     rates = {name: evaluate(name, TOY, ["hard"], 5, workers=1).pooled.rate for name in ("hold", "random", "expert")}
     assert rates["hold"] == 0 and rates["expert"] == 1 and 0 <= rates["random"] < 1

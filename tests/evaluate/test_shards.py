@@ -101,6 +101,7 @@ def test_a_killed_run_goes_on_where_it_was(whole, tmp_path):
     assert got.videos and not journal.exists()  # also of episodes that the killed run played
 
 
+@pytest.mark.thorough
 def test_a_journal_of_another_evaluation_is_refused(tmp_path, capsys):
     out = tmp_path / "r.json"
     evaluate("random", TOY, ["easy"], 2, workers=1, journal=out)
@@ -133,6 +134,7 @@ def test_two_at_once_on_one_file_are_refused(tmp_path):
     Journal(tmp_path / "r.json", {"seed": 0}).close()
 
 
+@pytest.mark.thorough
 def test_a_run_beside_a_finished_one_stops_when_it_is_decided(tmp_path, capsys):
     """The expert against one that never succeeds: a few pairs are enough."""
     write_result(tmp_path / "hold.json", toy("-" * 20))

@@ -78,6 +78,7 @@ def theirs(tensors, seen, text: str, film: bool) -> np.ndarray:
     return np.where(mask, 0.5 * (action + 1) * (high - low + 1e-8) + low, action)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("film", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_acts_as_theirs_does(film, tmp_path):

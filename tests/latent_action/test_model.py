@@ -55,8 +55,11 @@ def build(config):
         return config.build()
 
 
-def test_first_predicts_no_change_then_learns(config, samples):
-    model = build(config).train()
+@pytest.mark.parametrize(
+    "name", [name if name in ("default", "lapa") else pytest.param(name, marks=pytest.mark.thorough) for name in CONFIGS]
+)
+def test_first_predicts_no_change_then_learns(name, samples):
+    model = build(CONFIGS[name]).train()
     pairs = model.collate(samples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []

@@ -32,7 +32,9 @@ def train(recipe: str, data: Path, out: Path, *more: str) -> int:
     return main(["train", str(ROOT / "pretrain" / recipe), "--data-root", str(data), "--out", str(out), *more])
 
 
-@pytest.mark.parametrize("preset", ["lapo", "lapa", "villa_x"])
+@pytest.mark.parametrize(
+    "preset", [pytest.param("lapo", marks=pytest.mark.thorough), "lapa", pytest.param("villa_x", marks=pytest.mark.thorough)]
+)
 def test_a_preset_trains_reports_and_labels(preset, data, tmp_path, capsys):
     out = tmp_path / preset
     assert train(f"{preset}.py:tiny", data, out, "--steps", "20") == 0
@@ -51,6 +53,7 @@ def test_a_preset_trains_reports_and_labels(preset, data, tmp_path, capsys):
     assert rows[-1]["prediction"] < 1 and ("proprio" in rows[-1]) == (preset == "villa_x")
 
 
+@pytest.mark.thorough
 def test_two_stages(data, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train("univla.py:tiny1", data, first, "--steps", "20") == 0

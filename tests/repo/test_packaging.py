@@ -135,6 +135,7 @@ def test_cards_are_found_by_name_away_from_the_checkout(installed, tmp_path):
     assert listed.split() == sorted(cards) and found == cards[0], done.stderr
 
 
+@pytest.mark.thorough
 def test_the_clients_wheel_holds_the_client_alone(tmp_path):
     install(build(ROOT / "client", tmp_path / "dist"), tmp_path / "site")
     assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"vla_client"}

@@ -82,6 +82,7 @@ def test_a_dataset_says_what_it_holds(collected: Path) -> None:
         assert row["successes"] == 3 <= row["attempts"]
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_writes_the_bytes_of_an_uninterrupted_one(plan: Plan, collected: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass

@@ -18,7 +18,7 @@ ENVS = [
     pytest.param(("metaworld-objects", "faucet-open"), id="sawyer"),
     pytest.param(("fetch", "lift"), id="fetch"),
     pytest.param(("aloha", "lift"), id="aloha"),
-    pytest.param(("panda", "lift"), id="panda", marks=panda),
+    pytest.param(("panda", "lift"), id="panda", marks=[panda, pytest.mark.thorough]),
 ]
 
 

@@ -75,6 +75,7 @@ def walk(pairs, sigmas=10.0):
     return skipped
 
 
+@pytest.mark.thorough
 def test_no_clean_step_of_ten_thousand_is_taken_for_a_spike():
     """Norms with the heavy tail that small batches have, a loss that falls, jumps down, and all but vanishes."""
     rng = np.random.default_rng(0)

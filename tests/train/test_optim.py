@@ -60,6 +60,7 @@ def test_a_code_read_and_written_again_is_the_same(signed):
     assert torch.equal(unpack(*pack(torch.zeros(300), signed), signed), torch.zeros(300))
 
 
+@pytest.mark.thorough
 def test_moments_in_8_bits_learn_as_well(shards):
     last = {}
     for bits in (32, 8):

@@ -47,6 +47,7 @@ def write(folder, told: bool) -> Mixture:
     return Mixture.of([folder], val_fraction=0.3, name=folder.name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("told", [True, False])
 def test_only_who_listens_is_disturbed_by_other_instructions(tmp_path, told, capsys):
     run = toy_run(mixture=write(tmp_path / "data", told), embodiments=(NARROW,), steps=120, batch_size=24, log_every=60)

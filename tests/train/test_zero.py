@@ -14,6 +14,9 @@ from tests.train.processes import warm
 from tests.train.test_processes import fingerprint
 
 STAGES = (0, 1, 2, 3)
+QUICK = (2, 3)
+"""Stages that quick tests run; the others are thorough ones."""
+MARKED = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.thorough) for stage in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +27,24 @@ def processes():
 
 @pytest.fixture(scope="module")
 def steps(processes, shards, tmp_path_factory):
-    """Three steps of every engine, by one process and by two."""
+    """Three steps by one process."""
     out = tmp_path_factory.mktemp("steps")
     assert processes.run("gradients", root=shards, out=out, stages=[0]) == [0]
-    assert processes.run("gradients", world=2, root=shards, out=out, stages=STAGES) == [0, 0]
     return out
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.fixture(scope="module")
+def two_ranks(processes, shards, steps, request):
+    """Three steps of an engine by two processes, in the same folder."""
+    assert processes.run("gradients", world=2, root=shards, out=steps, stages=[request.param]) == [0, 0]
+    return request.param
+
+
+@pytest.mark.parametrize("two_ranks", MARKED, indirect=True)
 @pytest.mark.parametrize("case", ["mixed", "unlabelled"])
-def test_two_ranks_follow_one_process(steps, case, stage):
+def test_two_ranks_follow_one_process(steps, two_ranks, case):
     """A batch of two action widths and of video without actions; then one where a rank has nothing but video."""
+    stage = two_ranks
     want, got = (load_file(steps / f"{case}-{name}.safetensors") for name in ("0-1", f"{stage}-2"))
     assert set(want) == set(got)
     assert {name.split("/")[0] for name in want} == {"exp_avg", "weight", "averaged"}  # the first: the gradient of step 1
@@ -68,6 +78,7 @@ def test_killed_and_resumed_is_bit_identical(processes, shards, tmp_path, zero, 
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_what_is_not_finite_moves_nothing_on_any_rank(processes, shards, tmp_path):
     assert processes.run("not_finite", world=2, root=shards, out=tmp_path) == [0, 0]
     for stage in STAGES:
