@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.backbones.families import FAMILIES
-from tests.train.processes import warm
+from tests.train.processes import DEEPSPEED, warm
 from tests.train.toy import write_shards
 
 CASES = (*FAMILIES, "adapted")
@@ -20,7 +20,7 @@ def test_two_ranks_follow_one_process(tmp_path):
     """Losses and weights after two steps, ZeRO-2 and ZeRO-3, with gradient checkpointing; and with adapters beside frozen weights."""
     shards = write_shards(tmp_path / "shards")
     where = {"module": "tests.backbones.zero_scenario", "name": "steps", "root": shards, "out": tmp_path}
-    with warm("deepspeed", "tests.backbones.zero_scenario") as processes:
+    with warm(*DEEPSPEED, "tests.backbones.zero_scenario") as processes:
         assert processes.run("elsewhere", stage=0, **where) == [0]
         for stage in (2, 3):
             assert processes.run("elsewhere", world=2, stage=stage, **where) == [0, 0]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.train.processes import warm
+from tests.train.processes import DEEPSPEED, warm
 from tests.train.test_faults_processes import go
 from tests.train.toy import toy_run
 from vla.train import spikes
@@ -117,5 +117,5 @@ def test_no_step_of_ten_thousand_of_a_clean_run_is_skipped(shards, tmp_path):
 @pytest.mark.faults
 @pytest.mark.parametrize("stages", [[0], [1, 2, 3]], ids=["plain", "zero"])
 def test_an_infinite_gradient_or_a_spike_on_one_rank_is_skipped_on_all(shards, tmp_path, stages):
-    with warm("tests.train.faults", *(["deepspeed"] if stages != [0] else [])) as processes:
+    with warm("tests.train.faults", *(DEEPSPEED if stages != [0] else ())) as processes:
         assert go(processes, "odd_steps", world=2, root=shards, out=tmp_path, stages=stages) == [0, 0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import Warm, warm
+from tests.train.processes import DEEPSPEED, Warm, warm
 from tests.train.test_processes import fingerprint, samples
 from tests.train.toy import toy_run
 from vla.checkpoint import MODEL, folder_problems
@@ -154,7 +154,7 @@ def test_a_rank_that_fails_is_named_and_all_end(processes, shards, tmp_path, how
 
 
 def test_a_rank_that_is_killed_under_zero_is_named(shards, tmp_path):
-    with warm("tests.train.faults", "deepspeed") as processes:
+    with warm("tests.train.faults", *DEEPSPEED) as processes:
         check_failure(processes, shards, tmp_path, "killed", 1, zero=2)
 
 
@@ -198,7 +198,7 @@ ZERO = [1, 2, 3]
 
 @pytest.fixture(scope="module")
 def sharded():
-    with warm("tests.train.faults", "deepspeed") as running:
+    with warm("tests.train.faults", *DEEPSPEED) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.processes import warm
+from tests.train.processes import DEEPSPEED, warm
 from tests.train.test_processes import fingerprint
 
 STAGES = (0, 1, 2, 3)
@@ -21,7 +21,7 @@ MARKED = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.tho
 
 @pytest.fixture(scope="module")
 def processes():
-    with warm("deepspeed") as running:
+    with warm(*DEEPSPEED) as running:
         yield running
 
 
