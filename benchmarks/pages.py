@@ -52,7 +52,8 @@ CASES = (
         (
             Row("simplejpeg alone", "decode_fps", "frames/s a core"),
             Row("delivered", "loader_fps", "frames/s a core"),
-            Row("delivered / decoded", "ratio_to_decode", at_least=0.85),
+            Row("delivered / simplejpeg's plain call", "ratio_to_decode_fresh", at_least=0.85),
+            Row("delivered / simplejpeg into one buffer that stays in the caches", "ratio_to_decode", at_least=0.85),
             Row("against stock webdataset", "ratio_to_webdataset", "x", at_least=2.0),
             Row("memory growth, 10,000 to 1,000,000 steps", "rss_growth", at_most=0.05),
             Row("first batch, 60 datasets, 100 million steps", "first_batch_s", "s", at_most=10.0),
@@ -200,7 +201,8 @@ def _demo(results: Path) -> str:
 
 def _decoders(results: Path) -> str:
     lines = [
-        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`.\n",
+        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`.\n\n"
+        "```bash\nmake demo DECODER=masked\n```\n",
         "| decoder | successes | rate | interval |\n|---|---|---|---|",
     ]
     for name in DEMOS:
@@ -237,7 +239,11 @@ def _shipped(results: Path) -> str:
     files = sorted(results.glob("checkpoint-*.json"))
     if not files:
         return "## Checkpoints in the repository\n\nNone yet.\n"
-    lines = ["## Checkpoints in the repository\n", "| checkpoint | suite | successes | rate | interval |\n|---|---|---|---|---|"]
+    command = "vla eval checkpoints/arms-small --suite metaworld-objects --episodes 20 --seed 0 --json FILE"
+    lines = [
+        f"## Checkpoints in the repository\n\n```bash\n{command}\n```\n",
+        "| checkpoint | suite | successes | rate | interval |\n|---|---|---|---|---|",
+    ]
     for path in files:
         found = _load(path)
         assert found is not None
