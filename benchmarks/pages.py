@@ -85,6 +85,7 @@ CASES = (
         "the same policy called directly at the same batch sizes.",
         (
             Row("overhead, median", "overhead_ms_p50", "ms", at_most=2.0),
+            Row("the same bytes over a bare socket", "echo_ms_p50", "ms"),
             Row("health during an inference, slowest", "health_ms_during_inference", "ms", at_most=50.0),
             Row("32 clients / called directly", "batching_efficiency_32", at_least=0.8),
         ),

@@ -3,9 +3,12 @@
     python benchmarks/serve.py
     python benchmarks/serve.py --json benchmarks/results/serve.json
 
-The server runs in a process of its own, and so do the clients, which speak openpi's protocol. Three figures:
+The server runs in a process of its own, and so do the clients, which speak openpi's protocol. Three figures, and what the first has to be
+compared with:
 
 overhead_ms_p50             a client's round trip with two 224-pixel images, less the policy's own time for it as the server measured it
+echo_ms_p50                 the same number of bytes there and back over a bare socket, with the same pause between, turn by turn with the
+                            requests: what this machine takes for it without any of our code
 health_ms_during_inference  the slowest of repeated GET /healthz while one inference takes 3 s
 batching_efficiency_32      32 clients at once: the time that the same policy, called directly, takes for the same batch sizes, over the
                             time that the server took to answer them
@@ -21,6 +24,7 @@ import http.client
 import json
 import multiprocessing
 import platform
+import socket
 import statistics
 import threading
 import time
@@ -38,6 +42,10 @@ _SPACE = Space((Field("joints", 6, "rad"), Field("gripper", 1, "open01")))
 ROBOT = Embodiment("bench", ("third_person", "wrist"), _SPACE, _SPACE, _SPACE, Fraction(30), 16, ((-3.2, 3.2),) * 6 + ((0.0, 1.0),))
 SIDE = 224
 CLIENTS = 32
+POLICY_S = 0.005
+"""What a policy takes for one observation where the overhead is measured."""
+WARM = 20
+"""Requests before it counts."""
 
 
 class Asleep:
@@ -97,24 +105,87 @@ def observation(robot: Embodiment = ROBOT) -> dict[str, Any]:
 
 
 def overhead(requests: int, checkpoint: str | None = None) -> dict[str, float]:
-    """Round trips of one client, less the policy's own time."""
-    from vla_client import PolicyClient
+    """Round trips of one client, less the policy's own time, and of as many bytes without us."""
+    from vla_client import PolicyClient, pack
 
     robot = loaded(checkpoint)[1] if checkpoint else ROBOT
-    with Served(0.0, 0.005, checkpoint) as address, PolicyClient(f"ws://{address}", 60) as client:
-        message, over, policy = observation(robot), [], []
-        for number in range(requests + 20):
+    message, over, bare, policy = observation(robot), [], [], []
+    answer = {"actions": np.zeros((robot.horizon, robot.command.size)), "server_timing": {"infer_ms": 0.0, "total_ms": 0.0}}
+    with (
+        Served(0.0, POLICY_S, checkpoint) as address,
+        PolicyClient(f"ws://{address}", 60) as client,
+        Echo(len(pack(message)), len(pack(answer))) as echo,
+    ):
+        for number in range(requests + WARM):
             start = time.perf_counter()
             timing = client.infer(message)["server_timing"]
-            if number >= 20:
-                over.append((time.perf_counter() - start) * 1e3 - timing["infer_ms"])
+            seconds = time.perf_counter() - start
+            bytes_alone_s = echo.round_trip()
+            if number >= WARM:
+                over.append(seconds * 1e3 - timing["infer_ms"])
                 policy.append(timing["infer_ms"])
+                bare.append(bytes_alone_s * 1e3)
     over.sort()
     return {
         "overhead_ms_p50": statistics.median(over),
         "overhead_ms_p99": over[int(len(over) * 0.99)],
+        "echo_ms_p50": statistics.median(bare),
         "policy_ms_p50": statistics.median(policy),
     }
+
+
+class Echo:
+    """A process that takes `there` bytes over a bare socket, pauses as long as the policy, and gives `back` bytes."""
+
+    def __init__(self, there: int, back: int) -> None:
+        self._there, self._back = bytes(there), back
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=echo, args=(theirs, there, back))
+
+    def __enter__(self) -> Echo:
+        self._process.start()
+        self._socket = socket.create_connection(("127.0.0.1", self._pipe.recv()))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._process.join()
+
+    def round_trip(self) -> float:
+        """Seconds, without the pause."""
+        start = time.perf_counter()
+        self._socket.sendall(self._there)
+        received(self._socket, memoryview(bytearray(self._back)))
+        seconds = time.perf_counter() - start
+        return seconds - self._pipe.recv()
+
+
+def echo(pipe: Any, there: int, back: int) -> None:
+    """The process of `Echo`, until its client has gone."""
+    taken = memoryview(bytearray(there))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pipe.send(listening.getsockname()[1])
+        peer, _ = listening.accept()
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while received(peer, taken):
+        start = time.perf_counter()
+        time.sleep(POLICY_S)
+        pause_s = time.perf_counter() - start
+        peer.sendall(bytes(back))
+        pipe.send(pause_s)
+
+
+def received(peer: socket.socket, whole: memoryview) -> bool:
+    """Fills `whole`; False if the other side has gone."""
+    rest = whole
+    while rest:
+        count = peer.recv_into(rest)
+        if not count:
+            return False
+        rest = rest[count:]
+    return True
 
 
 def health(thinking_s: float) -> dict[str, float]:

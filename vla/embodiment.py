@@ -64,7 +64,7 @@ class Space:
         if len(set(names)) != len(names):
             raise SchemaError(f"field names repeat: {names}")
 
-    @property
+    @cached_property  # this and the next: asked for several times per sample and request
     def size(self) -> int:
         return sum(field.size for field in self.fields)
 
@@ -72,7 +72,7 @@ class Space:
         """Where each field lies in a packed vector."""
         return self._slices
 
-    @cached_property  # asked for several times per training sample
+    @cached_property
     def _slices(self) -> Mapping[str, slice]:
         stops = list(itertools.accumulate((field.size for field in self.fields), initial=0))
         names = (field.name for field in self.fields)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
-import threading
 import time
 from typing import Any, Mapping
 from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
-from vla_client.codec import ProtocolError, pack, unpack
-
-MAX_REPLY_BYTES = 16 * 2**20
+from vla_client.codec import Packer, ProtocolError, unpack
+from vla_client.link import Link
 
 
 class Unavailable(ConnectionError):
@@ -51,9 +47,8 @@ class PolicyClient:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, not {timeout_s}")
         self._url, self._timeout_s, self._token, self._expect = url, timeout_s, token, dict(expect or {})
-        self._address = (parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80))
-        self._connection: ClientConnection | None = None
-        self._seq = 0
+        self._link: Link | None = None
+        self._packer, self._seq = Packer(), 0
         self.metadata: dict[str, Any] = {}
         """What the server reported when the present connection was made."""
 
@@ -69,7 +64,7 @@ class PolicyClient:
         """
         start_s = time.monotonic()
         deadline_s = start_s + self._timeout_s
-        if self._connection is None:
+        if self._link is None:
             self._connect(deadline_s)
         message = dict(observation)
         if self.metadata.get("server") == "vla":
@@ -77,12 +72,12 @@ class PolicyClient:
             now_s = time.monotonic()
             told = {"seq": self._seq, "age_s": age_s + now_s - start_s, "timeout_s": max(deadline_s - now_s, 0.0), "executed": executed}
             message["request"] = {**told, **message.get("request", {})}
-        return self._exchange(pack(message), deadline_s)
+        return self._exchange(self._packer.pack(message), deadline_s)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _cut(connection)
+        link, self._link = self._link, None
+        if link is not None:
+            link.cut()
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -95,20 +90,7 @@ class PolicyClient:
         if self._expect:
             headers["Vla-Expect"] = json.dumps(self._expect)
         try:
-            # A socket of our own never takes a detour over a proxy that the environment names.
-            tcp = socket.create_connection(self._address, timeout=_left(deadline_s))
-            tcp.settimeout(None)
-            opened = connect(
-                self._url,
-                sock=tcp,
-                additional_headers=headers,
-                compression=None,
-                max_size=MAX_REPLY_BYTES,
-                open_timeout=_left(deadline_s),
-                close_timeout=0.1,
-            )
-            # Entering is what every version of websockets agrees on; leaving is ours, since a dead peer answers no farewell.
-            self._connection = opened.__enter__()
+            self._link = Link(self._url, headers, deadline_s)
         except InvalidStatus as error:
             raise self._turned_away(error) from error
         except (OSError, WebSocketException) as error:
@@ -120,30 +102,22 @@ class PolicyClient:
             listed = "; ".join(f"{key} is {found!r}, not {self._expect[key]!r}" for key, found in wrong.items())
             raise Mismatch(f"{self._url} serves something else: {listed}")
 
-    def _exchange(self, message: bytes | None, deadline_s: float) -> dict[str, Any]:
+    def _exchange(self, message: memoryview | None, deadline_s: float) -> dict[str, Any]:
         """Sends a message (None: nothing) and returns the next one; whatever goes wrong closes the connection."""
-        connection, self._connection = self._connection, None  # put back only after a good answer
-        assert connection is not None
-        # Sending blocks without limit while the network swallows nothing; cutting the connection under it ends that.
-        watchdog = threading.Timer(_left(deadline_s), _cut, [connection])
-        watchdog.daemon = True
-        watchdog.start()
+        link, self._link = self._link, None  # put back only after a good answer
+        assert link is not None
         try:
-            if message is not None:
-                connection.send(message)
-            answer = self._understand(connection.recv(timeout=_left(deadline_s)))
+            answer = self._understand(link.exchange(message, deadline_s))
         except (Unavailable, ProtocolError, KeyboardInterrupt):
-            _cut(connection)
+            link.cut()
             raise
         except (OSError, WebSocketException) as error:
-            _cut(connection)
+            link.cut()
             raise self._unavailable(error, deadline_s) from error
-        finally:
-            watchdog.cancel()
         if time.monotonic() >= deadline_s:
-            _cut(connection)
+            link.cut()
             raise self._unavailable(TimeoutError(), deadline_s)
-        self._connection = connection
+        self._link = link
         return answer
 
     def _understand(self, reply: str | bytes) -> dict[str, Any]:
@@ -175,19 +149,7 @@ class PolicyClient:
         return refused
 
     def _unavailable(self, error: Exception, deadline_s: float) -> Unavailable:
-        # Before Python 3.10 a socket's timeout is no TimeoutError; and the watchdog makes a timeout look like a cut.
+        # Before Python 3.10 a socket's timeout is no TimeoutError.
         if isinstance(error, (TimeoutError, socket.timeout)) or time.monotonic() >= deadline_s:
             return TooLate(f"{self._url}: nothing within {self._timeout_s} s")
         return Unavailable(f"{self._url}: {error}")
-
-
-def _left(deadline_s: float) -> float:
-    """Seconds until the deadline; a passed one leaves an instant, in which the call fails as it should."""
-    return max(deadline_s - time.monotonic(), 1e-3)
-
-
-def _cut(connection: ClientConnection) -> None:
-    """Ends a connection now, without the closing handshake that a dead peer would never answer."""
-    # The connection's own thread then reads the end and closes the socket; an OSError says that it already has.
-    with contextlib.suppress(OSError):
-        connection.socket.shutdown(socket.SHUT_RDWR)

@@ -29,6 +29,25 @@ def pack(message: Any) -> bytes:
         raise ProtocolError(f"cannot be sent: {error}") from error
 
 
+class Packer:
+    """`pack` into memory of its own, which stays: a robot's messages are large and of one size."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(default=_from_numpy, autoreset=False)
+        self._given = memoryview(b"")
+
+    def pack(self, message: Any) -> memoryview:
+        """The bytes of `pack`, until the next call."""
+        self._given.release()
+        self._packer.reset()
+        try:
+            self._packer.pack(message)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"cannot be sent: {error}") from error
+        self._given = self._packer.getbuffer()
+        return self._given
+
+
 def unpack(data: bytes) -> Any:
     """The inverse of `pack` (tuples come back as lists). Raises ProtocolError for whatever is not such a message."""
     try:
@@ -44,29 +63,33 @@ def unpack(data: bytes) -> Any:
 def _from_numpy(value: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{type(value).__name__} is no type of the protocol")
-    little = value.dtype.newbyteorder("<")
-    if little.str not in DTYPES:
-        raise TypeError(f"dtype {value.dtype} is not one of {', '.join(DTYPES)}")
+    kind = value.dtype.str
+    if kind not in DTYPES:
+        kind = value.dtype.newbyteorder("<").str
+        if kind not in DTYPES:
+            raise TypeError(f"dtype {value.dtype} is not one of {', '.join(DTYPES)}")
     if isinstance(value, np.generic):
-        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": little.str}
-    flat = np.ascontiguousarray(value, dtype=little).reshape(-1)
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": kind}
+    flat = np.ascontiguousarray(value, dtype=kind).reshape(-1)
     # The array's own memory, which msgpack copies once; memory of no length cannot be looked at.
     data = flat.view(np.uint8).data if flat.size else b""
-    return {b"__ndarray__": True, b"data": data, b"dtype": little.str, b"shape": list(value.shape)}
+    return {b"__ndarray__": True, b"data": data, b"dtype": kind, b"shape": list(value.shape)}
 
 
 def _to_numpy(message: Mapping[Any, Any]) -> Any:
+    if b"__ndarray__" in message:
+        return _array(message.get(b"dtype"), message.get(b"shape"), message.get(b"data"))
     # openpi writes these keys as bytes; other servers of the same protocol write them as text.
     fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in message.items()}
     if "__ndarray__" in fields:
-        return _array(fields)
+        return _array(fields.get("dtype"), fields.get("shape"), fields.get("data"))
     if "__npgeneric__" in fields:
-        return _scalar(_dtype(fields), fields.get("data"))
+        return _scalar(_dtype(fields.get("dtype")), fields.get("data"))
     return message
 
 
-def _array(fields: Mapping[str, Any]) -> np.ndarray:
-    dtype, shape, data = _dtype(fields), fields.get("shape"), fields.get("data")
+def _array(kind: Any, shape: Any, data: Any) -> np.ndarray:
+    dtype = _dtype(kind)
     if not isinstance(data, bytes):
         raise ProtocolError("array data must be bytes")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
@@ -79,10 +102,10 @@ def _array(fields: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(data, dtype=dtype).reshape(shape).copy()  # a copy: aligned and writable
 
 
-def _dtype(fields: Mapping[str, Any]) -> np.dtype:
-    if fields.get("dtype") not in DTYPES:
+def _dtype(kind: Any) -> np.dtype:
+    if kind not in DTYPES:
         raise ProtocolError(f"array dtype must be one of {', '.join(DTYPES)}")
-    return np.dtype(fields["dtype"])
+    return np.dtype(kind)
 
 
 def _scalar(dtype: np.dtype, value: Any) -> np.generic:

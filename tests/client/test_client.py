@@ -6,7 +6,10 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 from websockets.sync.server import serve
 
-from vla_client import Mismatch, PolicyClient, ProtocolError, Refused, TooLate, Unavailable, pack, unpack
+from vla_client import Mismatch, PolicyClient, ProtocolError, Refused, TooLate, Unavailable, link, pack, unpack
 
 METADATA = {"embodiment": "so101", "action_width": 6}
 SHORT_S = 0.3
@@ -23,9 +26,9 @@ LONG_S = 20.0
 
 
 @contextmanager
-def server(handler):
+def server(handler, **options):
     """A websocket server on a free port: `handler(connection)` runs for each client, in a thread of its own."""
-    with serve(handler, "127.0.0.1", 0, compression=None, max_size=None) as running:
+    with serve(handler, "127.0.0.1", 0, compression=None, max_size=None, **options) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
@@ -145,6 +148,73 @@ def test_a_cut_connection_is_unavailable_and_the_next_request_reconnects():
             client.infer({"state": np.zeros(2)})
         assert not isinstance(caught.value, TooLate)
         assert np.array_equal(client.infer({"state": np.ones(2)})["actions"], [1, 1])
+
+
+def test_what_nobody_asked_for_is_never_taken_for_an_answer():
+    sent = threading.Event()
+
+    def handler(connection):
+        connection.send(pack(METADATA))
+        state = unpack(connection.recv())["state"]
+        for _ in range(2):
+            connection.send(pack({"actions": state}))
+        sent.set()
+        connection.recv()
+
+    with server(handler) as url, PolicyClient(url, timeout_s=LONG_S) as client:
+        assert np.array_equal(client.infer({"state": np.zeros(2)})["actions"], [0, 0])
+        assert sent.wait(LONG_S)
+        with pytest.raises(Unavailable, match="not asked"):
+            client.infer({"state": np.ones(2)})
+
+
+def test_pings_are_answered_while_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(link, "KEEP_S", 0.05)
+    answered = threading.Event()
+
+    def handler(connection):
+        connection.send(pack(METADATA))
+        for message in connection:
+            connection.send(pack({"actions": unpack(message)["state"]}))
+            if not answered.is_set() and connection.ping().wait(LONG_S):
+                answered.set()
+
+    with server(handler) as url, PolicyClient(url, timeout_s=LONG_S) as client:
+        client.infer({"state": np.zeros(2)})
+        assert answered.wait(LONG_S)
+        assert np.array_equal(client.infer({"state": np.ones(2)})["actions"], [1, 1])
+
+
+def test_an_answer_may_come_in_pieces_and_be_the_last():
+    def handler(connection):
+        connection.send(pack(METADATA))
+        answer = pack({"actions": unpack(connection.recv())["state"]})
+        connection.ping()
+        connection.send([answer[:5], answer[5:6], answer[6:]])
+        connection.close(1001, "the server is stopping")
+
+    with server(handler) as url, PolicyClient(url, timeout_s=LONG_S) as client:
+        for _ in range(2):
+            assert np.array_equal(client.infer({"state": np.ones(70_000)})["actions"], np.ones(70_000))
+            with pytest.raises(Unavailable, match="1001"):
+                client.infer({"state": np.zeros(2)})
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
+def test_a_server_with_a_certificate_is_asked_over_tls_and_another_is_not(tmp_path, monkeypatch):
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    words = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(["openssl", "req", "-x509", *words, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with server(echo, ssl=context) as url:
+        url = url.replace("ws://127.0.0.1", "wss://localhost")
+        with PolicyClient(url, timeout_s=LONG_S) as client, pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            client.infer({"state": np.zeros(2)})
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        with PolicyClient(url, timeout_s=LONG_S) as client:
+            for number in (1.0, 2.0):
+                assert np.array_equal(client.infer({"state": np.full(2, number), "blob": bytes(2**22)})["actions"][0], [2 * number] * 2)
 
 
 def test_no_server_is_unavailable():

@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import WebSocketException
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import connect
 
 from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, get, raw, request, said, service, statistics
@@ -272,6 +273,33 @@ def test_what_is_too_large_is_refused_before_it_is_read():
         assert resident_bytes() < before + 2**25
 
 
+def test_frames_are_frames_however_they_are_cut():
+    rng = random.Random(4)
+    ping = Frame(Opcode.PING, b"?")
+    asked = []
+    for number in (0.1, 0.2, 0.3, 0.4):
+        message = msgpack.packb(as_said(said(number)))
+        first, second = sorted(rng.sample(range(len(message)), 2))
+        asked += [Frame(Opcode.BINARY, message), ping] if number in (0.1, 0.3) else []
+        if number in (0.2, 0.4):
+            asked += [Frame(Opcode.BINARY, message[:first], fin=False), ping, Frame(Opcode.CONT, message[first:second], fin=False)]
+            asked += [Frame(Opcode.CONT, message[second:])]
+    data = b"".join(frame.serialize(mask=True) for frame in asked)
+    with serving(service(Echo())) as server:
+        for longest in (len(data), 2000, 50):
+            with connect(f"ws://{server.address}", compression=None) as client:
+                client.recv(timeout=LONG_S)
+                rest = data
+                while rest:
+                    cut = rng.randint(1, longest)
+                    client.socket.sendall(rest[:cut])
+                    rest = rest[cut:]
+                answers = [msgpack.unpackb(client.recv(timeout=LONG_S), object_hook=from_openpi)["actions"] for _ in range(4)]
+                assert [answer[0, 0] for answer in answers] == [0.1, 0.2, 0.3, 0.4]
+        eventually(lambda: server.connections == 0)
+        assert server._held.bytes == 0
+
+
 def test_a_message_of_a_thousand_frames_is_refused():
     with serving(service(Echo())) as server, Lawful(server.address), connect(f"ws://{server.address}", compression=None) as client:
         client.recv()
@@ -407,17 +435,18 @@ def test_health_is_told_without_a_body_to_who_asks_for_the_head_alone():
             assert second.startswith(b"HTTP/1.1 200 OK\r\n") and len(second.partition(b"\r\n\r\n")[2]) == length
 
 
-def test_health_is_answered_while_the_policy_thinks():
+def test_health_and_pings_are_answered_while_the_policy_thinks():
     gated = Gated()
-    with serving(service(gated)) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
-        thread = threading.Thread(target=client.infer, args=[said(0.1)])
-        thread.start()
+    with serving(service(gated)) as server, connect(f"ws://{server.address}", compression=None) as client:
+        client.recv(timeout=LONG_S)
+        client.send(msgpack.packb(LAWFUL))
         assert gated.begun.acquire(timeout=LONG_S)
+        assert client.ping().wait(LONG_S)
         for _ in range(20):
             assert get(server.address, "/healthz") == (200, b"OK\n")  # the gate is closed all the while
         assert statistics(server.address)["in_flight"] == 1
         gated.go.release()
-        thread.join()
+        assert isinstance(client.recv(timeout=LONG_S), bytes)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A lone request runs at once. While a batch runs, the next one gathers by itself,
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections import Counter, deque
@@ -53,7 +54,9 @@ class Batcher:
         self.load = Load()
         self._actor, self._max_batch, self._max_waiting, self._clock = actor, max_batch, max_waiting, clock
         self._waiting: deque[Item] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # One for each that came to wait, and one for the end. A condition would do as well, and cost twice as much.
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,9 +70,8 @@ class Batcher:
 
     def stop(self) -> None:
         """Ends the thread after the batch that it is in; what still waits is dropped by whoever submitted it."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        self._stopping = True
+        self._changes.put(None)
 
     def join(self, timeout_s: float) -> bool:
         """Whether the thread has ended by then. A policy cannot be interrupted; the process can."""
@@ -80,18 +82,18 @@ class Batcher:
     def submit(self, observation: Observation, key: int, deadline_s: float) -> Item:
         """Refusal (busy) when the queue is full."""
         assert self._loop is not None
-        with self._changed:
+        item = Item(observation, key, deadline_s, self._loop.create_future())
+        with self._lock:
             if len(self._waiting) >= self._max_waiting:
                 raise Refusal("busy", f"{self._max_waiting} requests wait already; ask again later")
-            item = Item(observation, key, deadline_s, self._loop.create_future())
             self._waiting.append(item)
-            self._changed.notify()
+        self._changes.put(None)
         return item
 
     def abandon(self, item: Item) -> None:
         """Its answer is no longer wanted: it is not begun, and leaves its place in the queue."""
         item.abandoned = True
-        with self._changed:
+        with self._lock:
             if item in self._waiting:
                 self._waiting.remove(item)
 
@@ -111,24 +113,31 @@ class Batcher:
 
     def _take(self) -> list[Item]:
         """What waits, up to the largest batch, of one form; blocks while nothing does. Empty when it is time to end."""
-        with self._changed:
-            while True:
-                while not self._waiting and not self._stopping:
-                    self._changed.wait()
-                if self._stopping:
-                    return []
-                now_s = self._clock()
-                form = form_of(self._waiting[0].observation)
-                batch: list[Item] = []
-                left: deque[Item] = deque()
-                for item in self._waiting:
-                    if item.abandoned or item.deadline_s <= now_s:
-                        continue  # refused by its timer
-                    fits = len(batch) < self._max_batch and form_of(item.observation) == form
-                    (batch if fits else left).append(item)
-                self._waiting = left
-                if batch:
-                    return batch
+        while True:
+            self._changes.get()
+            if self._stopping:
+                return []
+            with self._lock:
+                batch = self._first()
+            for _ in batch[1:]:
+                self._changes.get()
+            if batch:
+                return batch
+
+    def _first(self) -> list[Item]:
+        """Out of what waits; drops what nobody wants any more."""
+        now_s = self._clock()
+        batch: list[Item] = []
+        left: deque[Item] = deque()
+        form = None
+        for item in self._waiting:
+            if item.abandoned or item.deadline_s <= now_s:
+                continue  # refused by its timer
+            this = form_of(item.observation)
+            form = form or this
+            (batch if len(batch) < self._max_batch and this == form else left).append(item)
+        self._waiting = left
+        return batch
 
 
 def form_of(observation: Observation) -> tuple[tuple[int, ...], ...]:

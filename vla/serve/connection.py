@@ -1,17 +1,23 @@
-"""One TCP connection, and the websocket that it may become; counts what it holds, so that nobody can fill the memory slowly."""
+"""One TCP connection, and the websocket that it may become; counts what it holds, so that nobody can fill the memory slowly.
+
+Bytes are read into one buffer and looked at there as they come, also while a request is answered: a ping never waits for the policy.
+Nothing more is read while a message waits to be taken, or while the other side does not take what it is sent.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from vla.serve.http import Head
+from vla.serve.frames import Frames
 from vla.serve.wire import Limits, Refusal
 
-READ_BYTES = 2**18
+READ_BYTES = 2**16
+"""Room that is offered for what comes next, at least."""
+KEPT_BYTES = 2**19
+"""Largest buffer that outlasts its message: two pictures of 224 pixels fit, and those of all connections into what may be held."""
 
 
 class Closed(ConnectionError):
@@ -25,181 +31,246 @@ class Held:
         self.limit, self.bytes = limit, 0
 
 
-class Connection:
-    """`state`: "head" while a request's head is read or awaited, "body", "websocket" between messages, "busy" while one is answered."""
+class Connection(asyncio.BufferedProtocol):
+    """`state`: "head" while a request's head is read or awaited, "body", "websocket" between messages, "busy" while one is answered.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits, held: Held) -> None:
+    `accepted` is called once it is open. One task then asks for heads, bodies and messages; each raises Closed, or Refusal for what a
+    client may not do. The methods that asyncio calls come last.
+    """
+
+    def __init__(self, limits: Limits, held: Held, accepted: Callable[[Connection], None]) -> None:
         self.state = "head"
         self.heard_s = self.since_s = time.monotonic()
         """When bytes came last; when the present head or message began, or the last one ended."""
-        self.pinged = False
-        self.websocket: Any = None
-        self._reader, self._writer, self._limits, self._held = reader, writer, limits, held
-        self._buffer = bytearray()
-        self.partial = False
-        """Whether a part of a message has come and the rest has not."""
+        self.pinged = self.partial = False
+        """Whether it was asked for a sign of life since; whether a part of a message has come and the rest has not."""
+        self.websocket: Frames | None = None
+        self._limits, self._held, self._accepted = limits, held, accepted
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._buffer = bytearray(READ_BYTES)
+        self._start = self._end = 0  # of what is in the buffer and not taken
         self._holding = 0
-        self._frames: list[bytes] = []
-        self._text = False
-        self._messages: deque[bytes | str] = deque()
+        self._message: bytes | str | None = None
+        self._failure: Exception | None = None
+        self._ended = False
+        self._waiting: asyncio.Future[None] | None = None
+        self._wanted = 1
+        self._reading = True
+        self._congested: asyncio.Future[None] | None = None
+        self._cut: asyncio.TimerHandle | None = None
+        self._lost: asyncio.Future[None] = self._loop.create_future()
 
     async def head(self) -> bytes:
-        """Bytes up to the empty line. Closed at an end; Refusal if it is too long."""
+        """Bytes up to the empty line. Refusal if it is too long."""
         self._answered()
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            if len(self._buffer) > self._limits.head_bytes:
-                raise Refusal("too_large", f"a head has at most {self._limits.head_bytes} bytes")
-            self._buffer += await self._read()
-        if end > self._limits.head_bytes:
+        while (end := self._buffer.find(b"\r\n\r\n", self._start, self._end)) < 0:
+            if self._end - self._start > self._limits.head_bytes:
+                break
+            await self._more(self._end - self._start + 1)
+        if not 0 <= end - self._start <= self._limits.head_bytes:
             raise Refusal("too_large", f"a head has at most {self._limits.head_bytes} bytes")
-        head = bytes(self._buffer[:end])
-        del self._buffer[: end + 4]
+        head = bytes(self._buffer[self._start : end])
+        self._start = end + 4
         return head
 
     async def body(self, length: int) -> bytes:
-        """The next `length` bytes after a head. Closed if they do not come."""
-        while len(self._buffer) < length:
-            self._buffer += await self._read()
-        body = bytes(self._buffer[:length])
-        del self._buffer[:length]
-        self.partial = False
+        """The next `length` bytes after a head."""
+        while self._end - self._start < length:
+            await self._more(length)
+        body = bytes(memoryview(self._buffer)[self._start : self._start + length])
+        self._start += length
         return body
 
-    def upgrade(self, head: Head, raw: bytes) -> None:
-        """Answers the handshake (RFC 6455). Raises Refusal if it is none."""
-        from websockets.server import ServerProtocol
-
-        logger = logging.getLogger("vla.serve.websocket")
-        logger.disabled = True  # its errors are the clients'
-        self.websocket = ServerProtocol(max_size=self._limits.message_bytes, logger=logger)
-        self.websocket.receive_data(raw + b"\r\n\r\n")
-        requests = self.websocket.events_received()
-        if not requests:
-            raise Refusal("malformed", "not a websocket handshake")
-        response = self.websocket.accept(requests[0])
-        if response.status_code != 101:
-            raise Refusal("malformed", "not a websocket handshake")
-        self.websocket.send_response(response)
-        self._flush()
+    def upgrade(self, raw: bytes) -> None:
+        """Answers the handshake that the head `raw` is. Raises Refusal if it is none."""
+        self.websocket = Frames(raw, self._limits)
         self.state = "websocket"
-        if self._buffer:
-            self.websocket.receive_data(bytes(self._buffer))
-            self._buffer.clear()
-            self._collect()
+        self._advance()
 
     async def message(self) -> bytes | str:
-        """The next whole message; asking for it says that the one before is answered. Raises Closed."""
+        """The next whole message; asking for it says that the one before is answered."""
+        assert self.websocket is not None
         self._answered()
-        while not self._messages:
-            data = await self._read()
-            self.websocket.receive_data(data)
-            self._collect()
-            await self.drain()  # of pongs: who does not take them gets no more
-            if self.websocket.close_expected() and not self._messages:
+        while self._message is None:
+            if self.websocket.ended:
                 raise Closed
-        return self._messages.popleft()
+            await self._more(1)
+        message, self._message = self._message, None
+        self._advance()
+        return message
 
     async def send(self, message: bytes | str) -> None:
         """One websocket message. Closed if the connection ends, or the other side does not take it in time."""
-        from websockets.exceptions import InvalidState
-
-        try:
-            if isinstance(message, str):
-                self.websocket.send_text(message.encode())
-            else:
-                self.websocket.send_binary(message)
-        except InvalidState as error:  # closing already
-            raise Closed from error
-        self._flush()
-        await self.drain()
+        if self.websocket is None or not self.websocket.open:
+            raise Closed
+        await self.write(self.websocket.say(message))
 
     async def write(self, data: bytes) -> None:
         """Bytes as they are (HTTP). Closed as for `send`."""
-        self._writer.write(data)
-        await self.drain()
-
-    async def drain(self) -> None:
-        """Raises Closed if the other side does not take what it is sent."""
-        if not self._writer.transport.get_write_buffer_size():
-            return
-        try:
-            await asyncio.wait_for(self._writer.drain(), self._limits.send_s)
-        except (ConnectionError, asyncio.TimeoutError) as error:
-            raise Closed from error
+        self._transport.write(data)
+        if self._congested is not None:  # `pause_writing` sees to it that this ends
+            await self._congested
 
     def ping(self) -> None:
         """Asks a silent websocket for a sign of life."""
+        assert self.websocket is not None
         self.pinged = True
-        self.websocket.send_ping(b"")
+        self.websocket.ping()
         self._flush()
 
     def farewell(self, code: int, reason: str) -> None:
         """Says that the connection ends; `close` ends it."""
-        if self.websocket is not None and self.websocket.state == 1:  # OPEN
-            self.websocket.send_close(code, reason)
+        if self.websocket is not None:
+            self.websocket.farewell(code, reason)
             self._flush()
 
     def close(self, at_once: bool = False) -> None:
         """`at_once`: what is still to be sent is dropped."""
-        self._answered()
+        self._fail(Closed())
         if at_once:
-            self._writer.transport.abort()
+            self._transport.abort()
         else:
-            self._writer.close()
+            self._transport.close()
 
     async def wait_closed(self) -> None:
         """Until the socket is closed, cut if the other side holds it."""
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), 1.0)
-        except (ConnectionError, asyncio.TimeoutError):
-            self._writer.transport.abort()
+            await asyncio.wait_for(asyncio.shield(self._lost), 1.0)
+        except asyncio.TimeoutError:
+            self._transport.abort()
 
-    async def _read(self) -> bytes:
-        try:
-            data = await self._reader.read(READ_BYTES)
-        except ConnectionError as error:
-            raise Closed from error
-        if not data:
+    async def _more(self, wanted: int) -> None:
+        """Until there are `wanted` bytes in the buffer; of a websocket, until there is a message or its end."""
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
             raise Closed
-        now_s = time.monotonic()
-        if not self.partial:
-            self.partial, self.since_s = True, now_s
-        self.heard_s, self.pinged = now_s, False
-        self._holding += len(data)
-        self._held.bytes += len(data)
-        if self._held.bytes > self._held.limit:
-            raise Refusal("busy", "too much is on its way from all clients together; ask again later")
-        return data
+        self._wanted, self._waiting = wanted, self._loop.create_future()
+        self._steer()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
 
     def _answered(self) -> None:
-        """Nothing of this connection's is held any more."""
-        self._held.bytes -= self._holding
-        self._holding = 0
+        """Of this connection's bytes, only those are held that came since."""
+        self._tidy()
+        parts = 0 if self.websocket is None else self.websocket.held
+        self._hold(self._end - self._start + len(self._message or b"") + parts)
         self.since_s = self.heard_s = time.monotonic()
 
-    def _collect(self) -> None:
-        """Frames -> messages."""
-        from websockets.frames import Opcode
+    def _tidy(self) -> None:
+        if self._start == self._end:
+            self._start = self._end = 0
+            if len(self._buffer) > KEPT_BYTES:
+                self._buffer = bytearray(READ_BYTES)
 
-        for frame in self.websocket.events_received():
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                if frame.opcode is not Opcode.CONT:
-                    self._text = frame.opcode is Opcode.TEXT
-                self._frames.append(bytes(frame.data))
-                if len(self._frames) > self._limits.frames_a_message:
-                    raise Refusal("too_large", f"more than {self._limits.frames_a_message} frames in one message")
-                if frame.fin:
-                    data = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
-                    self._messages.append(data.decode("utf-8", "replace") if self._text else data)
-                    self._frames = []
-                    self.partial = False
-            elif not self._frames:
-                self.partial = False  # a ping or a pong is whole
+    def _hold(self, count: int) -> None:
+        self._held.bytes += count - self._holding
+        self._holding = count
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing more is taken, and what was not is dropped."""
+        self._failure = self._failure or error
+        self._start = self._end = 0
+        self._message = None
+        self._hold(0)
+        self._wake()
+        self._steer()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _steer(self) -> None:
+        """Reads on, or stops."""
+        wanted = self._waiting is not None or (self.websocket is not None and self._message is None)
+        reading = wanted and self._failure is None and self._congested is None
+        if reading != self._reading:
+            self._reading = reading
+            (self._transport.resume_reading if reading else self._transport.pause_reading)()
+
+    def _advance(self) -> None:
+        """Frames that have come whole -> a message, pongs, a goodbye. No further than to a message, which is to be taken first."""
+        assert self.websocket is not None
+        view = memoryview(self._buffer)
+        try:
+            while self._message is None and self._start < self._end:
+                taken, self._message = self.websocket.take(view[self._start : self._end])
+                if not taken:
+                    break
+                self._start += taken
+        except Refusal as refusal:
+            self._fail(refusal)
+        self._tidy()
+        partial = self._start < self._end or self.websocket.held > 0
+        if partial and not self.partial:
+            self.since_s = self.heard_s
+        self.partial = partial
         self._flush()
+        if self._message is not None or self.websocket.ended:
+            self._wake()
+        self._steer()
 
     def _flush(self) -> None:
-        for data in self.websocket.data_to_send():
+        assert self.websocket is not None
+        for data in self.websocket.to_send():
+            if self._transport.is_closing():
+                continue
             if data:
-                self._writer.write(data)
-            elif self._writer.can_write_eof():
-                self._writer.write_eof()
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._accepted(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if len(self._buffer) - self._end < READ_BYTES:
+            pending, buffer = self._end - self._start, self._buffer
+            if len(buffer) - pending < READ_BYTES:
+                buffer = bytearray(len(buffer) + max(len(buffer) // 2, READ_BYTES))
+            buffer[:pending] = self._buffer[self._start : self._end]
+            self._buffer, self._start, self._end = buffer, 0, pending
+        return memoryview(self._buffer)[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._failure is not None:
+            return
+        self.heard_s, self.pinged = time.monotonic(), False
+        self._end += nbytes
+        self._hold(self._holding + nbytes)
+        if self._held.bytes > self._held.limit:
+            self._fail(Refusal("busy", "too much is on its way from all clients together; ask again later"))
+        elif self.websocket is not None:
+            self._advance()
+        else:
+            if self._end - self._start >= self._wanted:
+                self._wake()
+            self._steer()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._wake()
+        return True  # what was asked before is still answered
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(Closed())
+        self.resume_writing()
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        self._congested = self._loop.create_future()
+        self._cut = self._loop.call_later(self._limits.send_s, self._transport.abort)
+        self._steer()
+
+    def resume_writing(self) -> None:
+        if self._congested is not None and self._cut is not None:
+            self._cut.cancel()
+            if not self._congested.done():
+                self._congested.set_result(None)
+            self._congested = self._cut = None
+            self._steer()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.embodiment import Embodiment
+from vla.embodiment import Embodiment, Space
 from vla.serve.wire import Compressed, Heard, Refusal
 from vla.types import Observation
 
@@ -37,7 +37,10 @@ class Names:
         ours = ALIASES.get(name, name).replace("/", ".")
         if ours == "image" and len(robot.cameras) == 1:
             return f"images.{robot.cameras[0]}"
-        if ours in _known(robot):
+        kind, _, which = ours.partition(".")
+        if ours == "instruction" or (ours == "state" and robot.state.fields):
+            return ours
+        if which in {"images": robot.cameras, "state": robot.state.slices()}.get(kind, ()):
             return ours
         raise Refusal("bad_observation", f"'{name[:80]}' is not known here; expected are {', '.join(_known(robot))} (vla serve --map)")
 
@@ -69,6 +72,8 @@ def _instruction(text: Any) -> str:
 
 
 def _offsets(offsets_s: tuple[float, ...]) -> tuple[float, ...]:
+    if offsets_s == (0.0,):
+        return offsets_s
     rising = all(a < b for a, b in itertools.pairwise(offsets_s))
     if not 1 <= len(offsets_s) <= MAX_FRAMES or not all(map(math.isfinite, offsets_s)) or not rising or offsets_s[-1] > 0:
         raise Refusal("bad_observation", f"offsets_s must be 1 to {MAX_FRAMES} rising seconds, none above 0")
@@ -118,7 +123,7 @@ def _decode(picture: Compressed, role: str) -> np.ndarray:
 
 def _state(values: Mapping[str, Any], robot: Embodiment, frames: int, optional: bool) -> np.ndarray:
     """-> float64 (F, P)."""
-    parts = {field.name: values[f"state.{field.name}"] for field in robot.state.fields if f"state.{field.name}" in values}
+    parts = {name[len("state.") :]: value for name, value in values.items() if name.startswith("state.")}
     if not robot.state.size or (optional and not parts and values.get("state") is None):
         return np.zeros((frames, 0))
     if parts and "state" in values:
@@ -127,25 +132,30 @@ def _state(values: Mapping[str, Any], robot: Embodiment, frames: int, optional: 
         missing = [field.name for field in robot.state.fields if field.name not in parts]
         if missing:
             raise Refusal("bad_observation", f"the state lacks {', '.join(missing)}")
-        return np.concatenate([_numbers(f"state.{f.name}", parts[f.name], frames, f.size) for f in robot.state.fields], axis=1)
-    listed = ", ".join(f"{field.name}[{field.size} {field.unit}]" for field in robot.state.fields)
+        return np.concatenate([_numbers(Space((f,)), parts[f.name], frames) for f in robot.state.fields], axis=1)
     if values.get("state") is None:
-        raise Refusal("bad_observation", f"no state; it is {listed}")
-    return _numbers(f"state ({listed})", values["state"], frames, robot.state.size)
+        raise Refusal("bad_observation", f"no state; it is {_listed(robot.state)}")
+    return _numbers(robot.state, values["state"], frames)
 
 
-def _numbers(what: str, value: Any, frames: int, size: int) -> np.ndarray:
-    """-> float64 (F, size). A list of numbers stands for an array."""
+def _listed(space: Space) -> str:
+    return ", ".join(f"{field.name}[{field.size} {field.unit}]" for field in space.fields)
+
+
+def _numbers(space: Space, value: Any, frames: int) -> np.ndarray:
+    """-> float64 (F, size of the space). A list of numbers stands for an array."""
     if isinstance(value, list) and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
         value = np.array(value, dtype=np.float64)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = np.array([value], dtype=np.float64)
+    size = space.size
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.shape not in ((size,), (frames, size)):
         said = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise Refusal("bad_observation", f"{what}: must be ({frames}, {size}) numbers or, if single, ({size},); came {said}")
-    rows = np.atleast_2d(value).astype(np.float64)
+        what = f"state ({_listed(space)}): must be ({frames}, {size}) numbers or, if single, ({size},)"
+        raise Refusal("bad_observation", f"{what}; came {said}")
+    rows = value.astype(np.float64).reshape(-1, size)
     if len(rows) != frames:
-        raise Refusal("bad_observation", f"{what}: {len(rows)} rows for {frames} frames")
-    if not np.isfinite(rows).all() or np.abs(rows).max(initial=0) > 1e9:
-        raise Refusal("bad_observation", f"{what}: holds NaN, infinity or numbers over 1e9")
+        raise Refusal("bad_observation", f"state ({_listed(space)}): {len(rows)} rows for {frames} frames")
+    if not all(-1e9 <= number <= 1e9 for number in rows.ravel().tolist()):  # as NaN is not
+        raise Refusal("bad_observation", f"state ({_listed(space)}): holds NaN, infinity or numbers over 1e9")
     return rows

@@ -8,10 +8,11 @@ of ours puts `request`: {seq, age_s, timeout_s, offsets_s, executed}, each optio
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from vla.serve.codec import pack, unpack
+from vla.serve.codec import packer, unpack
 from vla.serve.service import Service
 from vla.serve.wire import Heard, Refusal
 
@@ -20,17 +21,17 @@ class OpenPi:
     """One client of openpi's protocol."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._session = service, service.session()
+        self._service, self._session, self._pack = service, service.session(), packer()
 
     def greeting(self) -> bytes:
-        return pack(self._service.facts)
+        return self._pack(self._service.facts)
 
     async def answer(self, message: bytes | str) -> bytes:
         if isinstance(message, str):
             raise Refusal("malformed", "send observations as binary messages")
         answer = await self._service.act(heard(unpack(message)), self._session)
         timing = {"infer_ms": answer.policy_s * 1e3, "total_ms": answer.total_s * 1e3}
-        return pack({"actions": answer.action_TA, "server_timing": timing})
+        return self._pack({"actions": answer.action_TA, "server_timing": timing})
 
     def refusal(self, refusal: Refusal) -> str:
         return json.dumps(refusal.to_json())
@@ -77,8 +78,6 @@ def number(message: Mapping[str, Any], name: str) -> float | None:
 
 
 def _number(name: str, value: Any) -> float:
-    import math
-
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise Refusal("malformed", f"{name} must be a finite number")
     return float(value)

@@ -72,8 +72,12 @@ class Server:
         """Raises UserError if the port is taken."""
         loop = asyncio.get_running_loop()
         self.service.batcher.start(loop, self._break)
+
+        def connection() -> Connection:
+            return Connection(self._limits, self._held, self._accept)
+
         try:
-            listener = await asyncio.start_server(self._accept, self.host, self.port, limit=2**17, backlog=1024)
+            listener = await loop.create_server(connection, self.host, self.port, backlog=1024)
         except OSError as error:
             self.service.batcher.stop()
             raise UserError(f"cannot listen on {self.host}:{self.port}: {error.strerror or error}. Give another --port.") from error
@@ -110,10 +114,9 @@ class Server:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=2.0)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, connection: Connection) -> None:
         if len(self._connections) >= self._limits.connections:
             self._make_room()
-        connection = Connection(reader, writer, self._limits, self._held)
         self._connections.add(connection)
         task = asyncio.create_task(self._serve(connection))
         self._tasks[task] = connection
@@ -166,7 +169,7 @@ class Server:
         expectation(expected_facts(head), self.service)
         if head.upgrades:
             wire = self._websocket(head)
-            connection.upgrade(head, raw)
+            connection.upgrade(raw)
             await self._converse(connection, wire)
             return False
         length = head.length(self._limits.message_bytes)
