@@ -120,7 +120,8 @@ def test_a_checkpoint_is_served_for_one_of_its_robots(tmp_path):
 def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
     token = tmp_path / "token"
     token.write_text("a-long-and-random-token\n")
-    with served("--policy", "hold", "--embodiment", robot_file, "--host", "0.0.0.0", "--token-file", str(token)) as (_, address):
+    words = ("--policy", "hold", "--embodiment", robot_file, "--deadline", "60", "--host", "0.0.0.0", "--token-file", str(token))
+    with served(*words) as (_, address):
         address = address.replace("0.0.0.0", "127.0.0.1")
         assert get(address, "/healthz")[0] == 200
         assert get(address, "/metadata")[0] == 401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import socket
 import threading
@@ -149,6 +150,36 @@ def test_a_slow_server_refuses_in_time_and_the_robot_holds():
             late = robot.seen
             gated.go.release(10_000)
             assert robot.until_it_moves() * 1e4 > late - 1
+
+
+def test_a_pilot_tells_what_was_carried_out_up_to_each_observation():
+    now_s, made_s, told = [0.0], queue.Queue(), queue.Queue()
+
+    class Told:
+        def infer(self, observation, age_s, executed):
+            told.put(executed)
+            return {"actions": np.linspace([0.0, 0.0], [0.3, 0.3], 4)}
+
+        def close(self) -> None:
+            pass
+
+    guard = Guard(Limits((-1.0,) * 2, (1.0,) * 2, (1e6,) * 2), rate_hz=10, max_age_s=60, max_chunk=4)
+    pilot = Pilot(Told(), guard, lambda: ({}, made_s.get()), lambda: np.zeros(2), clock=lambda: now_s[0])
+    with pilot:
+        made_s.put(0.0)
+        assert told.get(timeout=LONG_S).shape == (0, 2)
+        commands = []
+        for at_s in (0.05, 0.15, 0.25):
+            now_s[0] = at_s
+            eventually(lambda: commands.append(pilot.command()) or commands[-1] is not None)
+        made_s.put(0.2)  # seen before the third was sent
+        assert np.allclose(told.get(timeout=LONG_S), [[0.0, 0.0], [0.1, 0.1]])
+        made_s.put(0.25)
+        assert told.get(timeout=LONG_S).shape == (0, 2)
+        made_s.put(0.26)
+        assert np.allclose(told.get(timeout=LONG_S), [[0.2, 0.2]])
+        pilot._ending.set()
+        made_s.put(0.27)
 
 
 def test_a_pilot_never_moves_for_another_robots_server():
