@@ -7,7 +7,7 @@ The server runs in a process of its own, and so do the clients, which speak open
 compared with:
 
 overhead_ms_p50             a client's round trip with two 224-pixel images, less the policy's own time for it as the server measured it
-echo_ms_p50                 the same number of bytes there and back over a bare socket, with the same pause between, turn by turn with the
+echo_ms_p50                 the same number of bytes there and back over a bare socket, with the same pause between, in turns with the
                             requests: what this machine takes for it without any of our code
 health_ms_during_inference  the slowest of repeated GET /healthz while one inference takes 3 s
 batching_efficiency_32      32 clients at once: the time that the same policy, called directly, takes for the same batch sizes, over the
@@ -44,8 +44,8 @@ SIDE = 224
 CLIENTS = 32
 POLICY_S = 0.005
 """What a policy takes for one observation where the overhead is measured."""
-WARM = 20
-"""Requests before it counts."""
+TURN, WARM = 50, 10
+"""Requests of one turn, and those before them, which do not count."""
 
 
 class Asleep:
@@ -116,15 +116,14 @@ def overhead(requests: int, checkpoint: str | None = None) -> dict[str, float]:
         PolicyClient(f"ws://{address}", 60) as client,
         Echo(len(pack(message)), len(pack(answer))) as echo,
     ):
-        for number in range(requests + WARM):
-            start = time.perf_counter()
-            timing = client.infer(message)["server_timing"]
-            seconds = time.perf_counter() - start
-            bytes_alone_s = echo.round_trip()
-            if number >= WARM:
-                over.append(seconds * 1e3 - timing["infer_ms"])
-                policy.append(timing["infer_ms"])
-                bare.append(bytes_alone_s * 1e3)
+        for _ in range(max(1, requests // TURN)):
+            for number in range(WARM + TURN):
+                start = time.perf_counter()
+                timing = client.infer(message)["server_timing"]
+                if number >= WARM:
+                    over.append((time.perf_counter() - start) * 1e3 - timing["infer_ms"])
+                    policy.append(timing["infer_ms"])
+            bare += [echo.round_trip() * 1e3 for _ in range(WARM + TURN)][WARM:]
     over.sort()
     return {
         "overhead_ms_p50": statistics.median(over),

@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, get, raw, request, said, service, statistics
 from tests.serve.test_protocols import from_openpi, numpy_json, to_openpi
+from vla.serve import connection
 from vla.serve.background import serving
 from vla.serve.codec import DTYPES
 from vla.serve.server import Server
@@ -297,7 +298,19 @@ def test_frames_are_frames_however_they_are_cut():
                 answers = [msgpack.unpackb(client.recv(timeout=LONG_S), object_hook=from_openpi)["actions"] for _ in range(4)]
                 assert [answer[0, 0] for answer in answers] == [0.1, 0.2, 0.3, 0.4]
         eventually(lambda: server.connections == 0)
-        assert server._held.bytes == 0
+        assert (server._held.bytes, server._held.kept) == (0, 0)
+
+
+def test_buffers_of_large_messages_are_kept_while_there_is_room(monkeypatch):
+    monkeypatch.setattr(connection, "KEPT_BYTES", 2**20)
+    with serving(service(Echo())) as server, contextlib.ExitStack() as clients:
+        for _ in range(3):  # of 400 kB
+            client = clients.enter_context(PolicyClient(f"ws://{server.address}", LONG_S))
+            for number in (0.1, 0.2):
+                assert client.infer(said(number, side=256))["actions"][0, 0] == number
+        assert 2**19 < server._held.kept <= 2**20
+        clients.close()
+        eventually(lambda: server._held.kept == 0)
 
 
 def test_a_message_of_a_thousand_frames_is_refused():

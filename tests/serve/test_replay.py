@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vla.data.shard import DatasetInfo, ShardWriter
 from vla.errors import UserError
 from vla.serve.background import serving
 from vla.serve.codec import from_json, pack, to_json, unpack
+from vla.serve.groot import Groot
 from vla.serve.observe import Names
 from vla.serve.openpi import OpenPi
 from vla.serve.openvla import OpenVla
@@ -89,8 +91,21 @@ async def rest_by_chunks(served: Service) -> list[np.ndarray]:
     return [row for _ in range(3) for row in from_json(await wire.answer(to_json(observation)))]
 
 
+async def groot(served: Service) -> list[np.ndarray]:
+    """Its client says when an episode begins."""
+    wire, observation = Groot(SimpleNamespace(service=served, token=None)), said(0.1, of=ROBOT)
+    said_flat = {f"video.{role}": pixels[None] for role, pixels in observation["images"].items()}
+    said_flat |= {"state.position": observation["state"][None, :3], "state.gripper": observation["state"][None, 3:]}
+    said_flat |= {"annotation.human.task_description": ["open it"]}
+    await wire.answer(pack({"endpoint": "get_action", "data": said_flat}))
+    assert await wire.answer(pack({"endpoint": "reset"})) == {}
+    answers = [await wire.answer(pack({"endpoint": "get_action", "data": said_flat})) for _ in range(3)]
+    return [np.concatenate(row) for answer in answers for row in zip(answer["action.position"], answer["action.gripper"], strict=True)]
+
+
 @pytest.mark.parametrize(
-    ("client", "execute"), [(openpi, 2), (ours, None), (vla_eval, None), (vla_eval, 4), (rest_one_by_one, None), (rest_by_chunks, None)]
+    ("client", "execute"),
+    [(openpi, 2), (ours, None), (vla_eval, None), (vla_eval, 4), (rest_one_by_one, None), (rest_by_chunks, None), (groot, None)],
 )
 def test_whatever_the_protocol_a_step_that_is_carried_out_is_a_step_of_the_recording(client, execute, dataset):
     replay, recorded = Replay.of(f"{dataset}:1", None), make_episode("e1", steps=9, seed=1).action

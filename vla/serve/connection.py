@@ -16,8 +16,8 @@ from vla.serve.wire import Limits, Refusal
 
 READ_BYTES = 2**16
 """Room that is offered for what comes next, at least."""
-KEPT_BYTES = 2**19
-"""Largest buffer that outlasts its message: two pictures of 224 pixels fit, and those of all connections into what may be held."""
+KEPT_BYTES = 2**26
+"""Of buffers that outlast their messages, over all connections: whose does not fit any more begins small again."""
 
 
 class Closed(ConnectionError):
@@ -25,10 +25,10 @@ class Closed(ConnectionError):
 
 
 class Held:
-    """Bytes of messages that have not come whole or are not answered yet, over all connections."""
+    """Bytes of messages that have not come whole or are not answered yet, over all connections; and of buffers that are `kept` beside."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
+        self.limit, self.bytes, self.kept = limit, 0, 0
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -50,7 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: Any = None
         self._buffer = bytearray(READ_BYTES)
         self._start = self._end = 0  # of what is in the buffer and not taken
-        self._holding = 0
+        self._holding = self._kept = 0
         self._message: bytes | str | None = None
         self._failure: Exception | None = None
         self._ended = False
@@ -163,8 +163,14 @@ class Connection(asyncio.BufferedProtocol):
     def _tidy(self) -> None:
         if self._start == self._end:
             self._start = self._end = 0
-            if len(self._buffer) > KEPT_BYTES:
-                self._buffer = bytearray(READ_BYTES)
+            kept = len(self._buffer) - READ_BYTES
+            if self._held.kept + kept - self._kept > KEPT_BYTES:
+                self._buffer, kept = bytearray(READ_BYTES), 0
+            self._keep(kept)
+
+    def _keep(self, count: int) -> None:
+        self._held.kept += count - self._kept
+        self._kept = count
 
     def _hold(self, count: int) -> None:
         self._held.bytes += count - self._holding
@@ -258,6 +264,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(Closed())
+        self._keep(0)
         self.resume_writing()
         if not self._lost.done():
             self._lost.set_result(None)
