@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vla_client.codec import DTYPES, ProtocolError, pack, unpack
+from vla_client.codec import DTYPES, Packer, ProtocolError, pack, unpack
 
 arrays = st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, min_side=0)))
 
@@ -39,6 +39,18 @@ def test_openpis_own_bytes_are_read():
     wire = {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": array.shape}
     assert np.array_equal(unpack(msgpack.packb({"actions": wire}))["actions"], array)
     assert np.array_equal(msgpack.unpackb(pack(array))[b"shape"], [2, 3])
+
+
+def test_a_packer_says_what_pack_says_also_after_what_cannot_be_sent():
+    packer = Packer()
+    for message in ({"a": np.arange(9)}, {"b": object()}, {"c": np.zeros((2, 300_000), np.uint8)}, {"d": {1j}}, {"e": "x"}):
+        try:
+            expected = pack(message)
+        except ProtocolError:
+            with pytest.raises(ProtocolError):
+                packer.pack(message)
+        else:
+            assert packer.pack(message) == expected
 
 
 def wire(**changes):
