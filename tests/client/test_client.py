@@ -203,20 +203,9 @@ def test_an_answer_may_come_in_pieces_and_be_the_last():
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
 def test_a_server_with_a_certificate_is_asked_over_tls_and_another_is_not(tmp_path, monkeypatch):
     key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
-    words = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-    ]
-    subprocess.run(["openssl", "req", "-x509", *words, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key, "-out", certificate, "-days", "2"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(["openssl", "req", "-x509", *made, *subject], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with server(echo, ssl=context) as url:
