@@ -166,7 +166,7 @@ def test_two_ranks_then_one_then_two(processes, shards, tmp_path, whole):
     seen = samples(tmp_path / "ledger")
     assert {position: seen[position] for position in range(STEPS * 8)} == whole[1]
     want, got = whole[0][2], fingerprint(tmp_path / "run")[2]
-    for step in range(5, STEPS, 5):
+    for step in (5, 15, 20, 30, 35, 40):  # a row is the mean of the steps since the one before, or since the run went on
         assert got[step][0] == pytest.approx(want[step][0], rel=1e-5, abs=1e-5)
 
 
