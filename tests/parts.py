@@ -15,6 +15,7 @@ from vla.decoders.heads import ResNet
 from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
 from vla.decoders.latent_flow import LatentFlow
+from vla.decoders.latent_words import LatentWords
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
 from vla.decoders.reasoning import ReasonThenAct
@@ -34,8 +35,10 @@ DECODERS = {
     "parallel_folded": Parallel(steps_per_token=3),
     "oft": Parallel(tokens="numbers", whole=True, head=ResNet(hidden=32)),
     "tokens": AutoregressiveTokens(),
+    "tokens_from_prefix": AutoregressiveTokens(from_prefix=True),
     "tokens_coarse": AutoregressiveTokens(codec=Bins(every=2)),
     "masked": MaskedDiffusion(evaluations=4),
+    "masked_whole": MaskedDiffusion(evaluations=4, whole=True),
     "flow": DiT(evaluations=4),
     "flow_data": DiT(path=Flow(predict="data", times="uniform"), samples_per_context=2, evaluations=2),
     "ddpm": DiT(path=DDPM(steps=20), evaluations=20, samples_per_context=8),
@@ -45,6 +48,7 @@ DECODERS = {
     "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
     "latent_taught": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1, readout_mlp=False, taught_scale=0.5),
     "latent_flow": LatentFlow(codes=2, vocabulary=4, evaluations=3),
+    "latent_words": LatentWords(codes=2, vocabulary=4, heads=2, readout_width=32, mlp_ratio=2),
     "pi0": DiT(path=Flow(reverse=True), conditioning=LayerKeysValues(width=48, mlp_width=96), state_in_suffix=True),
     "pi05": DiT(conditioning=LayerKeysValues(width=48, mlp_width=96, style="llama"), time="adaptive"),
     "groot": DiT(conditioning=CrossAttention(width=32, depth=4, heads=2, style="dit", interleaved=True), time="adaptive", evaluations=4),

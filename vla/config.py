@@ -48,6 +48,7 @@ KINDS = {
     "decoder.dit": "vla.decoders.dit:DiT",
     "decoder.latent": "vla.decoders.latent:LatentActions",
     "decoder.latent_flow": "vla.decoders.latent_flow:LatentFlow",
+    "decoder.latent_words": "vla.decoders.latent_words:LatentWords",
     "decoder.joint": "vla.decoders.joint:Joint",
     "decoder.joint.part": "vla.decoders.joint:Part",
     "decoder.one_step": "vla.decoders.one_step:OneStep",

@@ -23,6 +23,7 @@ from vla.decoders.dit import DiT
 from vla.decoders.heads import ResNet
 from vla.decoders.joint import Joint, Part
 from vla.decoders.latent import LatentActions
+from vla.decoders.latent_words import LatentWords
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
 from vla.decoders.reasoning import ReasonThenAct
@@ -91,7 +92,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "discrete_diffusion_vla": Preset(
         PRISMATIC,
-        MaskedDiffusion(codec=Bins(edges=256), evaluations=12, temperature=1.0, remask=1.0),
+        MaskedDiffusion(codec=Bins(edges=256), evaluations=12, temperature=1.0, remask=1.0, whole=True),
         horizon=8,
         paper="Discrete Diffusion VLA (Liang et al. 2025)",
         deviates="re-masking by a fall of log-probability; the paper's thresholds are not published",
@@ -126,7 +127,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "spatialvla": Preset(
         PALIGEMMA2,
-        AutoregressiveTokens(codec=Grid(values="middle")),
+        AutoregressiveTokens(codec=Grid(values="middle"), from_prefix=True),
         horizon=4,
         paper="SpatialVLA (Qu et al. 2025)",
         deviates="action codes have a head of their own; depth that is given comes before depth that is estimated",
@@ -147,10 +148,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "univla": Preset(
         PRISMATIC,
-        LatentActions(codes=4, vocabulary=16, heads=8, readout_depth=2, readout_width=512),
+        LatentWords(),
         horizon=12,
         paper="UniVLA (Bu et al. 2025)",
-        deviates="latent actions by queries in one pass instead of word by word",
+        deviates="latent actions have embeddings and a head of their own, instead of words added to the language model",
     ),
     "lapa": Preset(
         PRISMATIC,

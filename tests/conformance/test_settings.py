@@ -63,6 +63,6 @@ def test_dita():
 def test_univla_readout():
     """`finetune_libero.py`: two attention poolings, 512 wide, beside a backbone of 4096; 12 steps."""
     decoder, _ = head("univla")
-    pools = decoder.readout
-    assert [(pool.q.in_features, pool.kv.in_features, pool.heads) for pool in pools] == [(512, 4096, 512 // 64)] * 2
-    assert decoder.step_TD.shape == (12, 512)
+    for pool in (decoder.seen, decoder.said):
+        assert (pool.inward.in_features, pool.inward.out_features, pool.heads, pool.up.out_features) == (4096, 512, 512 // 64, 2 * 4 * 512)
+    assert decoder.out_ETIA.shape == (1, 12, 512, 7)

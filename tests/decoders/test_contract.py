@@ -22,7 +22,8 @@ QUICK_TO_FIT = ("tokens", "flow")
 """Decoders whose overfitting is a quick test: one of codes and one of noise."""
 THOROUGH_TO_FIT = ("parallel", "masked", "latent")
 """One of each other kind; of the rest it is a slow one."""
-VARIANTS = ("parallel_folded", "tokens_coarse", "flow_data", "ddpm_pooled", "pi05", "dita", "dit_ada", "joint_in_context")
+VARIANTS = ("parallel_folded", "tokens_coarse", "tokens_from_prefix", "masked_whole", "flow_data", "ddpm_pooled", "pi05", "dita", "dit_ada")
+VARIANTS += ("joint_in_context",)
 """Settings of decoders that quick tests have in another setting."""
 QUICK_ON_ALL = ("joint",)
 """Decoders that quick tests run on every family of backbones: a causal suffix, and K noise samples over its keys and values."""
@@ -50,7 +51,7 @@ def made(request):
     return build(request.param)
 
 
-@pytest.fixture(params=cases(without=("oft",)))
+@pytest.fixture(params=cases(without=("oft", "masked_whole")))
 def made_sharing(request):
     """Decoders that leave the prefix as it is without them."""
     return build(request.param)

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.tokens import CodeTokens
+from vla.decoders.whole import one_ahead
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
@@ -31,7 +32,8 @@ class MaskedDiffusion:
 
     `remask`: secondary re-masking. A code that was kept is hidden again, and chosen anew, once its log-probability given the codes
     found since has fallen by more than this many nats below what it was kept with; None never does. (Discrete Diffusion VLA, section
-    3.4, has the idea; its thresholds are not published. 1.0, a fall to e^-1 of the probability, is ours.)
+    3.4, has the idea; its thresholds are not published. 1.0, a fall to e^-1 of the probability, is ours.) `whole`: prefix and codes are one
+    sequence, as published there (vla/decoders/whole.py): every evaluation runs all of it, and the prefix's states cannot be shared.
     """
 
     kind: ClassVar[str] = "decoder.masked"
@@ -39,6 +41,7 @@ class MaskedDiffusion:
     evaluations: int = 12
     temperature: float = 0.0
     remask: float | None = None
+    whole: bool = False
 
     def build(self, width: int, roster: Roster) -> MaskedDecoder:
         if self.evaluations < 1 or (self.remask is not None and self.remask <= 0):
@@ -47,7 +50,7 @@ class MaskedDiffusion:
 
 
 class MaskedDecoder(ActionDecoder):
-    """One bidirectional suffix of N codes, some of them the mask id; the prefix runs once per chunk."""
+    """One bidirectional suffix of N codes, some of them the mask id; the prefix runs once per chunk, unless the two are one sequence."""
 
     def __init__(self, config: MaskedDiffusion, width: int, roster: Roster) -> None:
         super().__init__()
@@ -57,6 +60,8 @@ class MaskedDecoder(ActionDecoder):
         if not self.codes.codec.fixed:
             raise UserError(f"{config.codec.kind} has chunks of any number of codes, which cannot be unmasked; decode it one by one")
         self.mask_id = self.codes.codec.vocabulary
+        self.shares_prefix = not config.whole
+        self.closing_1D = nn.Parameter(torch.randn(1, width) * 0.5) if config.whole else None
 
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
@@ -89,7 +94,8 @@ class MaskedDecoder(ActionDecoder):
         codec, T = self.codes.codec, self.config.evaluations
         id_BN = like.mask_BTA.new_full((len(like.mask_BTA), self.codes.length), self.mask_id, dtype=torch.int64)
         exists_BN = codec.exists(id_BN, like)
-        cache, kept_BN = backbone(prefix), torch.full(exists_BN.shape, -math.inf, device=exists_BN.device)
+        cache = None if self.config.whole else backbone(prefix)
+        kept_BN = torch.full(exists_BN.shape, -math.inf, device=exists_BN.device)
         open_BN = exists_BN
         if given is not None:
             id_BN, open_BN = torch.where(given[1], given[0], id_BN), exists_BN & ~given[1]
@@ -110,7 +116,10 @@ class MaskedDecoder(ActionDecoder):
     def _logits(
         self, backbone: Backbone, prefix: Tokens, id_BN: Tensor, exists_BN: Tensor, joint: bool = False, cache: Hidden | None = None
     ) -> Tensor:
-        suffix = suffix_tokens(prefix, self.codes.embed(id_BN).to(prefix.x_BSD.dtype), causal=False, valid_BS=exists_BN)
+        x_BND = self.codes.embed(id_BN).to(prefix.x_BSD.dtype)
+        if self.closing_1D is not None:
+            return self.codes.logits(one_ahead(backbone, prefix, x_BND, exists_BN, self.closing_1D))
+        suffix = suffix_tokens(prefix, x_BND, causal=False, valid_BS=exists_BN)
         hidden = backbone(prefix.cat(suffix)) if joint else backbone(suffix, cache=cache)
         return self.codes.logits(hidden.last(len(suffix)))
 

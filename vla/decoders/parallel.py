@@ -17,6 +17,7 @@ from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
+from vla.decoders.whole import one_ahead
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
 from vla.roster import Roster
@@ -82,19 +83,6 @@ class ParallelDecoder(ActionDecoder):
             suffix = suffix_tokens(prefix, x_BSD, causal=False, valid_BS=valid_BS)
             state_BSD = backbone(prefix.cat(suffix)).last(len(suffix))
         else:
-            state_BSD = self._one_ahead(backbone, prefix, x_BSD, valid_BS)
+            state_BSD = one_ahead(backbone, prefix, x_BSD, valid_BS, self.closing_1D)
         step_BTD = self.fold.unfold(state_BSD) if not self.numbers else state_BSD.unflatten(1, (-1, self.numbers))
         return self.out(step_BTD, like)
-
-    def _one_ahead(self, backbone: Backbone, prefix: Tokens, x_BSD: Tensor, valid_BS: Tensor) -> Tensor:
-        """All tokens see all, and each of the suffix is read from the last valid token before it."""
-        assert self.closing_1D is not None
-        closing_B1D = self.closing_1D.expand(len(x_BSD), -1, -1).to(x_BSD.dtype)
-        closed = torch.cat([valid_BS, torch.ones_like(valid_BS[:, :1])], dim=1)
-        suffix = suffix_tokens(prefix, torch.cat([x_BSD, closing_B1D], dim=1), causal=False, valid_BS=closed)
-        hidden = backbone(prefix.cat(suffix).bidirectional())
-        place_S = torch.arange(valid_BS.shape[1], device=valid_BS.device)
-        last_B1 = prefix.position_BS.masked_fill(~prefix.valid_BS, -1).argmax(1, keepdim=True)
-        seen_BS = torch.where(valid_BS, place_S + len(prefix), last_B1)
-        before_BS = torch.cat([last_B1, seen_BS[:, :-1]], dim=1).cummax(1).values
-        return hidden.x_BSD.gather(1, before_BS[..., None].expand(-1, -1, hidden.x_BSD.shape[-1]))

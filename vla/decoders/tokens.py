@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.codecs.base import Codec, hold
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, join, make_loss
+from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Prior, Target
@@ -29,13 +30,15 @@ from vla.types import ActionSpec, Loss, Prior, Target
 class AutoregressiveTokens:
     """`codec`: how a chunk becomes codes. `temperature`: 0 takes the likeliest code. `hide`: share of the shown codes that training
     replaces by the start id. Later codes follow from earlier ones so easily that little is learned from the image otherwise.
-    `offset`: a continuous correction of what the codes say, learned by L1 (VQ-BeT, Lee et al. 2024, section 3.3)."""
+    `offset`: a continuous correction of what the codes say, learned by L1 (VQ-BeT, Lee et al. 2024, section 3.3). `from_prefix`: the first
+    code is read from the prefix's last token, as a language model's answer is (SpatialVLA), not from a start token behind it."""
 
     kind: ClassVar[str] = "decoder.tokens"
     codec: Any = field(default_factory=Bins)
     temperature: float = 0.0
     hide: float = 0.0
     offset: bool = False
+    from_prefix: bool = False
 
     def build(self, width: int, roster: Roster) -> TokensDecoder:
         return TokensDecoder(self, width, roster)
@@ -135,6 +138,9 @@ class TokensDecoder(ActionDecoder):
         self.register_buffer("block_N", codec.blocks(roster.horizon, roster.action_width), persistent=False)
         self.register_buffer("parent_N", codec.parents(roster.horizon, roster.action_width), persistent=False)
         self.chain = bool((self.parent_N == torch.arange(len(self.parent_N)) - 1).all())
+        self.from_prefix = config.from_prefix
+        if self.from_prefix and not self.chain:
+            raise UserError(f"{config.codec.kind} predicts several codes at once; the prefix's last token is one: set from_prefix=False")
         self.end_block = int(self.block_N[-1]) + 1  # asked once: on a GPU each answer is a wait
         self.offset = Offset(width, roster) if config.offset else None
         self.chunks = self.repaired = 0
@@ -161,7 +167,7 @@ class TokensDecoder(ActionDecoder):
             last_B1 = self._last(code_BN, exists_BN)
             x_BND = torch.cat([x_BND, self.codes.code_in(last_B1) + self.offset.slot_D], dim=1)
         suffix = self._places(prefix, x_BND, exists_BN)
-        hidden_BSD = backbone(prefix.cat(suffix)).last(len(suffix))
+        hidden_BSD = self._states(prefix, backbone(prefix.cat(suffix)), len(suffix))
         logits_BNC = self.codes.logits(hidden_BSD[:, : code_BN.shape[1]])
         error_BN = F.cross_entropy(logits_BNC.transpose(1, 2), code_BN, reduction="none")
         parts, scale = {"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0}
@@ -196,9 +202,11 @@ class TokensDecoder(ActionDecoder):
                 if not exists_BN[:, at].any():
                     code_BN, exists_BN = code_BN[:, : at.start], exists_BN[:, : at.start]
                     break
-            x_BmD = (self.codes.code_in(shown_BN[:, at]) + self.codes.slot_ND[at]).to(prefix.x_BSD.dtype)
-            hidden = backbone(places.slice(at.start, at.stop).with_x(x_BmD, exists_BN[:, at]), cache=hidden)
-            logits_BmC = self.codes.logits(hidden.last(at.stop - at.start), at)
+            if at.start > 0 or not self.from_prefix:
+                x_BmD = (self.codes.code_in(shown_BN[:, at]) + self.codes.slot_ND[at]).to(prefix.x_BSD.dtype)
+                hidden = backbone(places.slice(at.start, at.stop).with_x(x_BmD, exists_BN[:, at]), cache=hidden)
+            state_BmD = hidden.last(at.stop - at.start) if at.start > 0 else self._states(prefix, hidden, at.stop)
+            logits_BmC = self.codes.logits(state_BmD, at)
             if draws_BNC is not None:  # Gumbel-max: a draw from softmax(logits / temperature)
                 logits_BmC = logits_BmC - self.temperature * torch.log(-torch.log(draws_BNC[:, at]))
             if left_Bn is not None:
@@ -219,9 +227,19 @@ class TokensDecoder(ActionDecoder):
         """The suffix: a place per code, and one more for the offset if there is one."""
         S, N = x_BSD.shape[1], exists_BN.shape[1]
         valid_BS = F.pad(exists_BN, (0, S - N), value=True)
+        if self.from_prefix:
+            valid_BS = F.pad(valid_BS[:, 1:], (1, 0))
         block_S = F.pad(self.block_N[:N], (0, S - N), value=self.end_block)
         suffix = suffix_tokens(prefix, x_BSD.to(prefix.x_BSD.dtype), causal=True, valid_BS=valid_BS)
         return replace(suffix, block_BS=(prefix.next_block() + block_S).expand(valid_BS.shape))
+
+    def _states(self, prefix: Tokens, hidden: Hidden, count: int) -> Tensor:
+        """Of the first `count` places, which are the last that ran; of the very first, where it is the prefix's, that of its last token."""
+        if not self.from_prefix:
+            return hidden.last(count)
+        last_B = prefix.position_BS.masked_fill(~prefix.valid_BS, -1).argmax(1)
+        first_B1D = hidden.x_BSD[torch.arange(len(last_B), device=last_B.device), last_B][:, None]
+        return torch.cat([first_B1D, hidden.last(count)[:, 1:]], dim=1)
 
     def _runs(self) -> list[slice]:
         """The places of each block, in order."""
