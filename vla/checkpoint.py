@@ -59,6 +59,11 @@ class Contents:
     def roster(self) -> Roster:
         return Roster.of(self.embodiments)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether it was made to be fine-tuned, and no decoder of it has seen an action: it must not act."""
+        return bool(self.run.get("untrained"))
+
     def build(self) -> VLA:
         """The model, with fresh weights."""
         return self.model.build(self.roster)

@@ -30,7 +30,10 @@ class Policy:
     @staticmethod
     def load(folder: str | Path, device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
         """From the folder of a checkpoint, or of a run (its newest). `verify`: also act as it did when it was exported, or Damaged."""
-        policy = Policy(*load_model(folder, device), seed=seed)
+        contents, model = load_model(folder, device)
+        if contents.untrained:
+            raise UserError(f"{folder} has learned no actions yet: its decoder is fresh. First `vla train RECIPE.py --init {folder}`.")
+        policy = Policy(contents, model, seed=seed)
         if verify:
             from vla.golden import check
 

@@ -145,5 +145,19 @@ def openvla(folder: Path, files: int = 2, codes: int = 256) -> dict[str, Tensor]
     return tensors
 
 
+def say_also(folder: Path, words: tuple[str, ...]) -> None:
+    """Puts special words behind the tokenizer's 32,000, as fine-tuning adds them: `<PAD>`, then these."""
+    from tokenizers import AddedToken, Tokenizer
+
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = data["model"]["vocab"]
+    vocabulary |= {row["content"]: row["id"] for row in data["added_tokens"]}  # an added word keeps its id if the model knows it
+    vocabulary |= {f"~{i}~": i for i in set(range(WORDS)) - set(vocabulary.values())}
+    made = Tokenizer.from_str(json.dumps(data))
+    made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in ("<PAD>", *words)])
+    assert made.token_to_id(words[0]) == WORDS + 1
+    (folder / "tokenizer.json").write_text(made.to_str())
+
+
 def ids_of(text: str) -> list[int]:
     return unpack_tokenizer(TOKENIZER).encode(text, add_special_tokens=False).ids

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.train.test_checkpoint import Told
 from tests.train.toy import MODEL, NARROW, WIDE, robot, toy_run
-from vla.checkpoint import load_checkpoint
+from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.data.mixture import Mixture
 from vla.decoders.masked import MaskedDiffusion
 from vla.errors import Damaged, StatsMissing, UnknownName, UserError
 from vla.model import Model
+from vla.normalize import Normalizer, RobotNormalizer
+from vla.policy import Policy
 from vla.train.job import assemble
 from vla.train.loop import Diverged, train
 from vla.train.optim import AdamW
@@ -103,6 +106,20 @@ def test_only_the_architecture_takes_no_numbers(trained, shards):
     _, old = load_checkpoint(trained[0] / "checkpoints" / "last" / "pretrained_model")
     assert job.contents.model == MODEL and not any("normalised as in" in note for note in job.notes)
     assert not torch.equal(job.model.get_parameter("backbone.word_in.weight"), old["backbone.word_in.weight"])
+
+
+def test_a_checkpoint_that_has_learned_no_actions_gives_its_weights_and_not_its_numbers(trained, shards, tmp_path):
+    """As `vla import vlm` writes them: the same robot is in it, with normalisers that nobody fitted."""
+    contents, weights = load_checkpoint(trained[0] / "checkpoints" / "last" / "pretrained_model")
+    none = lambda each: Normalizer.identity(each.width, "none yet")  # noqa: E731
+    plain = {name: RobotNormalizer(each.key, none(each.state), none(each.action)) for name, each in contents.normalizers.items()}
+    start = save_checkpoint(tmp_path / "start", replace(contents, normalizers=plain, run={"untrained": True}), weights)
+    with pytest.raises(UserError, match="has learned no actions yet.*vla train RECIPE.py --init"):
+        Policy.load(start)
+    job = assemble(toy_run(init=str(start), model=None), shards, shards)
+    assert torch.equal(job.model.get_parameter("backbone.word_in.weight"), weights["backbone.word_in.weight"])
+    assert job.contents.normalizers["narrow"] != plain["narrow"] and not job.contents.untrained
+    assert not any("normalised as in" in note for note in job.notes)
 
 
 def test_what_a_run_lacks_is_said_before_it_starts(shards):

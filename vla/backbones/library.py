@@ -98,6 +98,8 @@ class LibraryBackbone(Backbone):
     causal: ClassVar[bool] = True
     """How the family was pretrained: blocks 0, 1, 2, ... or all 0."""
     first_position: ClassVar[int] = 0
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Module of ours -> how the names of its tensors begin in published files, by the versions of the library that wrote them."""
 
     vision: nn.Module
     language: Any
@@ -135,6 +137,15 @@ class LibraryBackbone(Backbone):
     @abstractmethod
     def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
         """All images -> features (images, longest, D), filled up behind an image's own, and further features that become extras."""
+
+    def published_names(self, name: str) -> tuple[str, ...]:
+        """What published files may call a tensor of ours, or those that begin like `name`."""
+        part, _, rest = name.partition(".")
+        return tuple(f"{start}{rest}" for start in self.published[part])
+
+    def cut(self) -> tuple[str, ...]:
+        """How the names of tensors begin, as ours would, that a published model has and a policy never reads."""
+        return ()
 
     def _tower_pixels(self) -> tuple[Pixels, ...]:
         """How each of the family's towers wants its images."""

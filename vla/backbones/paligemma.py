@@ -42,6 +42,11 @@ class PaliGemmaBackbone(LibraryBackbone):
         "projector": "multi_modal_projector",
         "language": "language_model",
     }
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("vision_tower.vision_model.", "model.vision_tower.vision_model.", "model.vision_tower."),
+        "projector": ("multi_modal_projector.", "model.multi_modal_projector."),
+        "language": ("language_model.model.", "model.language_model."),
+    }
 
     def _make(self) -> None:
         whole = library_model(self.config)

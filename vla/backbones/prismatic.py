@@ -57,6 +57,11 @@ class Prismatic(LibraryConfig):
 class PrismaticBackbone(LibraryBackbone):
     config: Prismatic
     projector: _Projector
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("vision_backbone.",),
+        "projector": ("projector.",),
+        "language": ("language_model.model.",),
+    }
 
     def _make(self) -> None:
         prepare_torchvision()
@@ -74,6 +79,16 @@ class PrismaticBackbone(LibraryBackbone):
         if self.config.head:
             self.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
             nn.init.normal_(self.head.weight, std=text.initializer_range)
+
+    def published_names(self, name: str) -> tuple[str, ...]:
+        """LayerScale's `gamma` is a `scale_factor` there: the library renamed what was called so."""
+        return tuple(each.replace(".gamma", ".scale_factor") for each in super().published_names(name))
+
+    def cut(self) -> tuple[str, ...]:
+        """Each tower's last block and what comes after it: features are those of the block before."""
+        towers = zip(TOWER_NAMES, self.vision.towers(), strict=False)
+        behind = ((name, (f"blocks.{len(tower.blocks)}.", "norm.", "fc_norm.", "attn_pool.")) for name, tower in towers)
+        return tuple(f"vision.{name}.{part}" for name, parts in behind for part in parts)
 
     def patches(self, height: int, width: int) -> int:
         """The towers' square grid, whatever the image."""

@@ -58,6 +58,10 @@ class Qwen3VL(LibraryConfig):
 
 class QwenVLBackbone(LibraryBackbone):
     library_parts: ClassVar[Mapping[str, str]] = {"vision": "visual", "language": "language_model"}
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("visual.", "model.visual."),
+        "language": ("model.language_model.", "model."),
+    }
 
     def _make(self) -> None:
         whole = library_model(self.config)

@@ -40,6 +40,11 @@ class SmolVLM(LibraryConfig):
 class SmolVLMBackbone(LibraryBackbone):
     projector: Any
     library_parts: ClassVar[Mapping[str, str]] = {"vision": "vision_model", "projector": "connector", "language": "text_model"}
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("model.vision_model.",),
+        "projector": ("model.connector.",),
+        "language": ("model.text_model.",),
+    }
 
     def _make(self) -> None:
         whole = library_model(self.config)

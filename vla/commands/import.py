@@ -13,6 +13,8 @@ vla import openvla downloads/openvla-7b runs/openvla --embodiment widowx --key b
 vla import openvla_oft downloads/oft-libero runs/oft --embodiment libero_panda --cameras third_person,wrist --platform libero
 vla import pi0 downloads/pi0_base runs/pi0 --embodiment my_robot.py --cameras third_person,wrist --tokenizer downloads/paligemma
 vla import cogact downloads/CogACT-Base runs/cogact --embodiment widowx --key bridge_orig --tokenizer downloads/openvla-7b
+vla import univla downloads/univla-libero runs/univla --embodiment libero_panda --cameras third_person --platform libero
+vla import vlm downloads/paligemma2-3b-pt-224 runs/start --embodiment my_arm.py --preset pi0
 """
 
 
@@ -25,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cameras", default="", help="roles of the robot in the order of the model's images, comma-separated")
     parser.add_argument("--key", default="", help="which statistics, where the file has those of several datasets")
-    parser.add_argument("--platform", default="", help="openvla_oft: the constants it was trained with (libero, aloha, bridge)")
+    parser.add_argument("--platform", default="", help="whose constants it was trained with: libero, aloha, bridge, calvin")
+    parser.add_argument("--preset", default="", help="vlm: whose decoder to put on it, fresh (`vla presets` lists them)")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of the language model, or its folder, where the source has none")
     parser.add_argument("--action-tokenizer", type=Path, help="folder of the FAST tokenizer (pi0_fast)")
 
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"no folder {args.source}; download the whole repository first (`hf download OWNER/NAME --local-dir FOLDER`)")
     cameras = tuple(filter(None, args.cameras.split(",")))
     robot = load_embodiment(args.embodiment)
-    source = Source(args.source, robot, cameras, args.key, args.tokenizer, args.action_tokenizer, args.platform)
+    source = Source(args.source, robot, cameras, args.key, args.tokenizer, args.action_tokenizer, args.platform, args.preset)
     report = import_checkpoint(args.format, source, args.out)
     print(f"wrote {args.out}: {report.taken} tensors of {args.source.name}")
     for why, count in report.left.items():

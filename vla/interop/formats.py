@@ -19,6 +19,13 @@ IMPORTS = {
     "pi05": ("pi0.5, likewise", "vla.interop.pi0"),
     "pi0_fast": ("pi0-FAST, lerobot's safetensors", "vla.interop.pi0_fast"),
     "cogact": ("CogACT (checkpoints/*.pt)", "vla.interop.cogact"),
+    "univla": ("UniVLA fine-tuned for a robot (Hugging Face layout and action_decoder*.pt)", "vla.interop.univla"),
+    "discrete_diffusion_vla": (
+        "Discrete Diffusion VLA (merged folder, projector of proprioception)",
+        "vla.interop.discrete_diffusion",
+    ),
+    "vlm": ("a vision-language model of a supported family, to be fine-tuned: its decoder is fresh", "vla.interop.vlm"),
+    "spatialvla": ("SpatialVLA (Hugging Face layout)", "vla.interop.spatialvla"),
 }
 """Name -> what it is, and the module whose `plan` reads it."""
 

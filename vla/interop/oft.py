@@ -73,7 +73,7 @@ def plan(source: Source, variant: str = "openvla_oft") -> Plan:
         left |= {
             name.replace("vision_backbone.", FILM, 1): why for name, why in prismatic.left(empty.backbone, prismatic.HUGGING_FACE).items()
         }
-    rules |= _head(joined // action.width, action.width, blocks) | (_state() if has_state else {})
+    rules |= _head(joined // action.width, action.width, blocks) | (state_rules() if has_state else {})
     cropped = "theirs shows it the central 90% of images where it was trained with `image_aug`; crop them before"
     return Plan(contents, rules, left, [cropped, *robot_notes(robot)], stored)
 
@@ -102,7 +102,7 @@ def _head(width: int, numbers: int, blocks: int) -> dict[str, Rule]:
     return found
 
 
-def _state() -> dict[str, Rule]:
+def state_rules() -> dict[str, Rule]:
     return {
         "state_in.first.weight_EIO": Make((f"{STATE}fc1.weight",), lambda weight: weight.T[None]),
         "state_in.first.bias_EO": Make((f"{STATE}fc1.bias",), lambda bias: bias[None]),

@@ -46,12 +46,11 @@ def rules(targets: Iterable[str], layout: Mapping[str, str]) -> dict[str, Rule]:
 def left(backbone: Any, layout: Mapping[str, str]) -> dict[str, str]:
     """Beginnings of the names of what is cut away here."""
     found: dict[str, str] = {}
-    for name in ("featurizer", "fused_featurizer"):
-        tower, prefix = getattr(backbone.vision, name, None), f"backbone.vision.{name}."
+    for name in backbone.cut():
+        prefix = f"backbone.{name}"
         for ours, theirs in layout.items():
             prefix = prefix.replace(ours, theirs, 1) if prefix.startswith(ours) else prefix
-        if tower is not None:
-            found |= {f"{prefix}{part}": CUT for part in (f"blocks.{len(tower.blocks)}.", "norm.", "fc_norm.", "attn_pool.")}
+        found[prefix] = CUT
     return found
 
 

@@ -21,7 +21,8 @@ INDEX = "model.safetensors.index.json"
 @dataclass(frozen=True)
 class Source:
     """A folder as it was published. `robot`: of `--embodiment`. `cameras`: roles in the order of the model's images. `key`: of the
-    statistics, where there are several. `tokenizer`, `action_tokenizer`: where the folder has none. `platform`: of OFT's constants."""
+    statistics, where there are several. `tokenizer`, `action_tokenizer`: where the folder has none. `platform`: whose constants and scripts
+    it was made with, where no file says that (OFT, UniVLA). `preset`: whose decoder a model without one gets."""
 
     folder: Path
     robot: Embodiment
@@ -30,6 +31,7 @@ class Source:
     tokenizer: Path | None = None
     action_tokenizer: Path | None = None
     platform: str = ""
+    preset: str = ""
     scratch: Path = field(default=Path("."))
     """Where `.pt` files may be unpacked: a folder that is removed afterwards."""
 
@@ -92,6 +94,16 @@ class Source:
             if part in parts:
                 raise UserError(f"{self.name} holds {parts[part]} and {name}; leave the one that belongs to the weights")
             parts[part] = name
+        return self._beside(parts)
+
+    def part(self, name: str) -> dict[str, Stored]:
+        """Likewise of the one file `NAME*.pt`, as `NAME.name` (UniVLA); {} where there is none."""
+        found = self.files(f"{name}*.pt")
+        if len(found) > 1:
+            raise UserError(f"{self.name} holds {', '.join(found)}; leave the one that belongs to the weights")
+        return self._beside({name: found[0]} if found else {})
+
+    def _beside(self, parts: Mapping[str, str]) -> dict[str, Stored]:
         if parts:
             to_safetensors({self.folder / name: self.scratch / f"{part}.safetensors" for part, name in parts.items()})
         found: dict[str, Stored] = {}

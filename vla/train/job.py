@@ -131,7 +131,8 @@ def assemble(
         )
     first = resumed or (find(run.init, near) if run.init else None)
     origin = load_checkpoint(first) if first else None
-    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and (resumed or run.init_parts != ()) else None)
+    learned = origin is not None and not origin[0].untrained and (resumed or run.init_parts != ())
+    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and learned else None)
     told = {**run.to_json(), "data": mixture.fingerprint(), "sources": [_told(source) for source in mixture.sources]}
     contents = Contents(_model(run, origin), tuple(robots), normalizers, told, run.history_s)
     model = _empty(contents, most_parameters)
