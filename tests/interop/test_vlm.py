@@ -21,6 +21,7 @@ from vla.interop.formats import import_checkpoint, plan_import
 from vla.interop.plan import check
 from vla.interop.source import Source
 from vla.policy import Policy
+from vla.torchvision_cpu import prepare_torchvision
 
 ROBOT = layouts.robot(("third_person", "wrist"))
 WHOLE = {
@@ -40,6 +41,7 @@ def published(name: str, folder: Path, older: bool = True) -> Path:
     """As on the hub: the whole model with its head, tokenizer and image processor."""
     if name == "prismatic":
         return published_prismatic(folder)
+    prepare_torchvision()
     import transformers
 
     torch.manual_seed(0)
@@ -57,7 +59,7 @@ def published(name: str, folder: Path, older: bool = True) -> Path:
     return folder
 
 
-CASES = [pytest.param(name, True, marks=[] if name == "qwen2_5_vl" else [pytest.mark.slow]) for name in FAMILIES]
+CASES = [pytest.param(name, True, marks=pytest.mark.thorough if name == "qwen2_5_vl" else pytest.mark.slow) for name in FAMILIES]
 CASES += [pytest.param(name, False, marks=pytest.mark.slow) for name in ("paligemma", "paligemma2")]
 
 
