@@ -70,10 +70,12 @@ def _from_numpy(value: Any) -> Any:
             raise TypeError(f"dtype {value.dtype} is not one of {', '.join(DTYPES)}")
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": kind}
-    flat = np.ascontiguousarray(value, dtype=kind).reshape(-1)
+    shape = list(value.shape)
+    if kind != value.dtype.str or not value.flags.c_contiguous:
+        value = np.ascontiguousarray(value, dtype=kind)
     # The array's own memory, which msgpack copies once; memory of no length cannot be looked at.
-    data = flat.view(np.uint8).data if flat.size else b""
-    return {b"__ndarray__": True, b"data": data, b"dtype": kind, b"shape": list(value.shape)}
+    data = value.data if value.size else b""
+    return {b"__ndarray__": True, b"data": data, b"dtype": kind, b"shape": shape}
 
 
 def _to_numpy(message: Mapping[Any, Any]) -> Any:
@@ -92,11 +94,13 @@ def _array(kind: Any, shape: Any, data: Any) -> np.ndarray:
     dtype = _dtype(kind)
     if not isinstance(data, bytes):
         raise ProtocolError("array data must be bytes")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS:
         raise ProtocolError(f"array shape must be at most {MAX_DIMS} sizes")
     count = 1
-    for size in shape:  # in Python's integers, which do not wrap around
-        count *= size
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise ProtocolError(f"array shape must be at most {MAX_DIMS} sizes")
+        count *= size  # in Python's integers, which do not wrap around
     if count * dtype.itemsize != len(data):
         raise ProtocolError(f"array of shape {shape} and dtype {dtype.str} does not have {len(data)} bytes")
     return np.frombuffer(data, dtype=dtype).reshape(shape).copy()  # a copy: aligned and writable

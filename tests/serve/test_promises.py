@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import threading
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -22,6 +23,7 @@ from vla.collate import Collate
 from vla.decoders.parallel import Parallel
 from vla.policy import Policy
 from vla.serve.background import serving
+from vla.serve.gate import Gate
 from vla.serve.openpi import heard
 from vla.serve.wire import Compressed, Refusal
 from vla.types import Chunk
@@ -78,6 +80,13 @@ def test_p6_ten_thousand_bad_model_outputs_and_not_one_violation():
 
     sent = asyncio.run(run())
     assert 1_000 < sent < 5_000 and served.answered == sent
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_p6_what_is_not_finite_passes_no_limit_not_even_one_that_is_infinite(number):
+    boundless = replace(ROBOT, limits=((-np.inf, np.inf),) * 2)
+    with pytest.raises(Refusal, match="is not finite"):
+        Gate(boundless).check(Chunk(np.array([[0.0, 1.0], [number, 1.0]]), ROBOT.name, ROBOT.rate_hz))
 
 
 def test_p6_a_chunk_that_jumps_or_jerks_is_not_sent():

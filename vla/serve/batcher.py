@@ -79,16 +79,13 @@ class Batcher:
             self._thread.join(timeout_s)
         return self._thread is None or not self._thread.is_alive()
 
-    def submit(self, observation: Observation, key: int, deadline_s: float) -> Item:
-        """Refusal (busy) when the queue is full."""
-        assert self._loop is not None
-        item = Item(observation, key, deadline_s, self._loop.create_future())
+    def submit(self, item: Item) -> None:
+        """Refusal (busy) when the queue is full. The thread begins once this one waits: what else there is to do comes before."""
         with self._lock:
             if len(self._waiting) >= self._max_waiting:
                 raise Refusal("busy", f"{self._max_waiting} requests wait already; ask again later")
             self._waiting.append(item)
         self._changes.put(None)
-        return item
 
     def abandon(self, item: Item) -> None:
         """Its answer is no longer wanted: it is not begun, and leaves its place in the queue."""

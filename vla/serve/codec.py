@@ -11,7 +11,6 @@ import base64
 import binascii
 import io
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ from vla.serve.wire import Compressed, Refusal
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 """Types allowed on the wire, as in `client/`. No objects, strings, records or complex numbers; little-endian only."""
 MAX_DIMS = 6
+_KINDS = {name: np.dtype(name) for name in DTYPES}
 _RUN = b"\xd6\x01"  # an extension of four bytes
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<descr>[<|][a-z]\d)', 'fortran_order': False, "
@@ -118,7 +118,9 @@ def to_npy(array: np.ndarray) -> bytes:
 def _from_msgpack(message: dict[Any, Any]) -> Any:
     if b"__ndarray__" in message:  # openpi's arrays, which come most
         return _array(message.get(b"data"), message.get(b"dtype"), message.get(b"shape"))
-    fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in message.items()}
+    fields = message
+    if bytes in map(type, message):
+        fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in message.items()}
     if "__ndarray__" in fields:
         return _array(fields.get("data"), fields.get("dtype"), fields.get("shape"))
     if "__npgeneric__" in fields:
@@ -155,17 +157,23 @@ def _to_json_numpy(value: Any) -> Any:
 
 def _array(data: Any, dtype: Any, shape: Any) -> np.ndarray:
     kind = _dtype(dtype)
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS:
         raise Refusal("malformed", f"array shape must be at most {MAX_DIMS} sizes")
-    if math.prod(shape) * kind.itemsize != len(_bytes(data)):  # in Python's integers, which do not wrap around
+    count = kind.itemsize
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise Refusal("malformed", f"array shape must be at most {MAX_DIMS} sizes")
+        count *= size  # in Python's integers, which do not wrap around
+    if count != len(_bytes(data)):
         raise Refusal("malformed", f"array of shape {shape[:MAX_DIMS]} and dtype {kind.str} does not have {len(data)} bytes"[:200])
-    return np.frombuffer(data, dtype=kind).reshape(shape)
+    return np.ndarray(shape, kind, data)
 
 
 def _dtype(name: Any) -> np.dtype[Any]:
-    if not isinstance(name, str) or name not in DTYPES:
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
         raise Refusal("malformed", f"array dtype must be one of {', '.join(DTYPES)}")
-    return np.dtype(name)
+    return kind
 
 
 def _scalar(dtype: Any, value: Any) -> int | float | bool:

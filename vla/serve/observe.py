@@ -37,10 +37,10 @@ class Names:
         ours = ALIASES.get(name, name).replace("/", ".")
         if ours == "image" and len(robot.cameras) == 1:
             return f"images.{robot.cameras[0]}"
-        kind, _, which = ours.partition(".")
         if ours == "instruction" or (ours == "state" and robot.state.fields):
             return ours
-        if which in {"images": robot.cameras, "state": robot.state.slices()}.get(kind, ()):
+        kind, _, which = ours.partition(".")
+        if (kind == "images" and which in robot.cameras) or (kind == "state" and which in robot.state.slices()):
             return ours
         raise Refusal("bad_observation", f"'{name[:80]}' is not known here; expected are {', '.join(_known(robot))} (vla serve --map)")
 
@@ -153,9 +153,9 @@ def _numbers(space: Space, value: Any, frames: int) -> np.ndarray:
         said = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
         what = f"state ({_listed(space)}): must be ({frames}, {size}) numbers or, if single, ({size},)"
         raise Refusal("bad_observation", f"{what}; came {said}")
-    rows = value.astype(np.float64).reshape(-1, size)
+    rows = np.array(value, np.float64, ndmin=2)
     if len(rows) != frames:
         raise Refusal("bad_observation", f"state ({_listed(space)}): {len(rows)} rows for {frames} frames")
-    if not all(-1e9 <= number <= 1e9 for number in rows.ravel().tolist()):  # as NaN is not
+    if not all(-1e9 <= number <= 1e9 for row in rows.tolist() for number in row):  # as NaN is not
         raise Refusal("bad_observation", f"state ({_listed(space)}): holds NaN, infinity or numbers over 1e9")
     return rows

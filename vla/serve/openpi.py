@@ -44,7 +44,8 @@ def heard(message: Any) -> Heard:
     """A map by name, in which maps may lie -> Heard. Raises Refusal."""
     if not isinstance(message, dict):
         raise Refusal("malformed", "an observation is a map")
-    request = message.get(REQUEST, {})
+    message = dict(message)
+    request = message.pop(REQUEST, {})
     if not isinstance(request, dict):
         raise Refusal("malformed", f"{REQUEST} is a map")
     offsets_s = request.get("offsets_s", [0.0])
@@ -52,7 +53,7 @@ def heard(message: Any) -> Heard:
         raise Refusal("malformed", "offsets_s is a list of seconds")
     age_s = number(request, "age_s")
     return Heard(
-        flat({name: value for name, value in message.items() if name != REQUEST}),
+        flat(message),
         tuple(_number("offsets_s", value) for value in offsets_s),
         None if request.get("seq") is None else int(_number("seq", request["seq"])),
         0.0 if age_s is None else age_s,

@@ -179,9 +179,11 @@ class Service:
 
     async def _run(self, observation: Observation, session: Session, deadline_s: float) -> tuple[Chunk, float]:
         session.calls += 1
-        item = self.batcher.submit(observation, session.key(), deadline_s)
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline_s - self.clock()), self._expire, item)
+        loop = asyncio.get_running_loop()
+        item = Item(observation, session.key(), deadline_s, loop.create_future())
+        timer = loop.call_later(max(0.0, deadline_s - self.clock()), self._expire, item)
         try:
+            self.batcher.submit(item)
             return await item.future
         finally:
             timer.cancel()
