@@ -126,7 +126,8 @@ def _shared(ranks: Ranks, folder: Path) -> Finding:
             time.sleep(0.1)
         missing += [] if there else [rank]
     _meet(ranks)  # all have looked
-    mine.unlink(missing_ok=True)
+    if not failure:
+        mine.unlink(missing_ok=True)
     bad = []
     for rank, (failed, unseen) in enumerate(_gathered(ranks, [failure, missing], "shared")):
         if unseen:
