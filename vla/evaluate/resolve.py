@@ -22,8 +22,10 @@ def resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> t
     if isinstance(policy, (str, Path)):
         return _load(Path(policy), suite, device)
     contents = getattr(policy, "contents", None)
-    robot = _robot_of(contents, suite) if contents is not None else suite.embodiment
-    return policy, {"name": type(policy).__name__.lower()}, robot
+    facts = {"name": type(policy).__name__.lower()}
+    if contents is None:
+        return policy, facts, suite.embodiment
+    return policy, {**facts, "offsets_s": list(contents.offsets_s)}, _robot_of(contents, suite)
 
 
 def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
@@ -46,6 +48,7 @@ def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, An
         "decoder": model.decoder.kind,
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "device": device,
+        "offsets_s": list(policy.contents.offsets_s),
     }
     size = getattr(model.backbone, "image_size", None)
     return policy, {**facts, **({"image_size": size} if size else {})}, robot

@@ -96,6 +96,7 @@ def evaluate(
     setup = {
         **how,
         "suite": suite.spec,
+        "offsets_s": facts.get("offsets_s", [0.0]),
         "ensemble": ensemble.spec if ensemble else None,
         "delay": probe.delay(suite, execute) if probe is not None else 0,
         "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,

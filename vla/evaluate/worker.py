@@ -24,6 +24,7 @@ import numpy as np
 
 from vla.errors import UserError
 from vla.evaluate.baselines import Hold
+from vla.evaluate.history import History
 from vla.evaluate.wire import receive, send
 from vla.execute.ensemble import Ensemble, RealTime, ensemble_of
 from vla.execute.queue import ChunkQueue, NoCommand
@@ -31,7 +32,7 @@ from vla.execute.realtime import Pacer
 from vla.sim.disturb import Disturbance
 from vla.sim.env import SimEnv, Suite
 from vla.sim.suites import load_suite
-from vla.types import Chunk
+from vla.types import Chunk, Observation
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +57,7 @@ class Slot:
     def __init__(self, env: SimEnv, task: str) -> None:
         self.env, self.task = env, task
         self.pacer: Pacer | None = None
+        self.history: History | None = None
         self.late: Chunk | None = None
         """A chunk on its way."""
         self.expert: Callable[[], np.ndarray] | None = None
@@ -67,6 +69,7 @@ class Worker:
 
     def __init__(self, suite: Suite, setup: Mapping[str, Any]) -> None:
         self.suite, self.image_size, self.execute, self.delay = suite, setup["image_size"], setup["execute"], setup.get("delay", 0)
+        self.offsets_s = setup.get("offsets_s", [0.0])
         self.ensemble: Ensemble | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
         self.disturbance = Disturbance(*setup["disturbance"]) if setup.get("disturbance") else None
         self.slots: dict[int, Slot] = {}
@@ -100,9 +103,10 @@ class Worker:
         return self._seen(index, slot)
 
     def _plan_afresh(self, slot: Slot) -> None:
+        """Nothing is queued, and nothing was seen before."""
         warm = self.ensemble.warm if isinstance(self.ensemble, RealTime) else 0.0
         slot.pacer = Pacer(ChunkQueue(slot.env.embodiment, self.execute, self.ensemble), self.delay, warm)
-        slot.late = None
+        slot.late = slot.history = None
 
     def _made(self, task: str, image_size: int) -> SimEnv:
         env = self.suite.make(task, image_size)
@@ -118,18 +122,21 @@ class Worker:
         if chunk_TA is not None:
             slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz)
         commands, success, ended, orders = [], False, False, slot.env.orders
-        with self._timed("step"):
-            while not ended and (slot.expert is not None or slot.late is not None or not pacer.queue.wants_chunk):
+        while not ended and (slot.expert is not None or slot.late is not None or not pacer.queue.wants_chunk):
+            with self._timed("step"):
                 command_A = self._next_command(slot, pacer) if slot.expert is None else slot.expert()
                 _, reward, terminated, truncated, info = slot.env.step(command_A)
-                commands.append(command_A)
-                slot.steps += 1
-                slot.reward += float(reward)
-                success = bool(info["success"])
-                ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
-                if slot.env.orders != orders:
-                    self._plan_afresh(slot)
-                    break
+            commands.append(command_A)
+            slot.steps += 1
+            slot.reward += float(reward)
+            success = bool(info["success"])
+            ended = success or terminated or truncated or slot.steps >= slot.env.max_steps
+            if slot.env.orders != orders:
+                self._plan_afresh(slot)
+                break
+            if not ended and slot.history is not None and slot.history.wants(slot.steps):
+                with self._timed("render"):
+                    slot.history.keep(slot.steps, slot.env.observation())
         sent = {"commands": np.array(commands, dtype=np.float64)}
         if ended:
             return {"slot": index, "ended": True, "success": success, "steps": slot.steps, "reward": slot.reward}, sent
@@ -153,7 +160,7 @@ class Worker:
         if slot.expert is not None:
             return {"slot": index, "ended": False}, {}
         with self._timed("render"):
-            observation = slot.env.observation()
+            observation = self._observed(slot)
         images = {f"image:{role}": image for role, image in observation.images.items()}
         answer = {"slot": index, "ended": False, "instruction": observation.instruction, "offsets_s": observation.offsets_s}
         arrays = {**images, "state": observation.state}
@@ -163,6 +170,14 @@ class Worker:
             answer |= {"frozen": rest.frozen, "warm": rest.warm}
             arrays["rest"] = rest.command_RA
         return answer, arrays
+
+    def _observed(self, slot: Slot) -> Observation:
+        """What a policy sees now, with the frames before that it was trained on."""
+        now = slot.env.observation()
+        if slot.history is None:
+            slot.history = History(self.offsets_s, slot.env.embodiment.rate_hz, self.execute)
+            slot.history.start(slot.steps, now)
+        return slot.history.at(slot.steps, now)
 
     def _replay(self, message: dict[str, Any], commands: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Runs recorded commands again in a new environment with larger images: every `stride` steps a frame of all cameras."""
