@@ -82,7 +82,7 @@ def test_late_chunks_change_no_time_and_no_frame_is_drawn_in_vain():
     places = []
     while not answer["ended"]:
         places.append(np.round(arrays["state"][:, 0] / 0.02).astype(int).tolist())
-        answer, arrays = worker.obey({"op": "act", "slot": 0}, {"chunk": np.tile([1.0, 0.0], (4, 1))})
+        answer, arrays = worker.obey({"op": "act", "slot": 0}, {"chunk": np.tile([1.0, 0.0], (6, 1))})
     # Two steps of holding at first, so that the place is two steps behind; then a chunk goes on while the next one is on its way.
     assert places == [[max(at - 5, 0), max(at - 2, 0)] for at in range(0, 24, 4)]
     assert drawn == [step for step in range(1, 24) if step % 4 in (0, 1)]

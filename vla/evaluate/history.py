@@ -1,4 +1,4 @@
-"""The frames that a policy sees at a decision, of an episode in progress: drawn and kept at the steps that some decision will look back to."""
+"""The frames that a policy sees at a decision, of an episode in progress: drawn at the steps that some decision will look back to."""
 
 from __future__ import annotations
 

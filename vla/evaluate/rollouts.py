@@ -26,6 +26,9 @@ from vla.types import Continuation, Observation
 EPISODES_WORTH_AN_ENVIRONMENT = 10
 """A task gets one more environment only while this many of its episodes wait per environment it has: building one (0.6 s of CPU, most
 of it the GL context) costs about five."""
+BUSY_SLOTS = 2
+"""Episodes that keep a process busy: one goes on while another waits for the policy. More make batches larger, which pays where the policy
+is what all wait for."""
 LOSSES_BEFORE_STOPPING = 3
 _LOOK_AGAIN_S = 0.5
 
@@ -85,6 +88,7 @@ class Rollouts:
         self._wanted = 0
         self._begun: set[str] = set()  # tasks whose environment was built at least once
         self._losses: dict[str | None, int] = {}
+        self._acting_s, self._since = 0.0, time.monotonic()
 
     @property
     def timeout_s(self) -> float:
@@ -131,13 +135,18 @@ class Rollouts:
             if slot.job is not None:
                 continue
             if slot.task is None or not self.waiting[slot.task]:
-                task = self._worth_an_environment()
+                task = self._worth_an_environment() if self._worth_an_episode(slot.worker) else None
                 if task is None:
                     continue
                 slot.task = task
             job = slot.job = self.waiting[slot.task].popleft()
             start = {"op": "start", "slot": slot.index, "task": job.task, "seed": job.seed, "expert": isinstance(self.policy, Expert)}
             self.process(slot.worker).send(start)
+
+    def _worth_an_episode(self, worker: int) -> bool:
+        """Whether one more beside those of this process would make anything faster."""
+        busy = sum(slot.worker == worker and slot.job is not None for slot in self.slots)
+        return busy < BUSY_SLOTS or self._acting_s > (time.monotonic() - self._since) / 2
 
     def _worth_an_environment(self) -> str | None:
         def environments(task: str) -> int:
@@ -192,9 +201,10 @@ class Rollouts:
         assert isinstance(self.policy, Batcher)
         slots = [(slot, slot.job, slot.observation) for slot in self.slots if slot.observation is not None and slot.job is not None]
         keys = [stable_hash("call", self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
-        start = time.process_time()
+        start, begun = time.process_time(), time.monotonic()
         chunks = self.policy.act([observation for _, _, observation in slots], keys, [slot.rest for slot, _, _ in slots])
         self.clock["policy"] += time.process_time() - start
+        self._acting_s += time.monotonic() - begun
         self.policy_calls += len(slots)
         for (slot, job, _), chunk in zip(slots, chunks, strict=True):
             slot.observation, job.calls = None, job.calls + 1

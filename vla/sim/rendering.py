@@ -177,8 +177,7 @@ def _coarsen_meshes(model: mujoco.MjModel, cell_m: float) -> dict[str, np.ndarra
 
 def _one_vertex_per_cell(vertices: np.ndarray, cell_m: float) -> np.ndarray:
     """For each vertex, the index of the vertex nearest the mean of its cell."""
-    _, cell = np.unique(np.floor(vertices / cell_m).astype(np.int64), axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
+    _, cell = np.unique(_row_numbers(np.floor(vertices / cell_m).astype(np.int64)), return_inverse=True)
     count = np.bincount(cell)
     mean = np.stack([np.bincount(cell, vertices[:, axis]) / count for axis in range(3)], axis=-1)
     distance = ((vertices - mean[cell]) ** 2).sum(-1)
@@ -190,8 +189,14 @@ def _one_vertex_per_cell(vertices: np.ndarray, cell_m: float) -> np.ndarray:
 def _proper_faces(corners: np.ndarray) -> np.ndarray:
     """Indices of the faces with three different corners, each set of corners once."""
     a, b, c = corners.T
-    _, once = np.unique(np.sort(corners, axis=1), axis=0, return_index=True)
+    _, once = np.unique(_row_numbers(np.sort(corners, axis=1).astype(np.int64)), return_index=True)
     return np.intersect1d(once, np.flatnonzero((a != b) & (b != c) & (c != a)))
+
+
+def _row_numbers(rows: np.ndarray) -> np.ndarray:
+    """int64 (N, 3) -> (N,): equal for equal rows and in their order, so that sorting need not compare rows (six times slower)."""
+    rows = rows - rows.min(axis=0)
+    return np.ravel_multi_index(tuple(rows.T), tuple(rows.max(axis=0) + 1))
 
 
 def _restore_meshes(model: mujoco.MjModel, fine: Mapping[str, np.ndarray]) -> None:
