@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from functools import cache
 
@@ -47,9 +48,13 @@ def _lanczos_weights(source: int, target: int) -> np.ndarray:
 
 
 def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
-    """What RLDS's storing did to the training images: TensorFlow's defaults, quality 95, halved chroma, and the fast transform to read."""
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=95, colorsubsampling="420")
-    return simplejpeg.decode_jpeg(jpeg, fastdct=True)
+    """What RLDS's storing did to the training images: TensorFlow's defaults, which are quality 95, halved chroma, the accurate transform to
+    write (simplejpeg has it not) and the fast one to read (Pillow has it not)."""
+    from PIL import Image
+
+    jpeg = io.BytesIO()
+    Image.fromarray(image).save(jpeg, "JPEG", quality=95, subsampling="4:2:0")
+    return simplejpeg.decode_jpeg(jpeg.getvalue(), fastdct=True)
 
 
 def centre_crop(image: np.ndarray, area: float) -> np.ndarray:
