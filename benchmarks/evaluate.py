@@ -23,7 +23,7 @@ from statistics import median
 
 from vla.evaluate.baselines import Actor
 from vla.evaluate.batching import one_thread
-from vla.evaluate.result import episode_seed, stable_hash
+from vla.evaluate.result import call_key, episode_seed
 from vla.evaluate.runner import evaluate
 from vla.sim.suites import load_suite
 
@@ -46,7 +46,7 @@ def plain_loop(policy: Actor, episodes: int, every_step: bool = True) -> int:
                 if step % CHUNK == 0:
                     if step and not every_step:
                         observation = env.observation()
-                    key = stable_hash("call", SEED, name, episode, step // CHUNK)
+                    key = call_key(SEED, name, episode, step // CHUNK)
                     (chunk,) = policy.act_batch([observation], [key])
                 success = env.step(chunk.action_TA[step % CHUNK])[4]["success"]
                 step += 1

@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "Run a recipe: pretraining or fine-tuning.",
     "label": "Write latent-action codes into shards, from video without actions.",
     "eval": "Evaluate a checkpoint in closed loop in a simulator.",
+    "train-value": "Learn from a checkpoint's rollouts which of its samples to execute.",
     "serve": "Serve a policy to robots and benchmarks: openpi, OpenVLA, vla-eval and GR00T clients, on one port.",
     "import": "Import a public checkpoint (OpenVLA, pi0, CogACT, ...) as one that acts.",
     "export": "Write shards in another format (LeRobot 3.0), or a checkpoint with a model card to hand on.",

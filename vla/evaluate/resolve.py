@@ -28,6 +28,19 @@ def resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> t
     return policy, {**facts, "offsets_s": list(contents.offsets_s)}, _robot_of(contents, suite)
 
 
+def ranked(actor: Actor | Expert, facts: dict[str, Any], samples: int, value: Path | None) -> tuple[Actor, dict[str, Any]]:
+    """The policy that takes the best of so many chunks by a value, and what the result says of it."""
+    if value is None or "manifest_sha256" not in facts:
+        raise UserError("--samples and --value go together, and with a checkpoint; `vla train-value` learns a value")
+    from vla.checkpoint import sha256
+    from vla.execute.value import Ranked, Value
+    from vla.policy import Policy
+
+    assert isinstance(actor, Policy)
+    chosen = Ranked(actor, Value.load(value, facts["manifest_sha256"]), samples)
+    return chosen, {**facts, "samples": samples, "value_sha256": sha256(value)}
+
+
 def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")

@@ -48,6 +48,11 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def call_key(seed: int, task: str, episode: int, call: int) -> int:
+    """What seeds the noise of an episode's `call`-th chunk."""
+    return stable_hash("call", seed, task, episode, call)
+
+
 def sampled(counts: Mapping[str, int]) -> dict[str, Any]:
     """What a policy has counted while it sampled (`ActionDecoder.facts`), as results state it: with the rate."""
     return {**counts, "repair_rate": counts["repaired"] / counts["chunks"]} if counts.get("chunks") else {}

@@ -20,7 +20,7 @@ from vla.evaluate.baselines import Expert
 from vla.evaluate.batching import MAX_BATCH, Batcher
 from vla.evaluate.pool import Process, ready
 from vla.evaluate.probes import Disguise
-from vla.evaluate.result import Row, stable_hash
+from vla.evaluate.result import Row, call_key
 from vla.types import Continuation, Observation
 
 EPISODES_WORTH_AN_ENVIRONMENT = 10
@@ -200,7 +200,7 @@ class Rollouts:
     def _act(self) -> None:
         assert isinstance(self.policy, Batcher)
         slots = [(slot, slot.job, slot.observation) for slot in self.slots if slot.observation is not None and slot.job is not None]
-        keys = [stable_hash("call", self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
+        keys = [call_key(self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
         start, begun = time.process_time(), time.monotonic()
         chunks = self.policy.act([observation for _, _, observation in slots], keys, [slot.rest for slot, _, _ in slots])
         self.clock["policy"] += time.process_time() - start

@@ -16,14 +16,14 @@ from vla.evaluate.baselines import Actor, Expert
 from vla.evaluate.batching import Batcher, one_thread
 from vla.evaluate.journal import Journal
 from vla.evaluate.probes import Probe, disguise
-from vla.evaluate.resolve import resolve
+from vla.evaluate.resolve import ranked, resolve
 from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
 from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
 from vla.evaluate.video import choose, film
 from vla.execute.ensemble import AdaptiveEnsemble, RealTime, TemporalEnsemble
-from vla.sim.env import IMAGE_SIZE, Suite
+from vla.sim.env import EVALUATION_SEEDS, IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
 EXECUTED_SHARE = Fraction(5, 6)
@@ -50,6 +50,9 @@ def evaluate(
     execute: int | None = None,
     ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None = None,
     probe: Probe | None = None,
+    samples: int = 1,
+    value: Path | None = None,
+    learning: bool = False,
     shard: Shard | None = None,
     rival: Rival | None = None,
     journal: Path | None = None,
@@ -68,13 +71,15 @@ def evaluate(
 
     `policy`: a checkpoint folder, the name of a baseline (random, hold, expert), or an object with `act_batch`. `tasks`: all of the
     suite when empty. `episodes`: of each task (by default as many as the suite's protocol has). `execute`: commands of each chunk before
-    the next one (by default 5/6 of it). `probe`: one declared perturbation. `shard`: the part of the episodes to run here
-    (`vla.evaluate.shards.merge`). `rival`: another policy's result; the run ends as soon as its rule says which is better. `journal`: the
-    result's file; rows are kept beside it as they end, and those of a run that was killed are not run again. `workers`: simulator
-    processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default what the checkpoint's backbone
-    sees. `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a simulator silent for longer is
-    killed and its episode counted as failed. `python`: the interpreter of the simulator's own environment. On a GPU the last bits of a
-    chunk may depend on the batch it was in, so single episodes near the edge of success may differ from run to run; on a CPU they do not.
+    the next one (by default 5/6 of it). `probe`: one declared perturbation. `samples`: chunks that are drawn for each observation, of which
+    `value` (`vla train-value`) says the best. `learning`: episodes that no evaluation draws, for those who learn from them. `shard`: the
+    part of the episodes to run here (`vla.evaluate.shards.merge`). `rival`: another policy's result; the run ends as soon as its rule
+    says which is better. `journal`: the result's file; rows are kept beside it as they end, and those of a run that was killed are not
+    run again. `workers`: simulator processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default
+    what the checkpoint's backbone sees. `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a
+    simulator silent for longer is killed and its episode counted as failed. `python`: the interpreter of the simulator's own
+    environment. On a GPU the last bits of a chunk may depend on the batch it was in, so single episodes near the edge of success may
+    differ from run to run; on a CPU they do not.
 
     Raises UserError (names the choices) for an unknown suite, task or robot, and SimulatorFailed if a simulator cannot run here.
     """
@@ -84,6 +89,8 @@ def evaluate(
     names = _checked(suite, tasks, episodes, workers, slots)
     actor, facts, robot = resolve(policy, suite, device)
     counts = _counts(actor)  # an object may have acted before
+    if samples != 1 or value is not None:
+        actor, facts = ranked(actor, facts, samples, value)
     execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
     image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
     if execute > robot.horizon:
@@ -136,7 +143,7 @@ def evaluate(
             for row in old.values():
                 report(row)
             with one_thread():
-                rollouts.run(Job(*key, _seed(suite, seed, *key)) for key in part if key not in old)
+                rollouts.run(Job(*key, _seed(suite, seed, learning, *key)) for key in part if key not in old)
             found.update({key: old[key] if key in old else rollouts.rows[key] for key in part})
             if rival is not None and rival.decided([found[key] for key in part]):
                 break
@@ -198,9 +205,12 @@ def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, sl
     return names
 
 
-def _seed(suite: Suite, seed: int, task: str, episode: int) -> int:
+def _seed(suite: Suite, seed: int, learning: bool, task: str, episode: int) -> int:
     """What the simulator starts the episode from: a seed drawn for it, or the number of its layout where the benchmark lists them."""
-    return episode if suite.task(task).layouts else episode_seed(seed, task, episode)
+    if learning and suite.task(task).layouts:
+        raise UserError(f"the start states of {suite.name} are those of its evaluations; learn in another suite")
+    drawn = episode_seed(seed, task, episode) - (EVALUATION_SEEDS if learning else 0)
+    return episode if suite.task(task).layouts else drawn
 
 
 def _counts(actor: Actor | Expert) -> dict[str, int]:
@@ -210,7 +220,7 @@ def _counts(actor: Actor | Expert) -> dict[str, int]:
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two policies apart whose rows must not be mixed."""
-    return {key: facts[key] for key in ("name", "manifest_sha256", "device") if key in facts}
+    return {key: facts[key] for key in ("name", "manifest_sha256", "device", "samples", "value_sha256") if key in facts}
 
 
 def _time(rollouts: Rollouts, parent_cpu: float) -> dict[str, float]:

@@ -1,0 +1,160 @@
+"""Which of several sampled chunks is executed: the one of which a value learned from rollouts expects most.
+
+V-GPS (Nakamoto et al. 2024) ranks a generalist policy's samples by a critic trained apart, Hume (Song et al. 2025) by one over its own
+backbone. Here an MLP reads the mean of the policy's own states of the prefix, which stay as they are, and the normalised chunk.
+
+Deviation: both learn by offline reinforcement learning (Cal-QL). This one learns what became of each chunk in rollouts of the policy that
+it will rank, failures included, without bootstrapping: one step of improvement over that policy, and nothing that can diverge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.errors import UserError
+from vla.policy import Policy
+from vla.types import Observation, Prior
+
+FORMAT_VERSION = "1"
+BATCH, LEARNING_RATE, DECAY = 256, 1e-3, 1e-2
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was seen and done in rollouts and what came of it, a row each. `state_ND`: as `states` gives it; `action_NTA`: normalised;
+    `return_N`: discounted by the decisions that were left until success, 0 where the episode failed; `episode_N`: which one, int64."""
+
+    state_ND: Tensor
+    action_NTA: Tensor
+    return_N: Tensor
+    episode_N: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Decisions:
+        return Decisions(self.state_ND[rows], self.action_NTA[rows], self.return_N[rows], self.episode_N[rows])
+
+    def __len__(self) -> int:
+        return len(self.return_N)
+
+
+class Value(nn.Module):
+    """(state (B, D), normalised chunk (B, T, A)) -> the logit (B,) of the return, 0 to 1, that is to be expected."""
+
+    def __init__(self, width: int, horizon: int, action_width: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.shape = {"width": width, "horizon": horizon, "action_width": action_width, "hidden": hidden}
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("scale_D", torch.ones(width))
+        self.net = nn.Sequential(
+            nn.Linear(width + horizon * action_width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, state_BD: Tensor, action_BTA: Tensor) -> Tensor:
+        normal_BD = (state_BD - self.mean_D) / self.scale_D
+        return self.net(torch.cat([normal_BD, action_BTA.flatten(1)], dim=1))[:, 0]
+
+    def save(self, path: Path, policy: str) -> None:
+        """`policy`: the sha256 of the manifest of the checkpoint whose states it reads."""
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), path, {"value": FORMAT_VERSION, "policy": policy, "shape": json.dumps(self.shape)})
+
+    @staticmethod
+    def load(path: Path, policy: str) -> Value:
+        """Raises UserError unless it is a value for this checkpoint."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                told, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {path} as a value ({error}); give a file that `vla train-value` wrote") from error
+        if told.get("value") != FORMAT_VERSION:
+            raise UserError(f"{path} is no value of format {FORMAT_VERSION}; give a file that `vla train-value` wrote")
+        if told["policy"] != policy:
+            raise UserError(f"{path} was learned for another checkpoint; run `vla train-value` for this one")
+        value = Value(**json.loads(told["shape"]))
+        value.load_state_dict(weights)
+        return value.eval()
+
+
+def learn(decisions: Decisions, steps: int, seed: int = 0) -> Value:
+    """By cross-entropy of the return. UserError where every decision came to the same: nothing can be learned from that."""
+    if len(decisions) < 2 or float(decisions.return_N.max() - decisions.return_N.min()) == 0:
+        raise UserError(
+            "every rollout came to the same end, so that no chunk is better than another; take tasks with successes and failures"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        value = Value(decisions.state_ND.shape[1], *decisions.action_NTA.shape[1:])
+    value.mean_D.copy_(decisions.state_ND.mean(0))
+    value.scale_D.copy_(decisions.state_ND.std(0).clamp(min=1e-4))
+    optimizer = torch.optim.AdamW(value.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+    for _ in range(steps):
+        part = decisions[torch.randint(len(decisions), (min(BATCH, len(decisions)),), generator=generator)]
+        loss = F.binary_cross_entropy_with_logits(value(part.state_ND, part.action_NTA), part.return_N)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return value.eval()
+
+
+@torch.no_grad()
+def explained(value: Value, decisions: Decisions) -> float:
+    """The share of the returns' variance that it predicts; 0 for a constant, below for worse."""
+    error_N = value(decisions.state_ND, decisions.action_NTA).sigmoid() - decisions.return_N
+    return 1 - float(error_N.square().mean() / decisions.return_N.var(correction=0).clamp(min=1e-12))
+
+
+class Ranked(Policy):
+    """A policy that samples so many chunks for each observation, and takes the one with the highest value. The first sample is the one that
+    the policy alone would have given."""
+
+    def __init__(self, policy: Policy, value: Value, samples: int) -> None:
+        if samples < 2:
+            raise UserError(f"a value chooses among samples, at least 2 of them, not {samples}; give --samples 8")
+        super().__init__(policy.contents, policy.model, policy.seed)
+        self.value, self.samples = value.to(next(policy.model.parameters()).device), samples
+
+    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        drawn_NBTA = torch.stack([super(Ranked, self)._sample(observations, draw, prior) for draw in self._draws(keys)])
+        if bool((drawn_NBTA == drawn_NBTA[0]).all()):
+            raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
+        state_BD = states(self, observations, keys)
+        value_NB = torch.stack([self.value(state_BD, drawn_BTA) for drawn_BTA in drawn_NBTA])
+        return drawn_NBTA[value_NB.argmax(0), torch.arange(len(keys), device=drawn_NBTA.device)]
+
+    def _draws(self, keys: Sequence[int]) -> list[list[int]]:
+        """Keys of each sample; those beside the first are far from any that are in use."""
+        return [[(key + number * 0x9E3779B97F4A7C15) % 2**63 for key in keys] for number in range(self.samples)]
+
+
+class Remembering(Policy):
+    """A policy that keeps what it saw and did: by key, the state (D,) and the normalised chunk (T, A)."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.contents, policy.model, policy.seed)
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        action_BTA = super()._sample(observations, keys, prior)
+        state_BD = states(self, observations, keys)
+        self.seen |= {key: (state_D.cpu(), action_TA.cpu()) for key, state_D, action_TA in zip(keys, state_BD, action_BTA, strict=True)}
+        return action_BTA
+
+
+@torch.no_grad()
+def states(policy: Policy, observations: Sequence[Observation], keys: Sequence[int]) -> Tensor:
+    """What its backbone makes of observations: float32 (B, D), the mean of the prefix's final states."""
+    model = policy.model
+    hidden = model.backbone(model.prefix(policy.prepared(observations, keys)[0]))
+    valid_BS1 = hidden.tokens.valid_BS[..., None]
+    return (hidden.x_BSD * valid_BS1).sum(1).float() / valid_BS1.sum(1)
