@@ -95,6 +95,7 @@ def test_a_value_belongs_to_its_checkpoint(tmp_path):
             Value.load(wrong, "a" * 64)
 
 
+@pytest.mark.thorough
 def test_learned_from_rollouts_and_used_in_an_evaluation(tmp_path, capsys):
     robot = load_suite(TOY).embodiment
     made = policy(None, Contents(Model(TINY, DiT(evaluations=2)), (robot,), {robot.name: unit_normalizer(robot)}))
