@@ -8,7 +8,6 @@ from pathlib import Path
 SUMMARY = "Learn from a checkpoint's rollouts which of its samples to execute."
 EXAMPLES = """
 vla train-value runs/sawyer --suite metaworld-objects --episodes 100 --out runs/sawyer/value.safetensors
-vla eval runs/sawyer --suite metaworld-objects --samples 8 --value runs/sawyer/value.safetensors
 """
 HELD_OUT = 5
 
