@@ -1,6 +1,7 @@
 """Peak memory of `vla import openvla`, on a synthetic checkpoint of the published layout whose files are sparse (zeros that take no disk).
 
     python benchmarks/import_memory.py --layers 2 --width 1024 --json
+    python benchmarks/import_memory.py --layers 2 --width 1024 --preset cogact_b --json   # the same folder by `vla import vlm`
     python benchmarks/import_memory.py --json            # OpenVLA-7B: 15 GB of disk for the result, which is removed again
 
 The peak is of the importing process alone (`ru_maxrss`), libraries included; `above_libraries_mb` is what the import itself added.
@@ -26,18 +27,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=4096, help="of Llama, a multiple of 128")
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--preset", default="", help="import it as a vision-language model with this fresh decoder instead")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--import-here", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.import_here:
-        print(json.dumps(imported(*args.import_here)))
+        print(json.dumps(imported(*args.import_here, args.preset)))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         source, out = Path(scratch) / "published", Path(scratch) / "ours"
         source_bytes = publish(source, args.width, args.layers)
         started = time.perf_counter()
-        command = [sys.executable, __file__, "--import-here", str(source), str(out)]
+        command = [sys.executable, __file__, "--preset", args.preset, "--import-here", str(source), str(out)]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         found |= {"seconds": round(time.perf_counter() - started, 1), "width": args.width, "layers": args.layers}
         found |= {"source_mb": round(source_bytes / 1e6)}
@@ -100,7 +102,7 @@ def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def imported(source: Path, out: Path) -> dict[str, float]:
+def imported(source: Path, out: Path, preset: str) -> dict[str, float]:
     from vla.backbones.empty import build_empty
     from vla.backbones.published import published
     from vla.embodiment import load_embodiment
@@ -109,7 +111,7 @@ def imported(source: Path, out: Path) -> dict[str, float]:
 
     build_empty(published("openvla/openvla-7b"))  # the libraries are loaded
     libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    report = import_checkpoint("openvla", Source(source, load_embodiment("widowx")), out)
+    report = import_checkpoint("vlm" if preset else "openvla", Source(source, load_embodiment("widowx"), preset=preset), out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = (out / "model.safetensors").stat().st_size
     found = {"peak_mb": round(peak * 1024 / 1e6), "above_libraries_mb": round((peak - libraries) * 1024 / 1e6)}
