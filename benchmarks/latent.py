@@ -30,7 +30,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vla.backbones.base import Backbone, Tokens
 from vla.checkpoint import Contents
 from vla.codecs.quantizer import ResidualVQ
 from vla.data.reader import Dataset
@@ -46,14 +48,20 @@ from vla.latent_action.moving_distractor import ROBOT, write_moving_distractor
 from vla.latent_action.probe import probe
 from vla.latent_action.proprio import Proprio
 from vla.latent_action.train import frame_pairs, train_latent
+from vla.noise import Noise
 from vla.normalize import Normalizer, RobotNormalizer, StatsKey
 from vla.policy import Policy
 from vla.train.run import load_recipe
-from vla.types import Observation
+from vla.types import ActionSpec, Observation
 
 ROOT = Path(__file__).parents[1]
+RECIPES = "pretrain/few_labels.py"
 PARTS = ("readout", "distractor", "robots", "few_labels")
-ARMS = ("latent", "untaught", "finished", "labelled_only", "augmented")
+BEGUN = {"latent": "begun"}
+"""Arms that go on from another run, and which."""
+CODED = ("begun", "together")
+"""Runs that learn codes."""
+ARMS = ("latent", "together", "begun", "labelled_only", "augmented")
 FETCH = ("--tasks", "reach,push,lift")
 GAP_S = 0.1
 BASE = LatentActionConfig(
@@ -110,24 +118,11 @@ def distractor(root: Path, seeds: int, steps: int, names: tuple[str, ...]) -> di
 def robots(root: Path, cores: int) -> dict[str, Any]:
     """Trains on video and probes on labelled episodes of other seeds."""
     data = root / "data"
-    vla("collect", "--suite", "metaworld-video", "--episodes", "8", "--seed", "200000", "--workers", cores, "--out", data / "video")
-    vla(
-        "collect",
-        "--suite",
-        "fetch-video",
-        *FETCH,
-        "--episodes",
-        "25",
-        "--seed",
-        "200000",
-        "--workers",
-        cores,
-        "--out",
-        data / "fetch_video",
-    )
-    vla("train", "pretrain/demo_latent_action.py:two_robots", "--data-root", data, "--out", root / "latent_action")
-    vla("collect", "--suite", "metaworld-objects", "--episodes", "5", "--workers", cores, "--out", root / "sawyer")
-    vla("collect", "--suite", "fetch", *FETCH, "--episodes", "15", "--workers", cores, "--out", root / "other_fetch")
+    collect(data / "video", cores, "metaworld-video", "--episodes", "8", "--seed", "200000")
+    collect(data / "fetch_video", cores, "fetch-video", *FETCH, "--episodes", "25", "--seed", "200000")
+    vla("train", "pretrain/demo_latent_action.py:two_robots", "--data-root", data, "--resume", "--out", root / "latent_action")
+    collect(root / "sawyer", cores, "metaworld-objects", "--episodes", "5")
+    collect(root / "other_fetch", cores, "fetch", *FETCH, "--episodes", "15")
     rows = vla("label", root / "latent_action", root / "sawyer", root / "other_fetch", "--json")["datasets"]
     each = {row["dataset"]: {"probe_r2": row["probe_r2"], "perplexity_share": row["perplexity_share"]} for row in rows}
     return {
@@ -138,24 +133,32 @@ def robots(root: Path, cores: int) -> dict[str, Any]:
 
 
 def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str]) -> dict[str, Any]:
-    """All arms see the same five demonstrations a task, and make as many optimizer steps."""
-    data = root / "few_data"
-    noisy = ("--noise-share", "0.5", "--workers", cores)
-    vla("collect", "--suite", "metaworld-objects", "--episodes", "5", *noisy, "--out", data / "few")
-    vla("collect", "--suite", "metaworld-video", "--episodes", "30", "--seed", "150000", *noisy, "--out", data / "few_video")
-    model = root / "few_latent_action"
-    vla("train", "pretrain/few_labels.py:latent_action", "--data-root", data, "--out", model)
+    """All arms see the same five demonstrations a task, and make as many optimizer steps. What `root` holds already is not made again."""
+    data, model = root / "few_data", root / "few_latent_action"
+    collect(data / "few", cores, "metaworld-objects", "--episodes", "5", "--noise-share", "0.5")
+    collect(data / "few_video", cores, "metaworld-video", "--episodes", "40", "--seed", "150000")
+
+    def train(variant: str, out: Path, *more: Any) -> None:
+        vla("train", f"pretrain/few_labels.py:{variant}", "--data-root", data, *more, "--resume", "--out", out)
+
+    train("latent_action", model)
     vla("label", model, data / "few", data / "few_video")
     found = {}
     for arm in arms:
-        run, result = root / f"few_{arm}", root / f"few_{arm}.json"
-        if arm == "finished":
-            vla("train", "pretrain/few_labels.py:begun", "--data-root", data, "--latents", model, "--out", root / "few_begun")
-        more = {"latent": ("--latents", model), "untaught": ("--latents", model), "finished": ("--init", root / "few_begun")}.get(arm, ())
-        vla("train", f"pretrain/few_labels.py:{arm}", "--data-root", data, *more, "--out", run)
-        vla("eval", run, "--suite", "metaworld-objects", "--episodes", episodes, "--seed", "0", "--workers", cores, "--json", result)
+        run, result, begun = root / f"few_{arm}", root / f"few_{arm}.json", BEGUN.get(arm)
+        if begun:
+            train(begun, root / f"few_{begun}", "--latents", model)
+        if not result.is_file():
+            train(arm, run, *(("--init", root / f"few_{begun}") if begun else ("--latents", model) if arm in CODED else ()))
+            vla("eval", run, "--suite", "metaworld-objects", "--episodes", episodes, "--seed", "0", "--workers", cores, "--json", result)
         found[arm] = json.loads(result.read_text())["success"]
     return {"few_label": found}
+
+
+def collect(out: Path, cores: int, suite: str, *how: str) -> None:
+    """Demonstrations, unless they are there."""
+    if not (out / "dataset.json").is_file():
+        vla("collect", "--suite", suite, *how, "--workers", cores, "--resume", "--out", out)
 
 
 def readout(calls: int) -> dict[str, float]:
@@ -164,10 +167,16 @@ def readout(calls: int) -> dict[str, float]:
     Call by call in turn, medians: what else the machine does hits both alike.
     """
     policy, observation = few_labels_policy()
-    ways = (policy.model.decoder.read, lambda hidden, like: like.mask_BTA.float())
+    decoder = policy.model.decoder
+
+    def codes_alone(backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
+        decoder.think(backbone, prefix)
+        return like.mask_BTA.float()
+
+    ways = (decoder.sample, codes_alone)
     cpu_s: tuple[list[float], list[float]] = ([], [])
     for call in range(2 * calls + 40):
-        policy.model.decoder.read = ways[call % 2]
+        decoder.sample = ways[call % 2]
         began = time.process_time()
         policy.act(observation)
         if call >= 40:  # the first warm up

@@ -214,19 +214,26 @@ def _decoders(results: Path) -> str:
 
 
 def _few_labels(results: Path) -> str:
-    whole, part = _load(results / "latent.json") or {}, _load(results / "few_labels_three_tasks.json") or {}
-    rows = whole.get("few_label") or part.get("arms")
-    if not rows:
-        return "## Few labels\n\nNot measured yet.\n"
-    what = "eight Sawyer tasks" if whole.get("few_label") else part["what"]
-    best = max(rows.values(), key=lambda row: row["successes"] / row["episodes"])
-    apart = _interval(best)[0] > _interval(rows["labelled_only"])[1]
-    lines = [
-        f"## Few labels\n\nLabels on a few demonstrations, the rest seen as video ({what}). "
-        + ("The best arm's interval lies above that of labels alone.\n" if apart else "The intervals overlap: no difference is shown.\n"),
-        "| | successes | rate | interval |\n|---|---|---|---|",
-    ]
-    lines += [_rate(name.replace("_", " "), row) for name, row in rows.items()]
+    found, before = _load(results / "few_labels.json"), _load(results / "few_labels_three_tasks.json")
+    parts = ["## Few labels\n\nFive labelled demonstrations a task, and others seen as video; labels alone for as many optimizer steps.\n"]
+    if found:
+        command = "python benchmarks/latent.py --parts few_labels --json"
+        parts.append(f"```bash\n{command}\n```\n\n" + _arms("the eight tasks of `metaworld-objects`", found["few_label"]))
+    if before:
+        parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
+    return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
+
+
+def _arms(what: str, rows: dict[str, Any]) -> str:
+    """Arms beside each other, task by task, and whether their intervals say anything."""
+    (low, high), (least, most) = _interval(rows["latent"]), _interval(rows["labelled_only"])
+    said = "above" if low > most else "below" if high < least else ""
+    verdict = f"the interval of `latent` lies {said} that of `labelled_only`" if said else "the intervals overlap: no difference is shown"
+    lines = [f"{what[0].upper()}{what[1:]}; {verdict}.\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for name, row in rows.items():
+        lines.append(_rate(f"`{name}`", row))
+        for task, of in row["tasks"].items():
+            lines.append(_rate(f"- {task}", of if isinstance(of, dict) else {"successes": of[0], "episodes": of[1]}))
     return "\n".join(lines) + "\n"
 
 

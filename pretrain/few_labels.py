@@ -24,6 +24,7 @@ from vla.backbones.tiny import Tiny
 from vla.data.augment import Augment
 from vla.decoders.latent import LatentActions
 from vla.decoders.parallel import Parallel
+from vla.latent_action.model import LatentActionConfig
 from vla.latent_action.run import LatentRun
 from vla.model import Model
 from vla.train.optim import AdamW, Cosine
@@ -31,27 +32,42 @@ from vla.train.run import Run
 
 BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32)
 
-latent_action = LatentRun(name="few_latent_action", mixture="data_mixtures/few_labels.yaml", steps=450, batch_size=64, threads=1)
+latent_action = LatentRun(
+    name="few_latent_action",
+    mixture="data_mixtures/few_labels.yaml",
+    model=LatentActionConfig(gap_s=(0.1, 0.1), spans=3),  # a chunk of 0.15 s, which the hand follows a little late
+    steps=450,
+    batch_size=64,
+    threads=1,
+)
 
-RUN = latent = Run(
-    name="few_labels",
-    model=Model(BACKBONE, LatentActions(latent_scale=0.2, readout_depth=1, readout_mlp=False, taught_scale=1.0)),
+begun = Run(
+    name="few_labels_begun",
+    model=Model(BACKBONE, LatentActions(codes=12, latent_scale=0.2, taught_scale=1.0, steps_per_query=3)),
     mixture="data_mixtures/few_labels.yaml",
     embodiments=("metaworld_sawyer",),
-    steps=1000,
-    batch_size=64,
+    steps=600,
+    batch_size=32,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
     ema_decay=0.99,
     threads=1,
 )
-untaught = replace(
-    RUN, name="few_labels_untaught", model=Model(BACKBONE, LatentActions(latent_scale=0.3, readout_depth=1, readout_mlp=False))
+RUN = latent = replace(
+    begun,
+    name="few_labels",
+    mixture="data_mixtures/few_labels_only.yaml",
+    steps=400,
+    optim=replace(begun.optim, lr=5e-4),
+    schedule=Cosine(warmup_steps=20),
 )
+together = replace(begun, name="few_labels_together", steps=1000)
 labelled_only = replace(
-    RUN, name="few_labels_only", model=Model(BACKBONE, Parallel(steps_per_token=3)), mixture="data_mixtures/few_labels_only.yaml"
+    begun,
+    name="few_labels_only",
+    model=Model(BACKBONE, Parallel(steps_per_token=3)),
+    mixture="data_mixtures/few_labels_only.yaml",
+    steps=1000,
 )
 COLOURS = Augment(crop_area=(0.8, 1.0), brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), steady=("wrist",))
 augmented = replace(labelled_only, name="few_labels_augmented", augment=COLOURS)
-begun = replace(RUN, name="few_labels_begun", steps=600)
-finished = replace(labelled_only, name="few_labels_finished", steps=400)

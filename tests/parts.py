@@ -46,7 +46,7 @@ DECODERS = {
     "ddpm_pooled": DiT(DDPM(steps=20), Pooled(width=32, depth=2, heads=2), samples_per_context=8, evaluations=20),
     "flow_in_context": DiT(conditioning=InContext(), samples_per_context=3, evaluations=2, steps_per_token=2),
     "latent": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1),
-    "latent_taught": LatentActions(codes=2, vocabulary=4, heads=2, readout_depth=1, readout_mlp=False, taught_scale=0.5),
+    "latent_taught": LatentActions(codes=2, vocabulary=4, taught_scale=0.5, steps_per_query=3),
     "latent_flow": LatentFlow(codes=2, vocabulary=4, evaluations=3),
     "latent_words": LatentWords(codes=2, vocabulary=4, heads=2, readout_width=32, mlp_ratio=2),
     "pi0": DiT(path=Flow(reverse=True), conditioning=LayerKeysValues(width=48, mlp_width=96), state_in_suffix=True),

@@ -15,7 +15,7 @@ from vla.data.pipeline import Pipeline
 from vla.data.quarantine import TooManyBad
 from vla.data.reader import Dataset
 from vla.errors import SchemaError, StatsMissing, UnknownName, UserError
-from vla.latent_action.label import encode_dataset, label, label_hash
+from vla.latent_action.label import encode_dataset, label, label_hash, one_after_another
 from vla.latent_action.pairs import anchor_pairs, later_anchors
 from vla.latent_action.train import frame_pairs, train_latent
 
@@ -115,6 +115,25 @@ def test_video_that_does_not_fit(trained, tmp_path):
     assert label(short, model).code_XN.min() >= 0  # a single frame: the code of no motion
     with pytest.raises(UnknownName, match="front"):
         encode_dataset(slow, replace(CONFIG, camera="wrist").build(), 0.2)
+
+
+def test_codes_of_pairs_that_follow_each_other(video, trained):
+    """A label of two spans holds what a label of one says now, and what it says where the first pair ends."""
+    model, _ = trained
+    one = label(video, model)
+    two_spans = replace(CONFIG, spans=2).build()
+    two_spans.load_state_dict(model.state_dict())
+    two = label(video, two_spans.eval())
+    assert two.hash != one.hash and two.code_XN.shape == (video.anchors, 2 * one.code_XN.shape[1])
+    row_X = np.arange(video.anchors)
+    ends_X = row_X + np.minimum(2, STEPS - 1 - row_X % STEPS)  # 0.2 s at 10 Hz, or the episode's last
+    np.testing.assert_array_equal(two.code_XN, np.concatenate([one.code_XN, one.code_XN[ends_X]], axis=1))
+    assert label(video, two_spans).cached and two.usage.perplexity_share == one.usage.perplexity_share
+    holed_XN = one.code_XN.copy()
+    holed_XN[5] = -1
+    assert set(np.flatnonzero((one_after_another(video, holed_XN, 0.2, 2) < 0).all(1))) == {3, 5}
+    with pytest.raises(UserError, match="spans 0"):
+        replace(CONFIG, spans=0)
 
 
 def test_command(video, dots, trained, tmp_path, capsys):

@@ -68,6 +68,41 @@ def test_a_readout_learns_beside_the_codes(pretrained):
     assert rows[-1]["latent"] < 0.98 * rows[0]["latent"] and rows[-1]["l1"] < rows[0]["l1"]
 
 
+def test_queries_of_the_readout_see_the_codes_and_are_not_seen(recipe, tmp_path):
+    torch.manual_seed(0)
+    asks = replace(recipe, model=Model(TINY, LatentActions(**SIZES, steps_per_query=2)))
+    job = assemble(asks, None, tmp_path, "size", None)
+    model, decoder = job.model.eval(), job.model.decoder
+    batch = job.batch(job.train.samples(range(6)))
+    with torch.no_grad():
+        prefix = model.prefix(batch)
+        alone, whole = decoder.think(model.backbone, prefix), decoder.think(model.backbone, prefix, batch.spec)
+        torch.testing.assert_close(whole.x_BSD[:, : len(alone.tokens)], alone.x_BSD)
+        before = decoder.read(whole, batch.spec)
+        decoder.latent_ND += 1.0
+        after = decoder.read(decoder.think(model.backbone, prefix, batch.spec), batch.spec)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_few_labels_teach_what_codes_mean_as_far_as_codes_tell(recipe, tmp_path):
+    """The first number of an action is what the codes say, the second is noise: the one is trusted, the other is not."""
+    job = assemble(replace(recipe, model=Model(TINY, LatentActions(**SIZES, taught_scale=1.0))), None, tmp_path, "size", None)
+    target, meaning = job.batch(job.train.samples(range(600))).target, job.model.decoder.meaning
+    assert float(meaning.trust_EA.max()) > 0  # fitted on the run's own first samples
+    worth_K = torch.linspace(-1, 1, SIZES["vocabulary"])
+    action_BTA = torch.stack([worth_K[target.latent_BN[:, 0]], Noise(torch.arange(600)).normal("noise", 1)[:, 0]], dim=-1)
+    action_BTA = action_BTA[:, None].expand_as(target.action_BTA)
+    label_BTA = target.label_BTA & (torch.arange(600) % 3 == 0)[:, None, None]  # labels on a part, video the rest
+    few = replace(target, action_BTA=action_BTA * label_BTA, label_BTA=label_BTA)
+    meaning.fit(few)
+    assert float(meaning.trust_EA[0, 0]) > 0.9 and float(meaning.trust_EA[0, 1]) < 0.2
+    meant_BTA, _ = meaning(few)
+    assert float((meant_BTA - action_BTA)[..., 0].abs().mean()) < 0.1
+    kept = meaning.weight_EXTA.clone()
+    meaning.fit(replace(few, label_BTA=torch.zeros_like(label_BTA)))
+    assert torch.equal(meaning.weight_EXTA, kept)
+
+
 def test_a_head_put_in_the_place_of_the_latent_one_keeps_the_backbone(recipe, pretrained, dots, tmp_path):
     tuned = replace(
         recipe,

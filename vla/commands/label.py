@@ -76,7 +76,7 @@ def _label_with_bar(dataset: Dataset, model: LatentActionModel, args: argparse.N
 def _row(dataset: Dataset, labels: Labels, model: LatentActionModel) -> dict[str, Any]:
     from vla.latent_action.probe import probe
 
-    r2 = probe(dataset, labels.code_XN, model.vocabulary, labels.gap_s)
+    r2 = probe(dataset, labels.code_XN[:, : model.codes], model.vocabulary, labels.gap_s)
     return {
         "dataset": dataset.info.name,
         "latents": labels.hash,

@@ -2,13 +2,13 @@
 
 N queries after the prefix predict the codes that a latent-action model gave to the change of view (cross-entropy; any video has such
 labels). The readout pools prefix and latent states by attention, one query per action step, into a robot's actions (L1); only
-samples with action labels train it.
+samples with action labels train it. Or it has queries of its own inside the backbone, which see prefix and codes and are seen by neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
+from vla.decoders.fold import StepFold
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Target
@@ -27,9 +28,10 @@ from vla.types import ActionSpec, Loss, Target
 class LatentActions:
     """`codes`: latent actions per chunk, `vocabulary`: entries of the codebook; as in the model that labelled the data.
 
-    `readout_width`: of the attention pooling, 0 for the backbone's own (UniVLA: 512 beside 4096). `readout_mlp`: whether an MLP follows
-    each pooling; beside a small backbone it costs more than it gives. `taught_scale`: where there are few labels, they teach what codes
-    mean for a robot, and that teaches the readout wherever a robot's video has codes alone; 0 does without.
+    `readout_width`: of the attention pooling, 0 for the backbone's own (UniVLA: 512 beside 4096). `taught_scale`: where there are
+    few labels, they teach what codes mean for a robot, and that teaches the readout wherever a robot's video has codes alone; 0 does without.
+    `steps_per_query`: 0 pools by attention. Otherwise each of the readout's own queries stands for so many action steps, as in `Parallel`:
+    a few more tokens in operations that run anyway, where pooling is operations of its own.
     """
 
     kind: ClassVar[str] = "decoder.latent"
@@ -39,8 +41,8 @@ class LatentActions:
     readout_depth: int = 2
     latent_scale: float = 0.1
     readout_width: int = 0
-    readout_mlp: bool = True
     taught_scale: float = 0.0
+    steps_per_query: int = 0
 
     def build(self, width: int, roster: Roster) -> LatentDecoder:
         return LatentDecoder(self, width, roster)
@@ -55,23 +57,30 @@ class LatentDecoder(ActionDecoder):
         self.latent_ND = nn.Parameter(torch.randn(config.codes, width) * 0.5)
         self.head = nn.Linear(width, config.vocabulary)
         self.roster_axes = {"step_TD": ("T", None)}
-        inner = config.readout_width or width
-        self.step_TD = nn.Parameter(torch.randn(roster.horizon, inner) * 0.5)
-        self.readout = nn.ModuleList(_Pool(inner, width, config.heads, config.readout_mlp) for _ in range(config.readout_depth))
-        self.norm = nn.RMSNorm(inner, eps=1e-6)
+        inner = width if config.steps_per_query else config.readout_width or width
+        self.fold = StepFold(roster.horizon, config.steps_per_query, width) if config.steps_per_query else None
+        self.step_TD = nn.Parameter(torch.randn(self.fold.tokens if self.fold else roster.horizon, inner) * 0.5)
+        depth = 0 if self.fold else config.readout_depth
+        self.readout = nn.ModuleList(_Pool(inner, width, config.heads) for _ in range(depth))
+        self.norm = nn.Identity() if self.fold else nn.RMSNorm(inner, eps=1e-6)  # the backbone's states are normalised
         self.out = Bank(len(roster), inner, roster.action_width, axes=(None, "A"))
-        self.meaning = _Meaning(config, inner, roster) if config.taught_scale else None
+        self.meaning = _Meaning(config, roster) if config.taught_scale else None
+        self.fits = 6144 if self.meaning is not None else 0
+
+    def fit(self, target: Target) -> None:
+        if self.meaning is not None:
+            self.meaning.fit(target)
 
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         found = {"l1": target.label_BTA.sum().float(), "latent": target.has_latent_B.sum().float() * self.config.codes}
         if self.meaning is not None:
-            found |= {name: mask_BTA.sum().float() for name, mask_BTA in _taught(target).items()}
+            found["taught"] = _taught(target).sum().float()
         return found
 
     def loss(self, backbone: Backbone, prefix: Tokens, target: Target, noise: Noise) -> Loss:
         """Codes by cross-entropy wherever there are some, actions by L1 wherever they are labelled."""
-        hidden = self.think(backbone, prefix)
-        pred_BTA, logits_BNC = self.read(hidden, target.spec), self.head(hidden.last(self.config.codes))
+        hidden = self.think(backbone, prefix, target.spec)
+        pred_BTA, logits_BNC = self.read(hidden, target.spec), self.head(self.states(hidden, len(prefix)))
         error_BTA = (pred_BTA - target.action_BTA).abs()
         surprise_BN = F.cross_entropy(logits_BNC.float().transpose(1, 2), target.latent_BN, reduction="none")
         parts = {
@@ -80,81 +89,138 @@ class LatentDecoder(ActionDecoder):
         }
         scale = {"l1": 1.0, "latent": self.config.latent_scale}
         if self.meaning is not None:
-            masks = _taught(target)
-            meant_BTA, trust_BTA, lesson_BTA = self.meaning(target)
-            parts |= {"meaning": (lesson_BTA, masks["meaning"]), "taught": (trust_BTA * (pred_BTA - meant_BTA).abs(), masks["taught"])}
-            scale |= {"meaning": 1.0, "taught": self.config.taught_scale}
+            meant_BTA, trust_B1A = self.meaning(target)
+            parts["taught"] = (trust_B1A * (pred_BTA - meant_BTA).abs(), _taught(target))
+            scale["taught"] = self.config.taught_scale
         return make_loss(parts, scale)
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        return (self.read(self.think(backbone, prefix), like) * like.mask_BTA).float()
+        return (self.read(self.think(backbone, prefix, like), like) * like.mask_BTA).float()
 
-    def think(self, backbone: Backbone, prefix: Tokens) -> Hidden:
-        """The states of the prefix and, behind it, of the queries for codes."""
-        x_BND = self.latent_ND.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
-        return backbone(prefix.cat(suffix_tokens(prefix, x_BND, causal=False)))
+    def think(self, backbone: Backbone, prefix: Tokens, like: ActionSpec | None = None) -> Hidden:
+        """The states of the prefix, of the queries for codes behind it, and, of actions `like` these, of the readout's own behind those.
+        The former are the same with the latter and without."""
+        asked_SD, valid_BS, codes = self.latent_ND, None, self.config.codes
+        if self.fold is not None and like is not None:
+            asked_SD, read_BS = torch.cat([self.latent_ND, self.step_TD]), self.fold.valid(like.mask_BTA)
+            valid_BS = torch.cat([read_BS.new_ones(len(read_BS), codes), read_BS], dim=1)
+        x_BSD = asked_SD.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
+        suffix = suffix_tokens(prefix, x_BSD, causal=False, valid_BS=valid_BS)
+        if valid_BS is not None:
+            behind_S = torch.arange(len(asked_SD), device=valid_BS.device) >= codes
+            suffix = replace(suffix, block_BS=suffix.block_BS + behind_S)
+        return backbone(prefix.cat(suffix))
+
+    def states(self, hidden: Hidden, prefix: int) -> Tensor:
+        """Of the queries for codes, behind a prefix of so many tokens: (B, N, D)."""
+        return hidden.x_BSD[:, prefix : prefix + self.config.codes]
 
     def read(self, hidden: Hidden, like: ActionSpec) -> Tensor:
         """The readout: float (B, T, A), not yet masked."""
+        if self.fold is not None:
+            return self.out(self.fold.unfold(hidden.last(self.fold.tokens)), like.embodiment_B)
         x_BTD = self.step_TD.expand(len(hidden.x_BSD), -1, -1).to(hidden.x_BSD.dtype)
         for pool in self.readout:
             x_BTD = pool(x_BTD, hidden.x_BSD, hidden.tokens.valid_BS)
         return self.out(self.norm(x_BTD), like.embodiment_B)
 
 
-def _taught(target: Target) -> dict[str, Tensor]:
-    """Where labels teach the meaning of codes, and where codes are all there is; bool (B, T, A)."""
-    coded_B11 = target.has_latent_B[:, None, None]
+def _taught(target: Target) -> Tensor:
+    """Where codes are all there is: video of a robot, bool (B, T, A)."""
     video_B11 = ~target.label_BTA.any(-1).any(-1)[:, None, None]
-    return {"meaning": target.label_BTA & coded_B11, "taught": target.spec.mask_BTA & coded_B11 & video_B11}
+    return target.spec.mask_BTA & target.has_latent_B[:, None, None] & video_B11
 
 
 class _Meaning(nn.Module):
     """Codes -> the actions that go with them (LAPO's decoder of latent actions), and how far to trust that in each number of an action.
 
-    Trust is the share of the mean absolute deviation that codes explain: a gripper that no code tells of teaches nothing.
+    A ridge regression from one-hot codes, robot by robot, on the run's first samples that have codes and labels: it is what it will be
+    before the first step, where one that is learned beside the policy teaches it nonsense until then. Trust is the share of the mean
+    absolute deviation that codes explain in samples it was not fitted on: a gripper that no code tells of teaches nothing.
     """
 
-    STEP = 10.0
-    """The deviations are this times a parameter, so that they follow within a hundred optimizer steps."""
+    RIDGE, FEWEST = 1.0, 32
+    weight_EXTA: Tensor
+    usual_ETA: Tensor
+    low_EA: Tensor
+    high_EA: Tensor
+    trust_EA: Tensor
 
-    def __init__(self, config: LatentActions, width: int, roster: Roster) -> None:
+    def __init__(self, config: LatentActions, roster: Roster) -> None:
         super().__init__()
-        self.codes = nn.Parameter(torch.randn(config.codes, config.vocabulary, width) * 0.3)
-        self.roster_axes = {"step_TD": ("T", None), "alone_EA": ("E", "A"), "left_EA": ("E", "A"), "usual_EA": ("E", "A")}
-        self.step_TD = nn.Parameter(torch.randn(roster.horizon, width) * 0.3)
-        self.hidden = nn.Linear(width, width)
-        self.out = Bank(len(roster), width, roster.action_width, axes=(None, "A"))
-        self.usual_EA = nn.Parameter(torch.zeros(len(roster), roster.action_width))
-        self.alone_EA = nn.Parameter(torch.full((len(roster), roster.action_width), 0.5 / self.STEP))
-        self.left_EA = nn.Parameter(torch.full((len(roster), roster.action_width), 0.5 / self.STEP))
+        self.vocabulary, inputs, (E, T, A) = config.vocabulary, config.codes * config.vocabulary, _sizes(roster)
+        self.roster_axes = {"weight_EXTA": ("E", None, "T", "A"), "usual_ETA": ("E", "T", "A")}
+        self.register_buffer("weight_EXTA", torch.zeros(E, inputs, T, A))
+        self.register_buffer("usual_ETA", torch.zeros(E, T, A))
+        for name in ("low_EA", "high_EA", "trust_EA"):
+            self.register_buffer(name, torch.zeros(E, A))
+            self.roster_axes[name] = ("E", "A")
 
-    def forward(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        """The meant actions, the trust in them (both without gradient), and the error to learn from; each (B, T, A)."""
+    def fit(self, target: Target) -> None:
+        """A robot with fewer samples than `FEWEST` keeps what it has: at first, no trust."""
+        for robot in range(len(self.trust_EA)):
+            both_B = target.label_BTA.any(-1).any(-1) & target.has_latent_B & (target.spec.embodiment_B == robot)
+            if int(both_B.sum()) < self.FEWEST:
+                continue
+            code_BX, action_BTA = self._onehot(target.latent_BN[both_B]), target.action_BTA[both_B].double()
+            exists_BT, label_BTA = target.label_BTA[both_B].any(-1), target.label_BTA[both_B]
+            half_B = torch.arange(len(code_BX)) % 2 == 0
+            error_BTA = torch.zeros_like(action_BTA)
+            for fit_B in (half_B, ~half_B):
+                weight_XTA, usual_TA = _ridge(code_BX[fit_B], action_BTA[fit_B], exists_BT[fit_B], self.RIDGE)
+                error_BTA[~fit_B] = torch.einsum("bx,xta->bta", code_BX[~fit_B], weight_XTA) + usual_TA - action_BTA[~fit_B]
+            weight_XTA, usual_TA = _ridge(code_BX, action_BTA, exists_BT, self.RIDGE)
+            labelled_BTA = torch.where(label_BTA, action_BTA, torch.nan)
+            plain_BTA = labelled_BTA - labelled_BTA.nanmedian(0).values
+            left_A, alone_A = ((x_BTA.abs() * label_BTA).nansum((0, 1)) for x_BTA in (error_BTA, plain_BTA))
+            self.weight_EXTA[robot], self.usual_ETA[robot] = weight_XTA.float(), usual_TA.float()
+            self.low_EA[robot] = torch.where(label_BTA, action_BTA, 0).amin((0, 1)).float()
+            self.high_EA[robot] = torch.where(label_BTA, action_BTA, 0).amax((0, 1)).float()
+            self.trust_EA[robot] = (1 - left_A / alone_A.clamp(min=1e-6)).clamp(0, 1).float()
+
+    def forward(self, target: Target) -> tuple[Tensor, Tensor]:
+        """The meant actions (B, T, A), within what labels have shown, and the trust in them (B, 1, A)."""
         robot_B = target.spec.embodiment_B
-        code_BD = sum(self.codes[n][target.latent_BN[:, n]] for n in range(len(self.codes)))
-        x_BTD = F.gelu(self.hidden(F.gelu(code_BD[:, None] + self.step_TD)))
-        meant_BTA = self.out(x_BTD, robot_B)
-        error_BTA = (meant_BTA - target.action_BTA).abs()
-        plain_BTA = (self.STEP * self.usual_EA[robot_B][:, None] - target.action_BTA).abs()
-        left_BA, alone_BA = (self.STEP * deviation[robot_B] for deviation in (self.left_EA, self.alone_EA))
-        fit_BTA = (left_BA[:, None] - error_BTA.detach()).square() + (alone_BA[:, None] - plain_BTA.detach()).square()
-        trust_BA = (1 - left_BA / alone_BA.clamp(min=1e-3)).clamp(0, 1).detach()
-        return meant_BTA.detach(), trust_BA[:, None].expand_as(meant_BTA), error_BTA + plain_BTA + fit_BTA
+        place_BN = target.latent_BN + self.vocabulary * torch.arange(target.latent_BN.shape[1], device=robot_B.device)
+        meant_BTA = self.weight_EXTA[robot_B[:, None], place_BN].sum(1) + self.usual_ETA[robot_B]
+        low_B1A, high_B1A, trust_B1A = (bound_EA[robot_B][:, None] for bound_EA in (self.low_EA, self.high_EA, self.trust_EA))
+        return meant_BTA.clamp(low_B1A, high_B1A), trust_B1A
+
+    def _onehot(self, code_BN: Tensor) -> Tensor:
+        return F.one_hot(code_BN, self.vocabulary).flatten(1).double()
+
+
+def _sizes(roster: Roster) -> tuple[int, int, int]:
+    return len(roster), roster.horizon, roster.action_width
+
+
+def _ridge(x_BX: Tensor, y_BTA: Tensor, exists_BT: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weights (X, T, A) and intercepts (T, A), each step from the rows that have it; zero for a step that none has."""
+    X, (_, T, A) = x_BX.shape[1], y_BTA.shape
+    weight_XTA, usual_TA = x_BX.new_zeros(X, T, A), x_BX.new_zeros(T, A)
+    for step in range(T):
+        x_NX, y_NA = x_BX[exists_BT[:, step]], y_BTA[exists_BT[:, step], step]
+        if len(x_NX):
+            mean_X, mean_A = x_NX.mean(0), y_NA.mean(0)
+            centred_NX = x_NX - mean_X
+            gram_XX = centred_NX.T @ centred_NX + ridge * torch.eye(X, dtype=x_BX.dtype)
+            weight_XA = torch.linalg.solve(gram_XX, centred_NX.T @ (y_NA - mean_A))
+            weight_XTA[:, step], usual_TA[step] = weight_XA, mean_A - mean_X @ weight_XA
+    return weight_XTA, usual_TA
 
 
 class _Pool(nn.Module):
     """Steps attend to the hidden states, then an MLP; pre-norm, residual."""
 
-    def __init__(self, width: int, context_width: int, heads: int, mlp: bool) -> None:
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.RMSNorm(width, eps=1e-6)
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(context_width, 2 * width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
-        self.norm2 = nn.RMSNorm(width, eps=1e-6) if mlp else None
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) if mlp else None
+        self.norm2 = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BTD: Tensor, context_BSD: Tensor, valid_BS: Tensor) -> Tensor:
         def split(y: Tensor) -> Tensor:
@@ -164,4 +230,4 @@ class _Pool(nn.Module):
         mask = valid_BS[:, None, None, :]
         pooled = F.scaled_dot_product_attention(split(self.q(self.norm1(x_BTD))), split(k), split(v), attn_mask=mask)
         x_BTD = x_BTD + self.o(pooled.transpose(1, 2).flatten(2))
-        return x_BTD if self.mlp is None or self.norm2 is None else x_BTD + self.mlp(self.norm2(x_BTD))
+        return x_BTD + self.mlp(self.norm2(x_BTD))

@@ -21,7 +21,7 @@ from vla.errors import Damaged, StatsMissing, UnknownName
 from vla.latent_action.features import fit, side_by_side
 from vla.latent_action.health import Usage
 from vla.latent_action.model import FramePairs, LatentActionModel
-from vla.latent_action.pairs import Pair, anchor_pairs, in_batches
+from vla.latent_action.pairs import Pair, anchor_pairs, in_batches, later_anchors
 
 Progress = Callable[[int, int], None]
 """Called as (anchors done, anchors)."""
@@ -29,8 +29,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Labels:
-    """`hash`: name of the codes, for a run's `latents`. `code_XN`: int64, one row per anchor in storage order, -1 for none. `cached`:
-    they stood beside the shards already."""
+    """`hash`: name of the codes, for a run's `latents`. `code_XN`: int64, one row per anchor in storage order, -1 for none (N: the model's
+    codes, times its `spans`). `cached`: they stood beside the shards already."""
 
     hash: str
     path: Path
@@ -63,20 +63,39 @@ def label(
     kept_XN = _kept(dataset, name)
     if kept_XN is not None:
         bad = int((kept_XN < 0).any(1).sum())
-        return Labels(name, path, gap_s, kept_XN, Usage.of(kept_XN, model.vocabulary), bad, time.monotonic() - start_s, cached=True)
+        return Labels(
+            name, path, gap_s, kept_XN, Usage.of(kept_XN[:, : model.codes], model.vocabulary), bad, time.monotonic() - start_s, cached=True
+        )
     code_XN, bad = encode_dataset(dataset, model, gap_s, batch, progress)
     usage = Usage.of(code_XN, model.vocabulary)
+    if model.config.spans is not None:
+        code_XN = one_after_another(dataset, code_XN, gap_s, model.config.spans)
+        bad = int((code_XN < 0).any(1).sum())
     meta = {
         "latent_action_model": model.hash(),
         "camera": model.config.camera,
         "gap_s": gap_s,
-        "codes": model.codes,
+        "codes": code_XN.shape[1],
         "vocabulary": model.vocabulary,
         "without_code": bad,
         "perplexity_share": usage.perplexity_share,
     }
     path = write_latents(dataset, name, code_XN, meta)
     return Labels(name, path, gap_s, code_XN, usage, bad, time.monotonic() - start_s)
+
+
+def one_after_another(dataset: Dataset, code_XN: np.ndarray, gap_s: float, spans: int) -> np.ndarray:
+    """(anchors, N) -> (anchors, spans * N): each anchor's codes, then those of the anchor that its pair ends at, and so on. An episode's
+    last one follows itself, without motion; -1 throughout where one of them has no code."""
+    first_E = np.cumsum(dataset.anchors_E) - dataset.anchors_E
+    next_X = np.concatenate([first_E[index] + later_anchors(dataset.episode(index), gap_s) for index in range(len(dataset))])
+    parts, at_X = [], np.arange(len(code_XN))
+    for _ in range(spans):
+        parts.append(code_XN[at_X])
+        at_X = next_X[at_X]
+    found_XM = np.concatenate(parts, axis=1)
+    found_XM[(found_XM < 0).any(1)] = -1
+    return found_XM
 
 
 def _kept(dataset: Dataset, name: str) -> np.ndarray | None:

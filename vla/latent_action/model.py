@@ -35,6 +35,8 @@ class LatentActionConfig:
     (UniVLA, stage 1). `first_stage`: the configuration of such a model, whose encoder and codes are frozen; this model's own codes
     are what they leave over, the task-centric ones (stage 2). `history_s`: times of frames before now, seconds < 0, rising, for an
     encoder of a window. `proprio`: a forward model of the robot's own numbers beside the visual one (villa-X).
+    `spans`: a label holds the codes of so many pairs that follow each other, each a gap long, instead of one's: what happens when, within
+    a chunk of actions.
     """
 
     kind: ClassVar[str] = "latent_action.model"
@@ -49,8 +51,11 @@ class LatentActionConfig:
     history_s: tuple[float, ...] | None = None
     proprio: Any = None
     beside: tuple[str, ...] | None = None
+    spans: int | None = None
 
     def __post_init__(self) -> None:
+        if self.spans is not None and self.spans < 1:
+            raise UserError(f"spans {self.spans}: a label holds the codes of at least one pair")
         if len(self.gap_s) != 2 or not 0 < self.gap_s[0] <= self.gap_s[1] < float("inf"):
             raise UserError(f"gap_s {self.gap_s}: give (low, high) in seconds with 0 < low <= high")
         history_s = self.history_s or ()
