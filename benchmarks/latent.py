@@ -9,7 +9,7 @@ distractor    a toy video with a known true action and a larger thing that moves
               stage with a proprioceptive forward model on a few labelled episodes (villa-X).
 robots        `pretrain/demo_latent_action.py:two_robots` on simulated video of a Sawyer and a Fetch arm, without labels: `probe_r2` and
               `perplexity_share`, the lower of the two robots', on held-out episodes.
-few_labels    `pretrain/few_labels.py`: five labelled demonstrations a task, and thirty more without labels. Closed-loop success of latent
+few_labels    `pretrain/few_labels.py`: five labelled demonstrations a task, and forty more without labels. Closed-loop success of latent
               pretraining, and of the labelled ones alone for as many optimizer steps.
 readout       share that the readout adds to the CPU time of a call of the policy: `pretrain/few_labels.py`, in turn with and without it.
 """

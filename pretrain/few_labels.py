@@ -1,21 +1,20 @@
-"""Few labels, much video: five labelled demonstrations a task and thirty more without labels, against the five alone.
+"""Few labels, much video: five labelled demonstrations a task and forty more without labels, against the five alone.
 
-What      the demo's policy on eight Sawyer tasks. `latent_action`: codes for what changes, from the frames of all. `latent`: predicts codes
-          on all frames and reads actions from the same states; labels teach what codes mean, and that teaches the readout on the rest.
-          `untaught`: without the latter. `labelled_only`: the demo's best decoder on the labelled ones, for as many optimizer steps, and
-          `augmented` the same on images that are cropped and coloured at random. `begun` and `finished`: LAPA's way, the latent policy for
-          three fifths of the steps and a fresh head on the labelled ones for the rest.
+What      the demo's policy on eight Sawyer tasks. `latent_action`: codes for what changes, from the frames of all; a label holds those of
+          three pairs, so that it tells of a whole chunk. `begun`: predicts codes on all frames, and acts; labels say what codes mean, and
+          that teaches to act on the rest. `latent` goes on from there with the labelled ones. `labelled_only`: the demo's best decoder on
+          the labelled ones, for as many optimizer steps as both, and `augmented` the same on images that are cropped and coloured at
+          random. `together`: `begun` for as many steps as both.
 Hardware  one CPU core.
 Time      about 4 minutes an arm.
-Expect    see `docs/latent-actions.md`, which says what was measured, and where it does not help.
+Expect    see `docs/results.md`, which says what was measured, and where it does not help.
 Command   vla collect --suite metaworld-objects --episodes 5 --noise-share 0.5 --out data/few
-          vla collect --suite metaworld-video --episodes 30 --seed 150000 --noise-share 0.5 --out data/few_video
+          vla collect --suite metaworld-video --episodes 40 --seed 150000 --out data/few_video
           vla train pretrain/few_labels.py:latent_action --data-root data --out runs/few_latent_action
           vla label runs/few_latent_action data/few data/few_video
-          vla train pretrain/few_labels.py --data-root data --latents runs/few_latent_action
-          vla train pretrain/few_labels.py:labelled_only --data-root data
           vla train pretrain/few_labels.py:begun --data-root data --latents runs/few_latent_action
-          vla train pretrain/few_labels.py:finished --data-root data --init runs/few_labels_begun
+          vla train pretrain/few_labels.py --data-root data --init runs/few_labels_begun
+          vla train pretrain/few_labels.py:labelled_only --data-root data
 """
 
 from dataclasses import replace
