@@ -151,7 +151,8 @@ def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str]) -> di
         if not result.is_file():
             train(arm, run, *(("--init", root / f"few_{begun}") if begun else ("--latents", model) if arm in CODED else ()))
             vla("eval", run, "--suite", "metaworld-objects", "--episodes", episodes, "--seed", "0", "--workers", cores, "--json", result)
-        found[arm] = json.loads(result.read_text())["success"]
+        rows = json.loads(result.read_text())
+        found[arm] = {**rows["success"], "tasks": rows["tasks"]}
     return {"few_label": found}
 
 
