@@ -217,8 +217,10 @@ def _few_labels(results: Path) -> str:
     found, before = _load(results / "few_labels.json"), _load(results / "few_labels_three_tasks.json")
     parts = ["## Few labels\n\nFive labelled demonstrations a task, and others seen as video; labels alone for as many optimizer steps.\n"]
     if found:
-        command = "python benchmarks/latent.py --parts few_labels --json"
-        parts.append(f"```bash\n{command}\n```\n\n" + _arms("the eight tasks of `metaworld-objects`", found["few_label"]))
+        rows = found["few_label"]
+        each = next(iter(rows["latent"]["tasks"].values()))["episodes"]
+        command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each} --json"
+        parts.append(f"```bash\n{command}\n```\n\n" + _arms("the eight tasks of `metaworld-objects`", rows))
     if before:
         parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
     return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
