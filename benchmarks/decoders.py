@@ -5,7 +5,8 @@
 One process, one thread, decoders in turn within each block; medians over the blocks. `train_samples_per_s`: forward, backward, update.
 `ms_per_call`: one observation to one chunk. `actions_per_s`: steps of the chunk per second of calls. `k8_over_k1`: loss samples per
 second of training with K = 8 against K = 1, alternating; `k8_over_prediction`: the same against what counted FLOPs predict,
-8 * FLOPs(K = 1) / FLOPs(K = 8), printed as `k8_flop_prediction`.
+8 * FLOPs(K = 1) / FLOPs(K = 8), printed as `k8_flop_prediction`. `demo_ms_per_call`: a call of each model of `pretrain/demo.py` as it
+stands there (masked diffusion in 4 evaluations, the flow in 4 steps), with `--call-threads` threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from vla.embodiment import Embodiment, Field, Space
 from vla.model import VLA, Model
 from vla.noise import Noise
 from vla.normalize import Normalizer, RobotNormalizer, StatsKey
+from vla.train.run import load_recipe
 from vla.types import Batch, Observation, Sample
 
 SPACE = Space((Field("move", 4, "m"),))
@@ -61,6 +64,9 @@ DECODERS: Mapping[str, Any] = {
     "latent": LatentActions(),
     "joint_tokens_flow": Joint((Part("tokens", TOKENS), Part("flow", FLOW, insulated=True))),
 }
+
+DEMO = Path(__file__).resolve().parent.parent / "pretrain" / "demo.py"
+DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
 
 # For K = 8 against K = 1: a prefix of 250 tokens in a backbone several times the expert, as a vision-language model beside pi0's.
 CONTEXT = Tiny(width=256, depth=6, heads=4, channels=8, keypoints=16, max_words=248)
@@ -152,6 +158,19 @@ def compare_k(blocks: int, repeats: int) -> dict[str, float]:
     }
 
 
+def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds from an observation to a chunk for each of the demo's models, in turn; medians over the blocks."""
+    torch.set_num_threads(threads)
+    models = {name: load_recipe(f"{DEMO}:{name}").model for name in DEMOS}
+    benches = {name: Bench(model.backbone, model.decoder, 1) for name, model in models.items()}
+    took: dict[str, list[float]] = {name: [] for name in benches}
+    for block in range(blocks + 1):  # the first warms up
+        for name, bench in benches.items():
+            seconds = seconds_of(bench.call, repeats)
+            took[name].extend([seconds] if block else [])
+    return {"demo_threads": threads, "demo_ms_per_call": {name: round(1000 * statistics.median(s), 2) for name, s in took.items()}}
+
+
 def seconds_of(run: Callable[[], None], repeats: int) -> float:
     started = time.perf_counter()
     for _ in range(repeats):
@@ -164,10 +183,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3, help="steps and calls of each decoder in a block")
+    parser.add_argument("--call-threads", type=int, default=2, help="of `demo_ms_per_call`; everything else has one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(args.blocks, args.repeats)
+    result = measure(args.blocks, args.repeats) | demo_calls(args.call_threads, args.blocks, args.repeats)
     if args.json:
         print(json.dumps(result))
         return

@@ -43,6 +43,8 @@ class Case:
     rows: tuple[Row, ...]
 
 
+DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
+
 CASES = (
     Case(
         "Loader",
@@ -71,10 +73,41 @@ CASES = (
         "Decoders",
         "decoders.json",
         "python -m benchmarks.decoders --json",
-        "Eight noise samples a context against one, in loss samples a second, and against what their operations predict.",
+        "Eight noise samples a context against one, in loss samples a second, and against what their operations predict. A call of each "
+        "of the demo's decoders with two threads, observation to chunk: masked diffusion with 4 evaluations, the flow with 4 steps.",
         (
             Row("K = 8 / K = 1", "k8_over_k1", "x"),
             Row("against the prediction", "k8_over_prediction", at_least=0.85),
+            *(Row(f"a call, `{name}`", f"demo_ms_per_call.{name}", "ms", at_most=30.0) for name in DEMOS),
+        ),
+    ),
+    Case(
+        "Small policies beside lerobot's",
+        "peers.json",
+        "python -m benchmarks.peers --json",
+        "The presets `act` and `diffusion_policy` beside lerobot's ACTPolicy and DiffusionPolicy: equal parameters, images, states and "
+        "chunks, the same denoising evaluations, in turn in one process. Ratios above 1: ours is faster.",
+        (
+            Row("ACT: parameters, ours / lerobot's", "act.parameters_ratio"),
+            Row("a call, ours", "act.ours_ms_per_call", "ms"),
+            Row("a call, lerobot", "act.theirs_ms_per_call", "ms"),
+            Row("speed of a call", "act.call_ratio", "x", at_least=1.0),
+            Row("speed of training", "act.train_ratio", "x", at_least=1.0),
+            Row("Diffusion: parameters, ours / lerobot's", "diffusion.parameters_ratio"),
+            Row("a call, ours", "diffusion.ours_ms_per_call", "ms"),
+            Row("a call, lerobot", "diffusion.theirs_ms_per_call", "ms"),
+            Row("speed of a call", "diffusion.call_ratio", "x", at_least=1.0),
+            Row("speed of training", "diffusion.train_ratio", "x", at_least=1.0),
+        ),
+    ),
+    Case(
+        "The first action",
+        "first_action.json",
+        "python -m benchmarks.first_action --json",
+        "A new process that imports, loads `checkpoints/arms-small` and acts, from its start to its end.",
+        (
+            Row("median", "first_action_s", "s", at_most=5.0),
+            Row("slowest", "slowest_s", "s", at_most=5.0),
         ),
     ),
     Case(
@@ -124,8 +157,6 @@ CASES = (
     ),
 )
 
-DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,9 +185,12 @@ def performance(results: Path) -> str:
     parts = [HEADER + "# Performance\n\nWhat was measured, as `benchmarks/results/` holds it; each table's command makes it again.\n"]
     for case in CASES:
         found = _load(results / case.file)
+        failed = found.get("could_not_run") if found else None
         lines = [f"## {case.title}\n\n{case.what}\n\n```bash\n{case.command}\n```\n"]
         if found is None:
             lines.append("Not measured yet.\n")
+        elif failed:
+            lines.append(f"Could not run: {failed}.\n")
         else:
             lines.append("| | measured | asked | |\n|---|---|---|---|")
             lines += [_row(row, _at(found, row.key)) for row in case.rows]
@@ -171,6 +205,7 @@ def evidence(results: Path) -> str:
             HEADER + "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
             _demo(results),
             _decoders(results),
+            _mt10(results),
             _few_labels(results),
             _shipped(results),
         ]
@@ -211,6 +246,16 @@ def _decoders(results: Path) -> str:
         success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
         lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
     return "\n".join(lines) + "\n"
+
+
+def _mt10(results: Path) -> str:
+    """Ten tasks on two cores."""
+    head = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
+    found = _load(results / "mt10.json")
+    if found is None:
+        return head + "\nNot run yet.\n"
+    lines = [head, "| | successes | rate | interval |\n|---|---|---|---|", _rate("all", found["success"])]
+    return "\n".join([*lines, *(_rate(f"- {name}", row) for name, row in found["tasks"].items())]) + "\n"
 
 
 def _few_labels(results: Path) -> str:

@@ -36,6 +36,7 @@ KINDS = {
     "ego3d": "vla.backbones.ego3d:Ego3D",
     "align.contrastive": "vla.alignment:Align",
     "film": "vla.backbones.film:FiLM",
+    "stem.resnet18": "vla.backbones.stems:ResNet18",
     "state.tokens": "vla.state:StateTokens",
     "state.words": "vla.state:StateWords",
     "state.none": "vla.state:NoState",

@@ -14,6 +14,8 @@ from typing import Any
 from vla.backbones.ego3d import Ego3D
 from vla.backbones.film import FiLM
 from vla.backbones.published import ZOEDEPTH, published
+from vla.backbones.stems import ResNet18
+from vla.backbones.tiny import Tiny
 from vla.codecs.bins import Bins
 from vla.codecs.fast import FAST
 from vla.codecs.grid import Grid
@@ -40,10 +42,11 @@ QWEN3, SMOLVLM = "Qwen/Qwen3-VL-2B-Instruct", "HuggingFaceTB/SmolVLM2-500M-Video
 
 @dataclass(frozen=True)
 class Preset:
-    """`backbone`: hub id of the one it was published with. `decoder`: a configuration. `horizon`: commands per chunk, which an
-    embodiment states. `paper`, `deviates`: for people. `state`: how proprioception enters. `settings`: of its own backbone."""
+    """`backbone`: hub id of the one it was published with, or its configuration where it has one of its own. `decoder`: a configuration.
+    `horizon`: commands per chunk, which an embodiment states. `paper`, `deviates`: for people. `state`: how proprioception enters.
+    `settings`: of a published backbone."""
 
-    backbone: str
+    backbone: str | Tiny
     decoder: Any
     horizon: int
     paper: str
@@ -53,7 +56,9 @@ class Preset:
 
     def model(self, backbone: Any = None) -> Model:
         """The model over its own backbone's published configuration, or over another."""
-        return Model(published(self.backbone, **self.settings) if backbone is None else backbone, self.decoder, self.state)
+        if backbone is None:
+            backbone = published(self.backbone, **self.settings) if isinstance(self.backbone, str) else self.backbone
+        return Model(backbone, self.decoder, self.state)
 
 
 _COGACT: dict[str, Any] = {"path": DDPM(spacing="leading", clip=None), "samples_per_context": 8, "evaluations": 10, "time": "token"}
@@ -74,8 +79,32 @@ _PI0 = DiT(
     state_in_suffix=True,
 )
 _PI0_FAST = AutoregressiveTokens(codec=FAST(vocabulary=2048, scale=10))
+_ACT = Tiny(width=512, depth=5, heads=8, image_size=224, words=64, mlp_ratio=6.25, stem=ResNet18())
+"""6.25 widths in three matrices are as many numbers as ACT's 3,200 in two; five layers, as four of its encoder and one of its decoder."""
+_DIFFUSION_POLICY = Tiny(width=256, depth=0, heads=4, image_size=96, words=64, stem=ResNet18(keypoints=32, norm="group"))
 
 PRESETS: dict[str, Preset] = {
+    "act": Preset(
+        _ACT,
+        Parallel(steps_per_token=5),
+        horizon=100,
+        paper="ACT (Zhao et al. 2023)",
+        deviates="no CVAE; five steps a query; the layers of encoder and decoder as one stack; instructions, in hashed words",
+    ),
+    "diffusion_policy": Preset(
+        _DIFFUSION_POLICY,
+        DiT(
+            path=DDPM(steps=100, clip=1.0),
+            conditioning=CrossAttention(width=256, depth=8, heads=4, style="dit"),
+            time="token",
+            samples_per_context=1,
+            evaluations=10,
+            steps_per_token=2,
+        ),
+        horizon=16,
+        paper="Diffusion Policy (Chi et al. 2023), the transformer over images",
+        deviates="DDIM in 10 steps; two steps a token; one attention over observation and actions, not causal; no random crops",
+    ),
     "openvla": Preset(
         PRISMATIC,
         AutoregressiveTokens(codec=Bins(edges=256)),

@@ -1,8 +1,8 @@
 """A vision-language backbone from scratch, for a CPU: light convolutions, one keypoint token per camera, hashed words.
 
-Spatial softmax (Finn et al. 2016, "Deep spatial autoencoders"; Levine et al. 2016) turns each feature map into one image coordinate:
-what a manipulation policy needs most, at one token per camera. No normalisation layers in the stem: they cost as much as the
-convolutions on a CPU, and steps per second decide what is learned (docs/design.md).
+Spatial softmax (vla/backbones/stems.py) turns each feature map into one image coordinate: what a manipulation policy needs most, at one
+token per camera. No normalisation layers in the stem: they cost as much as the convolutions on a CPU, and steps per second decide what
+is learned (docs/design.md). `stem=ResNet18()` sees as ACT and Diffusion Policy do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
+from vla.backbones.stems import LightStem, ResNet18, ResNetStem
 from vla.backbones.transformer import Transformer
 from vla.errors import SchemaError, UnknownName
 from vla.types import Observation
@@ -31,7 +32,8 @@ ROLE_BUCKETS = 64
 @dataclass(frozen=True)
 class Tiny:
     """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not. `lora`: adapters on its
-    transformer, whose own weights are then frozen (what it sees by is not)."""
+    transformer, whose own weights are then frozen (what it sees by is not). `stem`: sees instead of the light convolutions, whose sizes
+    are `channels` and `keypoints`. `depth` 0: no transformer, for decoders with one of their own."""
 
     kind: ClassVar[str] = "backbone.tiny"
     width: int = 192
@@ -43,23 +45,25 @@ class Tiny:
     words: int = 4096
     max_words: int = 24
     lora: LoRA | None = None
+    mlp_ratio: float = 4.0
+    stem: ResNet18 | None = None
 
     def build(self) -> TinyBackbone:
         return TinyBackbone(self)
 
 
 class TinyBackbone(Backbone):
-    """Prefix: one token per word, then one per view and history frame; all see each other (block 0)."""
+    """Prefix: one token per word, then those of each view and history frame; all see each other (block 0)."""
 
     def __init__(self, config: Tiny) -> None:
         super().__init__()
         self.config, self.width = config, config.width
-        self.stem = _Stem(config.channels, config.keypoints)
+        self.stem = LightStem(config.channels, config.keypoints) if config.stem is None else config.stem.build()
         self.image_in = nn.Linear(self.stem.width, config.width)
         self.word_in = nn.Embedding(config.words, config.width)
         self.role_in = nn.Embedding(ROLE_BUCKETS, config.width)
         self.age_in = nn.Linear(1, config.width, bias=False)
-        self.transformer = Transformer(config.width, config.depth, config.heads)
+        self.transformer = Transformer(config.width, config.depth, config.heads, config.mlp_ratio)
         for embedding in (self.word_in, self.role_in):
             nn.init.normal_(embedding.weight, std=0.5)
         if config.lora is not None:
@@ -115,11 +119,12 @@ class TinyBackbone(Backbone):
         image = inputs["image_BVFHW3"]
         B, V, Fr = image.shape[:3]
         pixels = image.flatten(0, 2).permute(0, 3, 1, 2).to(self.image_in.weight.dtype) / 127.5 - 1
-        seen = self.image_in(self.stem(pixels)).view(B, V, Fr, -1)
-        seen = seen + self.role_in(inputs["role_BV"])[:, :, None] + self.age_in(inputs["age_BF"].to(seen.dtype)[:, None, :, None])
-        seen_valid = inputs["image_valid_BV"][:, :, None].expand(B, V, Fr).reshape(B, V * Fr)
+        seen = self.image_in(self.stem(pixels)).unflatten(0, (B, V, Fr))
+        age_BFD = self.age_in(inputs["age_BF"].to(seen.dtype)[..., None])
+        seen = (seen + self.role_in(inputs["role_BV"])[:, :, None, None] + age_BFD[:, None, :, None]).flatten(1, 3)
+        seen_valid = inputs["image_valid_BV"].repeat_interleave(seen.shape[1] // V, dim=1)
         text = self.word_in(inputs["word_BL"])
-        x_BSD = torch.cat([text, seen.reshape(B, V * Fr, -1)], dim=1)
+        x_BSD = torch.cat([text, seen], dim=1)
         prefix = prefix_tokens(x_BSD, torch.cat([inputs["word_valid_BL"], seen_valid], dim=1))
         image_BS = torch.cat([torch.zeros_like(inputs["word_valid_BL"]), torch.ones_like(seen_valid)], dim=1)
         return replace(prefix, extras={"image_BS": image_BS})
@@ -127,41 +132,13 @@ class TinyBackbone(Backbone):
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         return self.transformer(tokens, cache)
 
+    def load_pretrained(self) -> list[str]:
+        return self.stem.load_pretrained() if isinstance(self.stem, ResNetStem) else []
+
     @property
     def attention(self) -> AttentionShape:
         c = self.config
         return AttentionShape(c.depth, c.heads, c.heads, c.width // c.heads, self.transformer.rope_theta)
-
-
-class _Stem(nn.Module):
-    """uint8-scaled images (N, 3, H, W) in -1..1 -> (N, width): per keypoint its x, its y and its peak value."""
-
-    def __init__(self, channels: int, keypoints: int) -> None:
-        super().__init__()
-        c = channels
-        self.convs = nn.Sequential(
-            nn.Conv2d(3, c, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * c, keypoints, 1),
-        )
-        self.width = 3 * keypoints
-        self.log_sharpness = nn.Parameter(torch.zeros(1))  # DeepSpeed takes no parameter without a dimension
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        maps = self.convs(pixels.contiguous(memory_format=torch.channels_last))
-        H, W = maps.shape[-2:]
-        flat = maps.flatten(2)
-        weight = F.softmax(flat * self.log_sharpness.exp(), dim=-1)
-        ys = torch.linspace(-1, 1, H, device=maps.device, dtype=maps.dtype)[:, None].expand(H, W).reshape(-1)
-        xs = torch.linspace(-1, 1, W, device=maps.device, dtype=maps.dtype).repeat(H)
-        grid = torch.stack([xs, ys], dim=-1)  # (HW, 2)
-        where = weight @ grid
-        peak = (weight * flat).sum(-1, keepdim=True)
-        return torch.cat([where, torch.tanh(peak / 4)], dim=-1).flatten(1)
 
 
 def _fit(pixels: np.ndarray, side: int, role: str) -> np.ndarray:

@@ -28,19 +28,21 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tokens, cache: Hidden | None = None) -> Hidden:
         seen = cache.tokens.cat(tokens) if cache is not None else tokens
-        mask = visible(tokens, seen)
-        angles = _angles(tokens.position_BS, self.width // self.heads, self.rope_theta, tokens.x_BSD.dtype)
-        x_BSD, layers, keys, values = tokens.x_BSD, [], [], []
+        mask = additive(visible(tokens, seen), tokens.x_BSD.dtype)
+        angles = rotation(tokens.position_BS, self.width // self.heads, self.rope_theta, tokens.x_BSD.dtype)
+        # Rows of tokens, one after the other: a linear map of a matrix is one operation, of a batch of them four.
+        shape, x_ND = tokens.x_BSD.shape, tokens.x_BSD.flatten(0, 1)
+        layers, keys, values = [], [], []
         for index, block in enumerate(self.blocks):
             before = (cache.keys[index], cache.values[index]) if cache is not None else None
             if self.gradient_checkpointing and self.training:
-                x_BSD, key, value = checkpoint(block, x_BSD, mask, angles, before, use_reentrant=False)
+                x_ND, key, value = checkpoint(block, x_ND, mask, angles, before, use_reentrant=False)
             else:
-                x_BSD, key, value = block(x_BSD, mask, angles, before)
-            layers.append(x_BSD)
+                x_ND, key, value = block(x_ND, mask, angles, before)
+            layers.append(x_ND.view(shape))
             keys.append(key)
             values.append(value)
-        return Hidden(seen, self.norm(x_BSD), tuple(layers), tuple(keys), tuple(values))
+        return Hidden(seen, self.norm(x_ND).view(shape), tuple(layers), tuple(keys), tuple(values))
 
 
 class _Block(nn.Module):
@@ -58,24 +60,32 @@ class _Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        B, S, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, angles), _rotate(k, angles)
+        """`x`: (B S, D), the rows of the mask one after the other."""
+        B, _, S, _ = mask.shape
+        qkv = self.qkv(self.norm1(x)).view(B, S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        (q, k), v = rotate(qkv[:2], angles), qkv[2]
         if before is not None:
             k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(attended.transpose(1, 2).reshape(B, S, D))
+        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
         gate, value = self.up(self.norm2(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * value), k, v
 
 
-def _angles(position_BS: Tensor, head_width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of what is seen as what is added to the scores: what attention makes of it in every layer otherwise."""
+    return torch.zeros((), dtype=dtype, device=seen.device).where(seen, -torch.inf)
+
+
+def rotation(position_BS: Tensor, head_width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `rotate` multiplies by, (B, 1, S, head_width) each: cosines, and sines that are negative in the first half."""
     frequency = theta ** (-torch.arange(0, head_width, 2, device=position_BS.device).float() / head_width)
     angle = (position_BS[..., None].float() * frequency)[:, None]  # (B, 1, S, head_width / 2)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
-def _rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """(..., S, head_width), whose halves are the pairs' first and second numbers."""
     cos, sin = angles
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

@@ -47,7 +47,7 @@ def _row(chosen: Any, width: int) -> dict[str, Any]:
     model = build_empty(chosen.model(), Roster(("arm",), chosen.horizon, width, width))
     return {
         "paper": chosen.paper,
-        "backbone": chosen.backbone,
+        "backbone": chosen.backbone if isinstance(chosen.backbone, str) else "its own",
         "backbone_parameters": count_parameters(model.backbone),
         "decoder": chosen.decoder.kind,
         "decoder_parameters": count_parameters(model.decoder),

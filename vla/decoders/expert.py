@@ -22,11 +22,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vla.backbones.base import Hidden, Tokens, visible
+from vla.backbones.transformer import additive, rotate, rotation
 from vla.decoders.mixture import ExpertMixture
 from vla.errors import UnknownName, UserError
 
 STYLES = ("llama", "gemma", "dit")
 EPS = 1e-6
+
+Mask = tuple[Tensor, Tensor]
+"""What is added to the scores, (B, 1, S, keys), and bool (B, 1, S, 1): queries that see anything. The others take nothing: some kernels
+make NaN of an empty row."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,12 @@ class Expert(nn.Module):
         """The mean load-balancing loss of the mixtures over these conditions; a scalar, 1 when perfectly balanced."""
         return torch.stack([block.mlp.balance(condition_ND) for block in self.blocks]).mean()
 
-    def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Tensor]:
-        """bool (B, 1, S, keys), one per layer of the repeating pattern."""
+    def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Mask]:
+        """One per layer of the repeating pattern."""
+        return [_mask(each, tokens.x_BSD.dtype) for each in self._seen(tokens, seen, cache)]
+
+    def _seen(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Tensor]:
+        """bool (B, 1, S, keys) each."""
         if not self.shape.interleaved or cache is None:
             return [visible(tokens, seen)]
         own, context = visible(tokens, tokens), visible(tokens, cache.tokens)
@@ -111,10 +120,7 @@ class Expert(nn.Module):
     def _angles(self, position_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         if self.shape.style == "dit":
             return None
-        head = self.shape.head_width
-        frequency = self.shape.rope_theta ** (-torch.arange(0, head, 2, device=position_BS.device).float() / head)
-        angle = (position_BS[..., None].float() * frequency)[:, None]  # (B, 1, S, head / 2)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        return rotation(position_BS, self.shape.head_width, self.shape.rope_theta, dtype)
 
 
 class _Block(nn.Module):
@@ -144,7 +150,7 @@ class _Block(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        mask: Tensor,
+        mask: Mask,
         angles: tuple[Tensor, Tensor] | None,
         before: tuple[Tensor, Tensor] | None,
         condition_BKD: Tensor | None,
@@ -157,8 +163,8 @@ class _Block(nn.Module):
         k, v = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
         repeat = self.shape.heads // self.shape.kv_heads
         wide_k, wide_v = (t if repeat == 1 else t.repeat_interleave(repeat, dim=1) for t in (k, v))
-        anything = mask.any(-1, keepdim=True)  # a query that sees nothing takes nothing: some kernels make NaN of an empty row
-        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=mask | ~anything) * anything
+        added, anything = mask
+        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=added) * anything
         x_BSD = x_BSD + gate(self.out(attended.transpose(1, 2).flatten(2)))
         normed_BSD, gate = self.norm2(x_BSD, condition_BKD)
         return x_BSD + gate(self.mlp(normed_BSD, condition_BKD)), k, v
@@ -222,11 +228,13 @@ def _places(tokens: Tokens) -> Tokens:
     return tokens.with_x(tokens.x_BSD[..., :0])
 
 
+def _mask(seen_B1SK: Tensor, dtype: torch.dtype) -> Mask:
+    anything_B1S1 = seen_B1SK.any(-1, keepdim=True)
+    return additive(seen_B1SK | ~anything_B1S1, dtype), anything_B1S1
+
+
 def _rotate(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    if angles is None:
-        return x
-    (cos, sin), (a, b) = angles, x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return x if angles is None else rotate(x, angles)
 
 
 def _identity(x: Tensor) -> Tensor:

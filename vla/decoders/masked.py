@@ -107,7 +107,8 @@ class MaskedDecoder(ActionDecoder):
                 hidden_BN = hidden_BN | ((fallen_BN > self.config.remask) & open_BN)
             found_BN, confidence_BN = _choose(logits_BNC, noise.fold(step), self.config.temperature, step, T)
             id_BN = torch.where(hidden_BN, found_BN, id_BN)
-            kept_BN = torch.where(hidden_BN, _log_p(logits_BNC, found_BN), kept_BN)
+            if self.config.remask is not None:
+                kept_BN = torch.where(hidden_BN, _log_p(logits_BNC, found_BN), kept_BN)
             stay_B = still_hidden(open_BN.sum(1), step, T).minimum((hidden_BN & exists_BN).sum(1))
             confidence_BN = confidence_BN.masked_fill(~hidden_BN | ~exists_BN, math.inf)
             id_BN = id_BN.masked_fill(lowest(confidence_BN, stay_B), self.mask_id)

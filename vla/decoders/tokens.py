@@ -196,7 +196,8 @@ class TokensDecoder(ActionDecoder):
         places = self._places(prefix, prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1]), exists_BN)
         draws_BNC = noise.uniform("tokens", N, codec.vocabulary) if self.temperature > 0 else None
         hidden, shown_BN, repaired_B = backbone(prefix), torch.full_like(code_BN, self.start_id), torch.zeros_like(like.embodiment_B)
-        for at in self._runs():
+        runs, from_BN = self._runs(), self._from(exists_BN)
+        for at in runs:
             if left_Bn is not None:
                 exists_BN[:, at] = (left_Bn > 0).any(-1, keepdim=True)
                 if not exists_BN[:, at].any():
@@ -218,7 +219,10 @@ class TokensDecoder(ActionDecoder):
                 code_BN[:, at] = torch.where(given[1][:, at], given[0][:, at], code_BN[:, at])
             if left_Bn is not None:
                 left_Bn = torch.where(exists_BN[:, at], codec.spend(left_Bn, code_BN[:, at.start]), left_Bn)
-            shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
+            if codec.fixed and len(runs) == N:  # one by one, and which codes there are was known from the start
+                shown_BN = code_BN.gather(1, from_BN.clamp(min=0)).masked_fill(from_BN < 0, self.start_id)
+            else:
+                shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
         self.chunks, self.repaired = self.chunks + B, self.repaired + int(repaired_B.sum())
         action_BTA = self.codes.decode(F.pad(code_BN, (0, N - code_BN.shape[1])), like)
         return action_BTA if self.offset is None else action_BTA + self._correction(backbone, prefix, hidden, code_BN, exists_BN, like)
@@ -262,15 +266,18 @@ class TokensDecoder(ActionDecoder):
 
     def _shown(self, code_BN: Tensor, exists_BN: Tensor) -> Tensor:
         """What each place shows, int64 (B, N): its parent's code (in a chain, the last existing one before it), or the start id."""
-        N = code_BN.shape[1]
+        from_BN = self._from(exists_BN)
+        return code_BN.gather(1, from_BN.clamp(min=0)).masked_fill(from_BN < 0, self.start_id)
+
+    def _from(self, exists_BN: Tensor) -> Tensor:
+        """The place of the code that each place shows, int64 (B, N), -1 where that is the start id."""
+        N = exists_BN.shape[1]
         if self.chain:
-            place_N = torch.arange(N, device=code_BN.device)
+            place_N = torch.arange(N, device=exists_BN.device)
             last_BN = torch.where(exists_BN, place_N, -1).cummax(dim=1).values
-            last_BN = F.pad(last_BN[:, :-1], (1, 0), value=-1)
-        else:
-            last_BN = self.parent_N[:N].expand(code_BN.shape)
-            last_BN = torch.where(exists_BN.gather(1, last_BN.clamp(min=0)), last_BN, -1)
-        return code_BN.gather(1, last_BN.clamp(min=0)).masked_fill(last_BN < 0, self.start_id)
+            return F.pad(last_BN[:, :-1], (1, 0), value=-1)
+        from_BN = self.parent_N[:N].expand(exists_BN.shape)
+        return torch.where(exists_BN.gather(1, from_BN.clamp(min=0)), from_BN, -1)
 
 
 class Offset(nn.Module):

@@ -1,0 +1,75 @@
+"""The ResNet-18 that small policies see by: torchvision's, tensor by tensor; and how its map becomes tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.parts import ROBOTS, TINY, observation
+from vla.backbones.stems import ResNet18
+from vla.errors import SchemaError, UnknownName, UserError
+from vla.torchvision_cpu import prepare_torchvision
+
+
+@torch.no_grad()
+def test_it_is_torchvisions_and_takes_its_weights(tmp_path):
+    prepare_torchvision()
+    from torchvision.models import resnet18
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    theirs = resnet18(norm_layer=FrozenBatchNorm2d).eval()
+    for name, buffer in theirs.named_buffers():
+        buffer.uniform_(0.5, 1.5) if "var" in name or "weight" in name else buffer.normal_(std=0.1)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    ours = ResNet18(weights=str(tmp_path / "model.safetensors")).build().eval()
+    (note,) = ours.load_pretrained()
+    assert "model.safetensors" in note
+
+    maps = {}
+    theirs.layer4.register_forward_hook(lambda module, args, out: maps.update(theirs=out))
+    ours.layer4.register_forward_hook(lambda module, args, out: maps.update(ours=out))
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    level = torch.rand(2, 3, 64, 96)
+    theirs((level - mean) / std)
+    tokens = ours(2 * level - 1)
+    torch.testing.assert_close(maps["ours"], maps["theirs"], rtol=1e-3, atol=1e-3)
+    assert tokens.shape == (2, 2 * 3, 512)
+    apart = (tokens - maps["ours"].flatten(2).transpose(1, 2))[0]  # the place's sines, the same for every image
+    assert all((apart[i] - apart[j]).abs().max() > 0.1 for i in range(6) for j in range(i))
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    save_file({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(SchemaError, match="not the weights of a ResNet-18"):
+        ResNet18(weights=str(tmp_path / "other.safetensors")).build().load_pretrained()
+    with pytest.raises(UserError, match="no file"):
+        ResNet18(weights=str(tmp_path / "none.safetensors")).build().load_pretrained()
+    with pytest.raises(UserError, match="norm='frozen'"):
+        ResNet18(weights="x.safetensors", norm="group").build()
+    with pytest.raises(UnknownName, match="frozen, group"):
+        ResNet18(norm="batch").build()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stem", "tokens"), [(ResNet18(), 4), (ResNet18(keypoints=4, norm="group"), 1)])
+def test_tokens_of_each_view_and_frame(stem, tokens):
+    """Views that a robot lacks are there for none of its tokens, and a change of one image moves its tokens alone."""
+    backbone = replace(TINY, image_size=64, stem=stem).build().eval()
+    rng = np.random.default_rng(0)
+    both, one = (observation(ROBOTS[0], rng, side=64) for _ in range(2))
+    one = replace(one, images={"wrist": one.images["wrist"]})
+    inputs = backbone.collate([both, one])
+    words = int(inputs["word_BL"].shape[1])
+    prefix = backbone.embed(inputs)
+    assert len(prefix) == words + 2 * 2 * tokens  # two views of two frames
+    assert prefix.valid_BS.sum(1).tolist() == [words + 4 * tokens, words + 2 * tokens]
+    assert torch.equal(prefix.extras["image_BS"][0], torch.arange(len(prefix)) >= words)
+    inputs["image_BVFHW3"][0, 1, 0] = 255 - inputs["image_BVFHW3"][0, 1, 0]
+    moved = (backbone.embed(inputs).x_BSD - prefix.x_BSD)[0].abs().amax(-1) > 1e-6
+    start = words + 2 * tokens
+    assert torch.equal(moved, (torch.arange(len(prefix)) >= start) & (torch.arange(len(prefix)) < start + tokens))

@@ -1,0 +1,178 @@
+"""How the tiny backbone's images become tokens: light convolutions with keypoints, or a ResNet-18 as small policies are published with.
+
+Spatial softmax (Finn et al. 2016; Levine et al. 2016) turns each feature map into one image coordinate. ACT (Zhao et al. 2023) makes each
+place of a ResNet's last map a token; Diffusion Policy (Chi et al. 2023) reads keypoints from it, with group norms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.errors import SchemaError, UnknownName, UserError
+
+NORMS = ("frozen", "group")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels on the 0..1 scale: what ResNets are shown."""
+
+
+@dataclass(frozen=True)
+class ResNet18:
+    """ResNet-18 (He et al. 2016).
+
+    `keypoints`: so many image coordinates make one token an image (Diffusion Policy: 32); 0 makes every place of the last map, a 32nd of
+    the image's side, a token (ACT). `norm`: `frozen` batch norms, whose statistics come with the weights (ACT); or `group` (Diffusion
+    Policy). `weights`: a safetensors file with torchvision's names (such as timm/resnet18.tv_in1k) for a new run's first step.
+    """
+
+    kind: ClassVar[str] = "stem.resnet18"
+    keypoints: int = 0
+    norm: str = "frozen"
+    weights: str = ""
+
+    def build(self) -> ResNetStem:
+        if self.norm not in NORMS:
+            raise UnknownName("norm of a ResNet", self.norm, NORMS)
+        if self.weights and self.norm != "frozen":
+            raise UserError("a ResNet's weights were made with batch norm: they need norm='frozen'")
+        return ResNetStem(self)
+
+
+class LightStem(nn.Module):
+    """Images in -1..1 (N, 3, H, W) -> (N, 1, width): per keypoint its x, its y and its peak value."""
+
+    def __init__(self, channels: int, keypoints: int) -> None:
+        super().__init__()
+        c = channels
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, c, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, keypoints, 1),
+        )
+        self.width = 3 * keypoints
+        self.log_sharpness = nn.Parameter(torch.zeros(1))  # DeepSpeed takes no parameter without a dimension
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.convs(pixels.contiguous(memory_format=torch.channels_last))
+        flat = maps.flatten(2)
+        weight = F.softmax(flat * self.log_sharpness.exp(), dim=-1)
+        where = weight @ places(maps)
+        peak = (weight * flat).sum(-1, keepdim=True)
+        return torch.cat([where, torch.tanh(peak / 4)], dim=-1).flatten(1)[:, None]
+
+
+class ResNetStem(nn.Module):
+    """Images in -1..1 (N, 3, H, W) -> (N, tokens, width). Names as torchvision's."""
+
+    def __init__(self, config: ResNet18) -> None:
+        super().__init__()
+        self.config = config
+        self.conv1, self.bn1 = _conv(3, 64, 7, stride=2), _norm(config.norm, 64)
+        wide = [64, 64, 128, 256, 512]
+        for n in range(1, 5):
+            first = _Block(wide[n - 1], wide[n], 1 if n == 1 else 2, config.norm)
+            setattr(self, f"layer{n}", nn.Sequential(first, _Block(wide[n], wide[n], 1, config.norm)))
+        self.points = nn.Conv2d(512, config.keypoints, 1) if config.keypoints else None
+        self.width = 2 * config.keypoints or 512
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(of, device=pixels.device, dtype=pixels.dtype).view(3, 1, 1) for of in (MEAN, STD))
+        x = ((pixels + (1 - 2 * mean)) / (2 * std)).contiguous(memory_format=torch.channels_last)
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
+        for n in range(1, 5):
+            x = getattr(self, f"layer{n}")(x)
+        if self.points is not None:
+            return (F.softmax(self.points(x).flatten(2), dim=-1) @ places(x)).flatten(1)[:, None]
+        return x.flatten(2).transpose(1, 2) + _sines(x)
+
+    def load_pretrained(self) -> list[str]:
+        """Reads `config.weights`, if any. SchemaError where they are another network's."""
+        if not self.config.weights:
+            return []
+        from safetensors.torch import load_file
+
+        path = Path(self.config.weights)
+        if not path.is_file():
+            raise UserError(f"no file {path}; `weights` names a safetensors file with the weights of a ResNet-18")
+        found = load_file(path)
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("points")}
+        wrong = sorted(name for name, value in own.items() if name not in found or found[name].shape != value.shape)
+        if wrong:
+            raise SchemaError(f"{path}: not the weights of a ResNet-18 with torchvision's names; missing or of another shape: {wrong[:3]}")
+        self.load_state_dict({name: found[name] for name in own}, strict=False)
+        return [f"ResNet-18: {len(own)} tensors from {path}"]
+
+
+class _Block(nn.Module):
+    """Two convolutions beside the identity."""
+
+    def __init__(self, width_in: int, width: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(width_in, width, 3, stride), _norm(norm, width)
+        self.conv2, self.bn2 = _conv(width, width, 3), _norm(norm, width)
+        nn.init.constant_(self.bn2.weight, 0.25)  # branches start small: frozen norms do not hold the stream together
+        self.downsample = None
+        if stride != 1 or width_in != width:
+            self.downsample = nn.Sequential(_conv(width_in, width, 1, stride), _norm(norm, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)) + beside, inplace=True)
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm whose statistics and scales are constants."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            self.register_buffer(name, torch.full((width,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+
+
+def places(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (HW, 2): x and y of each place in -1..1."""
+    H, W = maps.shape[-2:]
+    ys = torch.linspace(-1, 1, H, device=maps.device, dtype=maps.dtype)[:, None].expand(H, W).reshape(-1)
+    xs = torch.linspace(-1, 1, W, device=maps.device, dtype=maps.dtype).repeat(H)
+    return torch.stack([xs, ys], dim=-1)
+
+
+def _sines(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (HW, C): sines and cosines of each place, a half of the channels for y and one for x, over the whole image (ACT)."""
+    C, H, W = maps.shape[1:]
+    frequency_F = 10_000 ** (-torch.arange(C // 4, device=maps.device, dtype=torch.float32) * 4 / C)
+    halves = []
+    for size, axis in ((H, 0), (W, 1)):
+        angle = torch.arange(1, size + 1, device=maps.device)[:, None] * (2 * math.pi / size) * frequency_F
+        wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        halves.append(wave.unsqueeze(1 - axis).expand(H, W, -1))
+    return torch.cat(halves, dim=-1).reshape(H * W, C).to(maps.dtype)
+
+
+def _conv(width_in: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(width_in, width, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _norm(norm: str, width: int) -> nn.Module:
+    return FrozenNorm(width) if norm == "frozen" else nn.GroupNorm(width // 16, width)
