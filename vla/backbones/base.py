@@ -158,6 +158,14 @@ class Hidden:
         (x_BSD,) = repeated((self.x_BSD,))
         return Hidden(self.tokens.repeat(samples), x_BSD, repeated(self.layers), repeated(self.keys), repeated(self.values))
 
+    def without(self, count: int) -> Hidden:
+        """As if the last `count` tokens had not run."""
+        if not count:
+            return self
+        cut = lambda tensors: tuple(t[:, :, :-count] for t in tensors)  # noqa: E731
+        layers = tuple(t[:, :-count] for t in self.layers)
+        return Hidden(self.tokens.slice(0, len(self.tokens) - count), self.x_BSD[:, :-count], layers, cut(self.keys), cut(self.values))
+
     def last(self, count: int) -> Tensor:
         """Final states of the last `count` tokens, (B, count, D)."""
         return self.x_BSD[:, -count:]

@@ -187,7 +187,8 @@ class TokensDecoder(ActionDecoder):
     def sample(
         self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, given: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """A block of codes at a time after the cached prefix. `given`: codes (B, N), and which of them are decided already."""
+        """A block of codes at a time after the cached prefix, or the same in fewer passes (`_settle`). `given`: codes (B, N), and which of
+        them are decided already."""
         codec, N = self.codes.codec, self.codes.length
         B = len(like.mask_BTA)
         code_BN = like.mask_BTA.new_zeros(B, N, dtype=torch.int64)
@@ -196,7 +197,10 @@ class TokensDecoder(ActionDecoder):
         places = self._places(prefix, prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1]), exists_BN)
         draws_BNC = noise.uniform("tokens", N, codec.vocabulary) if self.temperature > 0 else None
         hidden, shown_BN, repaired_B = backbone(prefix), torch.full_like(code_BN, self.start_id), torch.zeros_like(like.embodiment_B)
-        runs, from_BN = self._runs(), self._from(exists_BN)
+        runs = self._runs()
+        if codec.fixed and len(runs) == N and code_BN.device.type == "cpu":  # elsewhere each answer is a wait
+            code_BN, hidden = self._settle(backbone, hidden, places, exists_BN, draws_BNC, given)
+            runs = []
         for at in runs:
             if left_Bn is not None:
                 exists_BN[:, at] = (left_Bn > 0).any(-1, keepdim=True)
@@ -207,9 +211,7 @@ class TokensDecoder(ActionDecoder):
                 x_BmD = (self.codes.code_in(shown_BN[:, at]) + self.codes.slot_ND[at]).to(prefix.x_BSD.dtype)
                 hidden = backbone(places.slice(at.start, at.stop).with_x(x_BmD, exists_BN[:, at]), cache=hidden)
             state_BmD = hidden.last(at.stop - at.start) if at.start > 0 else self._states(prefix, hidden, at.stop)
-            logits_BmC = self.codes.logits(state_BmD, at)
-            if draws_BNC is not None:  # Gumbel-max: a draw from softmax(logits / temperature)
-                logits_BmC = logits_BmC - self.temperature * torch.log(-torch.log(draws_BNC[:, at]))
+            logits_BmC = self._drawn(self.codes.logits(state_BmD, at), draws_BNC, at)
             if left_Bn is not None:
                 wanted_B, allowed_BC = logits_BmC[:, 0].argmax(-1), codec.allow(left_Bn)
                 repaired_B |= exists_BN[:, at.start] & ~allowed_BC.gather(1, wanted_B[:, None])[:, 0]
@@ -219,13 +221,49 @@ class TokensDecoder(ActionDecoder):
                 code_BN[:, at] = torch.where(given[1][:, at], given[0][:, at], code_BN[:, at])
             if left_Bn is not None:
                 left_Bn = torch.where(exists_BN[:, at], codec.spend(left_Bn, code_BN[:, at.start]), left_Bn)
-            if codec.fixed and len(runs) == N:  # one by one, and which codes there are was known from the start
-                shown_BN = code_BN.gather(1, from_BN.clamp(min=0)).masked_fill(from_BN < 0, self.start_id)
-            else:
-                shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
+            shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
         self.chunks, self.repaired = self.chunks + B, self.repaired + int(repaired_B.sum())
         action_BTA = self.codes.decode(F.pad(code_BN, (0, N - code_BN.shape[1])), like)
         return action_BTA if self.offset is None else action_BTA + self._correction(backbone, prefix, hidden, code_BN, exists_BN, like)
+
+    def _settle(
+        self,
+        backbone: Backbone,
+        hidden: Hidden,
+        places: Tokens,
+        exists_BN: Tensor,
+        draws_BNC: Tensor | None,
+        given: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Hidden]:
+        """The codes that one after the other would give, int64 (B, N), and the cache behind them, in as few passes as it takes (Jacobi
+        decoding, Santilli et al. 2023; of actions, Song et al. 2025).
+
+        A pass runs places whose codes are not certain yet, each shown what the passes before found. A code is certain once all that its
+        place and those before it were shown is; so in each pass at least the first is. What was run for others is taken back. Where little
+        becomes certain, the next pass looks less far ahead: at worst this is one code a pass.
+        """
+        N = exists_BN.shape[1]
+        code_BN, from_BN, start, stop = torch.full_like(exists_BN, -1, dtype=torch.int64), self._from(exists_BN), 0, N
+        while start < N:
+            at, first = slice(start, stop), stop - start == N
+            shown_BN = code_BN.gather(1, from_BN.clamp(min=0)).masked_fill(from_BN < 0, -1)[:, at]
+            x_BmD = self.codes.code_in(torch.where(shown_BN < 0, self.start_id, shown_BN)) + self.codes.slot_ND[at]
+            hidden = backbone(places.slice(start, stop).with_x(x_BmD.to(places.x_BSD.dtype), exists_BN[:, at]), cache=hidden)
+            found_Bm = self._drawn(self.codes.logits(hidden.last(stop - start), at), draws_BNC, at).argmax(-1)
+            found_Bm = torch.where(exists_BN[:, at], found_Bm, 0)
+            if given is not None:
+                found_Bm = torch.where(given[1][:, at], given[0][:, at], found_Bm)
+            same_m = (found_Bm == code_BN[:, at]).all(0)
+            sure = min(int(same_m.long().cumprod(0).sum()) + 1, stop - start)
+            code_BN[:, at] = found_Bm
+            hidden = hidden.without(stop - start - sure)
+            start += sure
+            stop = N if first else min(start + 2 * sure, N)
+        return code_BN, hidden
+
+    def _drawn(self, logits_BmC: Tensor, draws_BNC: Tensor | None, at: slice) -> Tensor:
+        """Logits whose largest is a draw from softmax(logits / temperature) (Gumbel-max); as they are where nothing is drawn."""
+        return logits_BmC if draws_BNC is None else logits_BmC - self.temperature * torch.log(-torch.log(draws_BNC[:, at]))
 
     def _places(self, prefix: Tokens, x_BSD: Tensor, exists_BN: Tensor) -> Tokens:
         """The suffix: a place per code, and one more for the offset if there is one."""
