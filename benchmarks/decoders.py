@@ -6,7 +6,11 @@ One process, one thread, decoders in turn within each block; medians over the bl
 `ms_per_call`: one observation to one chunk. `actions_per_s`: steps of the chunk per second of calls. `k8_over_k1`: loss samples per
 second of training with K = 8 against K = 1, alternating; `k8_over_prediction`: the same against what counted FLOPs predict,
 8 * FLOPs(K = 1) / FLOPs(K = 8), printed as `k8_flop_prediction`. `demo_ms_per_call`: a call of each model of `pretrain/demo.py` as it
-stands there (masked diffusion in 4 evaluations, the flow in 4 steps), with `--call-threads` threads.
+stands there (masked diffusion in 4 evaluations, the flow in 4 steps), with `--call-threads` threads; weights are random, so autoregressive
+codes hang on each other as much as they can. `trained_ms_per_call`: the same of a trained run, such as
+
+    vla train pretrain/demo.py:tokens --data-root runs/demo/data --steps 300 --out runs/tokens
+    python -m benchmarks.decoders --trained runs/tokens --json
 """
 
 from __future__ import annotations
@@ -39,9 +43,11 @@ from vla.decoders.parallel import Parallel
 from vla.decoders.tokens import AutoregressiveTokens
 from vla.diffusion.ddpm import DDPM
 from vla.embodiment import Embodiment, Field, Space
+from vla.golden import image_side, observation
 from vla.model import VLA, Model
 from vla.noise import Noise
 from vla.normalize import Normalizer, RobotNormalizer, StatsKey
+from vla.policy import Policy
 from vla.train.run import load_recipe
 from vla.types import Batch, Observation, Sample
 
@@ -158,6 +164,20 @@ def compare_k(blocks: int, repeats: int) -> dict[str, float]:
     }
 
 
+def trained_call(folder: Path, blocks: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of a trained model from an observation to a chunk; the median over the blocks."""
+    policy = Policy.load(folder)
+    robot = policy.contents.embodiments[0]
+    batch, noise = policy.prepared([observation(policy.contents, robot, 1, image_side(policy.contents))], [1])
+
+    @torch.inference_mode()
+    def call() -> None:
+        policy.model.sample(batch, noise)
+
+    took = [seconds_of(call, repeats) for _ in range(blocks + 1)][1:]
+    return {"trained_ms_per_call": round(1000 * statistics.median(took), 2), "trained": folder.name}
+
+
 def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
     """Milliseconds from an observation to a chunk for each of the demo's models, in turn; medians over the blocks."""
     torch.set_num_threads(threads)
@@ -184,10 +204,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3, help="steps and calls of each decoder in a block")
     parser.add_argument("--call-threads", type=int, default=2, help="of `demo_ms_per_call`; everything else has one")
+    parser.add_argument("--trained", type=Path, metavar="RUN", help="a trained run or checkpoint, whose call is timed as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(args.blocks, args.repeats) | demo_calls(args.call_threads, args.blocks, args.repeats)
+    result |= trained_call(args.trained, args.blocks, args.repeats) if args.trained else {}
     if args.json:
         print(json.dumps(result))
         return

@@ -242,23 +242,25 @@ class TokensDecoder(ActionDecoder):
         place and those before it were shown is; so in each pass at least the first is. What was run for others is taken back. Where little
         becomes certain, the next pass looks less far ahead: at worst this is one code a pass.
         """
-        N = exists_BN.shape[1]
-        code_BN, from_BN, start, stop = torch.full_like(exists_BN, -1, dtype=torch.int64), self._from(exists_BN), 0, N
+        N, from_BN = exists_BN.shape[1], self._from(exists_BN)
+        first_BN, from_BN = from_BN < 0, from_BN.clamp(min=0)
+        code_BN = torch.full_like(from_BN, self.start_id)  # which nothing found is equal to
+        start, stop = 0, N
         while start < N:
-            at, first = slice(start, stop), stop - start == N
-            shown_BN = code_BN.gather(1, from_BN.clamp(min=0)).masked_fill(from_BN < 0, -1)[:, at]
-            x_BmD = self.codes.code_in(torch.where(shown_BN < 0, self.start_id, shown_BN)) + self.codes.slot_ND[at]
-            hidden = backbone(places.slice(start, stop).with_x(x_BmD.to(places.x_BSD.dtype), exists_BN[:, at]), cache=hidden)
+            at, fresh = slice(start, stop), stop - start == N
+            shown_Bm = code_BN.gather(1, from_BN[:, at]).masked_fill(first_BN[:, at], self.start_id)
+            x_BmD = (self.codes.code_in(shown_Bm) + self.codes.slot_ND[at]).to(places.x_BSD.dtype)
+            hidden = backbone(places.slice(start, stop).with_x(x_BmD, exists_BN[:, at]), cache=hidden)
             found_Bm = self._drawn(self.codes.logits(hidden.last(stop - start), at), draws_BNC, at).argmax(-1)
             found_Bm = torch.where(exists_BN[:, at], found_Bm, 0)
             if given is not None:
                 found_Bm = torch.where(given[1][:, at], given[0][:, at], found_Bm)
-            same_m = (found_Bm == code_BN[:, at]).all(0)
-            sure = min(int(same_m.long().cumprod(0).sum()) + 1, stop - start)
+            right = [*(found_Bm == code_BN[:, at]).all(0).tolist(), False].index(False)  # guesses before the first wrong one
+            sure = min(right + 1, stop - start)
             code_BN[:, at] = found_Bm
             hidden = hidden.without(stop - start - sure)
             start += sure
-            stop = N if first else min(start + 2 * sure, N)
+            stop = N if fresh else min(start + max(1, 2 * right), N)
         return code_BN, hidden
 
     def _drawn(self, logits_BmC: Tensor, draws_BNC: Tensor | None, at: slice) -> Tensor:
