@@ -78,7 +78,7 @@ class Ours:
         rows = []
         for n in range(batch):
             images = {camera: data.image[n, :, view] for view, camera in enumerate(CAMERAS)}
-            seen = Observation(images, data.state[n].astype(np.float64), "open the door", robot.name, offsets_s)
+            seen = Observation(images, data.state[n].astype(np.float64), "", robot.name, offsets_s)  # the peer has no words
             rows.append(Sample(n, "bench", "e", n, seen, data.action[n].astype(np.float64), np.ones(robot.horizon, dtype=bool)))
         self.batch = contents.collate(self.model).samples(rows, {"bench": 0})
         self.one = self.batch[:1]

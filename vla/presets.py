@@ -79,17 +79,17 @@ _PI0 = DiT(
     state_in_suffix=True,
 )
 _PI0_FAST = AutoregressiveTokens(codec=FAST(vocabulary=2048, scale=10))
-_ACT = Tiny(width=512, depth=5, heads=8, image_size=224, words=64, mlp_ratio=6.25, stem=ResNet18())
-"""6.25 widths in three matrices are as many numbers as ACT's 3,200 in two; five layers, as four of its encoder and one of its decoder."""
+_ACT = Tiny(width=512, depth=5, heads=8, image_size=224, words=64, mlp_ratio=5.6, stem=ResNet18())
+"""Five layers, as four of its encoder and one of its decoder; MLPs so wide that all is as many numbers as ACT without its CVAE."""
 _DIFFUSION_POLICY = Tiny(width=256, depth=0, heads=4, image_size=96, words=64, stem=ResNet18(keypoints=32, norm="group"))
 
 PRESETS: dict[str, Preset] = {
     "act": Preset(
         _ACT,
-        Parallel(steps_per_token=5),
+        Parallel(steps_per_token=10),
         horizon=100,
         paper="ACT (Zhao et al. 2023)",
-        deviates="no CVAE; five steps a query; the layers of encoder and decoder as one stack; instructions, in hashed words",
+        deviates="no CVAE; ten steps a query; the layers of encoder and decoder as one stack; instructions, in hashed words",
     ),
     "diffusion_policy": Preset(
         _DIFFUSION_POLICY,

@@ -87,7 +87,7 @@ class ResNetStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(of, device=pixels.device, dtype=pixels.dtype).view(3, 1, 1) for of in (MEAN, STD))
-        x = ((pixels + (1 - 2 * mean)) / (2 * std)).contiguous(memory_format=torch.channels_last)
+        x = (pixels.contiguous() + (1 - 2 * mean)) / (2 * std)  # channels last, as they come, would turn every weight around in each call
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
         for n in range(1, 5):
             x = getattr(self, f"layer{n}")(x)
