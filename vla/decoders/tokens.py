@@ -198,7 +198,8 @@ class TokensDecoder(ActionDecoder):
         draws_BNC = noise.uniform("tokens", N, codec.vocabulary) if self.temperature > 0 else None
         hidden, shown_BN, repaired_B = backbone(prefix), torch.full_like(code_BN, self.start_id), torch.zeros_like(like.embodiment_B)
         runs = self._runs()
-        if codec.fixed and len(runs) == N and code_BN.device.type == "cpu":  # elsewhere each answer is a wait
+        alone = codec.fixed and len(runs) == N and not self.from_prefix
+        if alone and code_BN.device.type == "cpu":  # elsewhere each answer is a wait
             code_BN, hidden = self._settle(backbone, hidden, places, exists_BN, draws_BNC, given)
             runs = []
         for at in runs:
