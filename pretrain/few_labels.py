@@ -42,7 +42,7 @@ latent_action = LatentRun(
 
 begun = Run(
     name="few_labels_begun",
-    model=Model(BACKBONE, LatentActions(codes=12, latent_scale=0.2, taught_scale=1.0, steps_per_query=3)),
+    model=Model(BACKBONE, LatentActions(codes=12, latent_scale=0.2, taught_scale=1.0, steps_per_query=12)),
     mixture="data_mixtures/few_labels.yaml",
     embodiments=("metaworld_sawyer",),
     steps=600,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
-from vla.decoders.fold import StepFold
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Target
@@ -49,21 +48,20 @@ class LatentActions:
 
 
 class LatentDecoder(ActionDecoder):
-    """Queries for codes inside the backbone; attention pooling to actions after it."""
+    """Queries for codes inside the backbone; attention pooling to actions after it, or queries for them as well."""
 
     def __init__(self, config: LatentActions, width: int, roster: Roster) -> None:
         super().__init__()
         self.config, self.latent_codes = config, config.codes
         self.latent_ND = nn.Parameter(torch.randn(config.codes, width) * 0.5)
         self.head = nn.Linear(width, config.vocabulary)
-        self.roster_axes = {"step_TD": ("T", None)}
-        inner = width if config.steps_per_query else config.readout_width or width
-        self.fold = StepFold(roster.horizon, config.steps_per_query, width) if config.steps_per_query else None
-        self.step_TD = nn.Parameter(torch.randn(self.fold.tokens if self.fold else roster.horizon, inner) * 0.5)
-        depth = 0 if self.fold else config.readout_depth
-        self.readout = nn.ModuleList(_Pool(inner, width, config.heads) for _ in range(depth))
-        self.norm = nn.Identity() if self.fold else nn.RMSNorm(inner, eps=1e-6)  # the backbone's states are normalised
-        self.out = Bank(len(roster), inner, roster.action_width, axes=(None, "A"))
+        self.roster_axes = {} if config.steps_per_query else {"step_TD": ("T", None)}
+        inner, pooled = config.readout_width or width, not config.steps_per_query
+        self.step_TD = nn.Parameter(torch.randn(roster.horizon, inner) * 0.5) if pooled else None
+        self.readout = nn.ModuleList(_Pool(inner, width, config.heads) for _ in range(config.readout_depth if pooled else 0))
+        self.norm = nn.RMSNorm(inner, eps=1e-6) if pooled else None  # the backbone's own states are normalised
+        self.out = Bank(len(roster), inner, roster.action_width, axes=(None, "A")) if pooled else None
+        self.queries = None if pooled else _Queries(config, width, roster)
         self.meaning = _Meaning(config, roster) if config.taught_scale else None
         self.fits = 6144 if self.meaning is not None else 0
 
@@ -100,14 +98,11 @@ class LatentDecoder(ActionDecoder):
     def think(self, backbone: Backbone, prefix: Tokens, like: ActionSpec | None = None) -> Hidden:
         """The states of the prefix, of the queries for codes behind it, and, of actions `like` these, of the readout's own behind those.
         The former are the same with the latter and without."""
-        asked_SD, valid_BS, codes = self.latent_ND, None, self.config.codes
-        if self.fold is not None and like is not None:
-            asked_SD, read_BS = torch.cat([self.latent_ND, self.step_TD]), self.fold.valid(like.mask_BTA)
-            valid_BS = torch.cat([read_BS.new_ones(len(read_BS), codes), read_BS], dim=1)
-        x_BSD = asked_SD.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
-        suffix = suffix_tokens(prefix, x_BSD, causal=False, valid_BS=valid_BS)
-        if valid_BS is not None:
-            behind_S = torch.arange(len(asked_SD), device=valid_BS.device) >= codes
+        queries = None if like is None else self.queries
+        asked_SD = self.latent_ND if queries is None else torch.cat([self.latent_ND, queries.query_SD])
+        suffix = suffix_tokens(prefix, asked_SD.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype), causal=False)
+        if queries is not None:  # which codes do not see
+            behind_S = torch.arange(len(asked_SD), device=asked_SD.device) >= self.config.codes
             suffix = replace(suffix, block_BS=suffix.block_BS + behind_S)
         return backbone(prefix.cat(suffix))
 
@@ -117,12 +112,33 @@ class LatentDecoder(ActionDecoder):
 
     def read(self, hidden: Hidden, like: ActionSpec) -> Tensor:
         """The readout: float (B, T, A), not yet masked."""
-        if self.fold is not None:
-            return self.out(self.fold.unfold(hidden.last(self.fold.tokens)), like.embodiment_B)
+        if self.queries is not None:
+            return self.queries(hidden, like.embodiment_B)
+        assert self.step_TD is not None and self.norm is not None and self.out is not None
         x_BTD = self.step_TD.expand(len(hidden.x_BSD), -1, -1).to(hidden.x_BSD.dtype)
         for pool in self.readout:
             x_BTD = pool(x_BTD, hidden.x_BSD, hidden.tokens.valid_BS)
         return self.out(self.norm(x_BTD), like.embodiment_B)
+
+
+class _Queries(nn.Module):
+    """The readout's own queries, and the steps that each stands for, by one linear map of the robot's: one product in all."""
+
+    def __init__(self, config: LatentActions, width: int, roster: Roster) -> None:
+        super().__init__()
+        self.horizon, each = roster.horizon, config.steps_per_query
+        self.count = -(-roster.horizon // each)
+        self.roster_axes = {"query_SD": ("T", None), "weight_EDKA": ("E", None, None, "A"), "bias_EKA": ("E", None, "A")}
+        self.query_SD = nn.Parameter(torch.randn(self.count, width) * 0.5)
+        self.weight_EDKA = nn.Parameter(torch.empty(len(roster), width, each, roster.action_width).uniform_(-1, 1) / width**0.5)
+        self.bias_EKA = nn.Parameter(torch.zeros(len(roster), each, roster.action_width))
+
+    def forward(self, hidden: Hidden, robot_B: Tensor) -> Tensor:
+        """float (B, T, A)."""
+        x_BSD = hidden.last(self.count)
+        weight_BDO, bias_B1O = self.weight_EDKA[robot_B].flatten(2), self.bias_EKA[robot_B].flatten(1)[:, None]
+        found_BSO = torch.baddbmm(bias_B1O.to(x_BSD.dtype), x_BSD, weight_BDO.to(x_BSD.dtype))
+        return found_BSO.view(len(x_BSD), -1, self.bias_EKA.shape[-1])[:, : self.horizon]
 
 
 def _taught(target: Target) -> Tensor:
