@@ -29,8 +29,8 @@ class LatentActions:
 
     `readout_width`: of the attention pooling, 0 for the backbone's own (UniVLA: 512 beside 4096). `taught_scale`: where there are
     few labels, they teach what codes mean for a robot, and that teaches the readout wherever video of it has codes alone; 0 does without.
-    `steps_per_query`: 0 pools by attention. Otherwise each of the readout's own queries stands for so many action steps, as in `Parallel`:
-    a few more tokens in operations that run anyway, where pooling is operations of its own.
+    `steps_per_query`: 0 pools by attention. Otherwise each of the readout's own queries stands for so many action steps: a token or a few
+    more in operations that run anyway, where pooling is operations of its own.
     """
 
     kind: ClassVar[str] = "decoder.latent"
