@@ -22,8 +22,8 @@ class UnknownName(UserError):
         known = sorted(map(str, choices))
         listed, end = f"Choices: {', '.join(known) or 'none'}.", f" {fix}" if fix else ""
         if len(known) > MANY:  # a wall of names would hide the ones that were meant, and the fix
-            near = ", ".join(difflib.get_close_matches(str(name), known, n=5, cutoff=0.4)) or "nothing"
-            super().__init__(f"unknown {what} '{name}'. Nearest: {near}.{end} {listed}")
+            near = ", ".join(difflib.get_close_matches(str(name), known, n=5, cutoff=0.4))
+            super().__init__(f"unknown {what} '{name}'.{f' Nearest: {near}.' if near else ''}{end} {listed}")
         else:
             super().__init__(f"unknown {what} '{name}'. {listed}{end}")
 

@@ -99,7 +99,7 @@ def test_it_runs_and_its_decoder_is_that_of_a_new_run(tmp_path):
 
 def test_what_is_missing_or_unknown_is_named(tmp_path):
     folder = published("smolvlm", tmp_path / "published")
-    with pytest.raises(UnknownName, match="unknown preset ''. Choices: .*pi0.* It says which decoder the model gets: --preset NAME"):
+    with pytest.raises(UnknownName, match=r"unknown preset ''\. It says which decoder the model gets: --preset NAME\. Choices: .*pi0"):
         plan_import("vlm", Source(folder, ROBOT))
     source = Source(folder, ROBOT, preset="openvla")
     plan, gone = plan_import("vlm", source), "model.text_model.layers.1.mlp.up_proj.weight"
