@@ -33,7 +33,7 @@ def test_eval_then_compare(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["eval", "hold", "--suite", "nowhere"], "unknown suite 'nowhere'. Choices: "),
+        (["eval", "hold", "--suite", "nowhere"], "unknown suite 'nowhere'. Or give a .py file that defines SUITE. Choices: aloha, "),
         (["eval", "hold", "--suite", TOY, "--tasks", "easy,fly"], "unknown task of suite toy 'fly'. Choices: broken, easy"),
         (["eval", "nothing", "--suite", TOY], "no checkpoint folder nothing. Give one, or a baseline: random, hold, expert."),
         (["eval", "hold", "--suite", TOY, "--execute", "9"], "cannot execute 9 commands of chunks of 4"),
