@@ -267,7 +267,7 @@ def _few_labels(results: Path) -> str:
         rows = found["few_label"]
         each = next(iter(rows["latent"]["tasks"].values()))["episodes"]
         command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each} --json"
-        parts.append(f"```bash\n{command}\n```\n\n" + _arms("the eight tasks of `metaworld-objects`", rows))
+        parts.append(f"```bash\n{command}\n```\n\n" + _arms(found.get("what", "the eight tasks of `metaworld-objects`"), rows))
     if before:
         parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
     return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
