@@ -13,14 +13,13 @@ from vla.backbones.prompts import unpack_tokenizer
 from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
 from vla.decoders.masked import MaskedDiffusion
-from vla.errors import SchemaError, UnknownName, UserError
-from vla.interop import prismatic, stats
-from vla.interop.oft import FILM, HEAD, PLATFORMS, STATE, STOP, state_rules
-from vla.interop.openvla import EMBEDDING, ROTARY, backbone_of, statistics, word_rules, words_of
+from vla.errors import SchemaError, UserError
+from vla.interop import prismatic
+from vla.interop.oft import FILM, HEAD, STOP, fine_tuned
+from vla.interop.openvla import EMBEDDING, ROTARY, backbone_of, word_rules, words_of
 from vla.interop.plan import Make, Plan, Rows
 from vla.interop.source import Source, robot_notes
 from vla.model import Model
-from vla.state import NoState, StateTokens
 
 MASK, EVALUATIONS = "<mask>", 12
 NOTES = (
@@ -32,35 +31,23 @@ NOTES = (
 
 def plan(source: Source, variant: str = "discrete_diffusion_vla") -> Plan:
     """Raises UserError or SchemaError for another model, statistics or robot."""
-    if source.platform not in PLATFORMS:
-        raise UnknownName("platform", source.platform, PLATFORMS, "It was named in the training command: --platform NAME.")
-    steps, bounds = PLATFORMS[source.platform]
-    config = source.json("config.json")
-    key, numbers = statistics(source, config)
-    where = f"statistics of '{key}'"
-    action = stats.openvla(numbers["action"], f"the action {where}", bounds=bounds, both_ways=True)
-    robot = source.robot_of(horizon=steps, least=1, most=3, width=action.width)
-    parts = source.parts()
+    found, config = fine_tuned(source), source.json("config.json")
+    robot, parts, stored = found.robot, found.parts, found.stored
     if f"{HEAD}model.fc1.weight" in parts or any(name.startswith(FILM) for name in parts):
         raise UserError(
             f"{source.name} has a regression head or FiLM beside its weights; what is known here has neither (OFT: vla import openvla_oft)"
         )
-    stored = {**source.stored, **parts}
     backbone = backbone_of(source, prompt=OPENVLA_PROMPT)
     mask = _mask(source, backbone.tokenizer, stored[EMBEDDING].shape[0])
     edges = int(config.get("n_action_bins", 256))
     decoder = MaskedDiffusion(Bins(edges=edges, top=True), evaluations=EVALUATIONS, temperature=1.0, whole=True)
-    has_state = f"{STATE}fc1.weight" in stored
-    state = stats.openvla(numbers["proprio"], f"the proprio {where}", bounds=bounds, both_ways=True) if has_state else None
-    if state is not None and state.width != robot.state.size:
-        raise SchemaError(f"{source.name} reads a state of {state.width} numbers; '{robot.name}' has {robot.state.size}")
-    model = Model(backbone, decoder, StateTokens(layers=2, after_images=True) if has_state else NoState())
-    facts = {"format": "discrete_diffusion_vla", "statistics": key, "platform": source.platform}
-    contents = Contents(model, (robot,), {robot.name: stats.robot_normalizer(robot, state, action)}, {"imported": facts})
+    model = Model(backbone, decoder, found.state_tokens)
+    facts = {"format": "discrete_diffusion_vla", **found.facts}
+    contents = Contents(model, (robot,), {robot.name: found.normalizer}, {"imported": facts})
     empty = build_empty(model, contents.roster)
     targets = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     rules = prismatic.rules(targets, prismatic.HUGGING_FACE) | word_rules(targets, words_of(config), edges, start=mask)
-    rules |= {"decoder.closing_1D": Make((Rows(EMBEDDING, STOP, STOP + 1),), lambda row: row)} | (state_rules() if has_state else {})
+    rules |= {"decoder.closing_1D": Make((Rows(EMBEDDING, STOP, STOP + 1),), lambda row: row)} | found.state_rules
     left = {**prismatic.left(empty.backbone, prismatic.HUGGING_FACE), **ROTARY}
     return Plan(contents, rules, left, [*NOTES, *robot_notes(robot)], stored)
 

@@ -8,6 +8,7 @@ name: `--platform` says which. Unlike OpenVLA's, its way back has the epsilon of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,12 +19,15 @@ from vla.backbones.prismatic import OPENVLA_PROMPT
 from vla.checkpoint import Contents
 from vla.decoders.heads import ResNet
 from vla.decoders.parallel import Parallel
+from vla.embodiment import Embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.interop import prismatic, stats
 from vla.interop.openvla import EMBEDDING, ROTARY, backbone_of, statistics
 from vla.interop.plan import Make, Plan, Rows, Rule, Take
 from vla.interop.source import Source, robot_notes
+from vla.interop.tensors import Stored
 from vla.model import Model
+from vla.normalize import Normalizer, RobotNormalizer
 from vla.state import NoState, StateTokens
 
 PLATFORMS = {"libero": (8, "quantile"), "aloha": (25, "extremes"), "bridge": (5, "quantile")}
@@ -34,8 +38,33 @@ HEAD, STATE, FILM = "action_head.", "proprio_projector.", "vision_backbone.visio
 PLAIN_TOWERS = "a tower without FiLM, which the towers with FiLM stand in for"
 
 
-def plan(source: Source, variant: str = "openvla_oft") -> Plan:
-    """Raises UserError or SchemaError for another model, statistics or robot."""
+@dataclass(frozen=True)
+class FineTuned:
+    """What a folder that OpenVLA-OFT's scripts fine-tuned says of its robot. `stored`: the weights and the tensors of the `parts` beside
+    them; `state`, if it reads one; `facts`: what the checkpoint keeps of where it came from."""
+
+    robot: Embodiment
+    action: Normalizer
+    state: Normalizer | None
+    parts: Mapping[str, Stored]
+    stored: dict[str, Stored]
+    facts: dict[str, Any]
+
+    @property
+    def normalizer(self) -> RobotNormalizer:
+        return stats.robot_normalizer(self.robot, self.state, self.action)
+
+    @property
+    def state_tokens(self) -> StateTokens | NoState:
+        return NoState() if self.state is None else StateTokens(layers=2, after_images=True)
+
+    @property
+    def state_rules(self) -> dict[str, Rule]:
+        return {} if self.state is None else state_rules()
+
+
+def fine_tuned(source: Source) -> FineTuned:
+    """Raises UnknownName for a platform, SchemaError for statistics of another width than the robot's."""
     if source.platform not in PLATFORMS:
         raise UnknownName("platform", source.platform, PLATFORMS, "It was named in the training command: --platform NAME.")
     steps, bounds = PLATFORMS[source.platform]
@@ -46,6 +75,18 @@ def plan(source: Source, variant: str = "openvla_oft") -> Plan:
     robot = source.robot_of(horizon=steps, least=1, most=3, width=action.width)
     parts = source.parts()
     stored = {**source.stored, **parts}
+    state = None
+    if f"{STATE}fc1.weight" in stored:
+        state = stats.openvla(numbers["proprio"], f"the proprio {where}", bounds=bounds, both_ways=True)
+        if state.width != robot.state.size:
+            raise SchemaError(f"{source.name} reads a state of {state.width} numbers; '{robot.name}' has {robot.state.size}")
+    return FineTuned(robot, action, state, parts, stored, {"statistics": key, "platform": source.platform})
+
+
+def plan(source: Source, variant: str = "openvla_oft") -> Plan:
+    """Raises UserError or SchemaError for another model, statistics or robot."""
+    found = fine_tuned(source)
+    action, robot, parts, stored = found.action, found.robot, found.parts, found.stored
     if f"{HEAD}model.fc1.weight" not in stored:
         raise UserError(
             f"{source.name} has no action_head--*_checkpoint.pt of an L1 head; there are {', '.join(source.files('*.pt')) or 'none'}"
@@ -55,14 +96,9 @@ def plan(source: Source, variant: str = "openvla_oft") -> Plan:
     backbone = backbone_of(source, prompt=OPENVLA_PROMPT, **({"film": FiLM(also=(STOP,))} if film else {}))
     blocks = prismatic.count(stored, f"{HEAD}model.mlp_resnet_blocks.")
     decoder = Parallel(tokens="numbers", whole=True, head=ResNet(blocks, hidden))
-    has_state = f"{STATE}fc1.weight" in stored
-    state = stats.openvla(numbers["proprio"], f"the proprio {where}", bounds=bounds, both_ways=True) if has_state else None
-    if state is not None and state.width != robot.state.size:
-        raise SchemaError(f"{source.name} reads a state of {state.width} numbers; '{robot.name}' has {robot.state.size}")
-    model = Model(backbone, decoder, StateTokens(layers=2, after_images=True) if has_state else NoState())
-    normalizers = {robot.name: stats.robot_normalizer(robot, state, action)}
-    facts = {"format": "openvla_oft", "statistics": key, "platform": source.platform, "film": film}
-    contents = Contents(model, (robot,), normalizers, {"imported": facts})
+    model = Model(backbone, decoder, found.state_tokens)
+    facts = {"format": "openvla_oft", **found.facts, "film": film}
+    contents = Contents(model, (robot,), {robot.name: found.normalizer}, {"imported": facts})
     empty = build_empty(model, contents.roster)
     targets = empty.state_dict()
     rules = prismatic.rules(targets, prismatic.HUGGING_FACE)
@@ -73,7 +109,7 @@ def plan(source: Source, variant: str = "openvla_oft") -> Plan:
         left |= {
             name.replace("vision_backbone.", FILM, 1): why for name, why in prismatic.left(empty.backbone, prismatic.HUGGING_FACE).items()
         }
-    rules |= _head(joined // action.width, action.width, blocks) | (state_rules() if has_state else {})
+    rules |= _head(joined // action.width, action.width, blocks) | found.state_rules
     cropped = "theirs shows it the central 90% of images where it was trained with `image_aug`; crop them before"
     return Plan(contents, rules, left, [cropped, *robot_notes(robot)], stored)
 
