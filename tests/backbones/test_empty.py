@@ -82,6 +82,7 @@ def test_buffers_survive_being_built_without_weights(name):
     torch.testing.assert_close(states(bare), states(want), atol=0, rtol=0)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("name", quick("qwen3_vl"))
 def test_spread_over_memory_and_disk(name, tmp_path):

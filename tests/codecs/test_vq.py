@@ -31,6 +31,7 @@ def error_of(codec, chunk_BTA, spec) -> float:
     return float(((codec.decode(codec.encode(chunk_BTA, spec), spec) - chunk_BTA).abs() * spec.mask_BTA).sum() / spec.mask_BTA.sum())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scales", [(1, 1), (1, 2, 4)])
 def test_fitted_codes_say_most_of_a_chunk(scales):
     codec = VQCodes(scales=scales, **QUICK).build(ROSTER)

@@ -231,6 +231,7 @@ print(sorted(name for name in sys.modules if name.startswith(("vla.train", "vla.
 """
 
 
+@pytest.mark.thorough
 def test_acting_needs_neither_deepspeed_nor_any_part_of_training(exported):
     done = subprocess.run([sys.executable, "-c", ALONE, str(exported)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

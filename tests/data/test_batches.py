@@ -219,7 +219,11 @@ def die(how, at):
 
 @pytest.mark.parametrize(
     ("how", "says"),
-    [(signal.SIGKILL, r"was killed \(out of memory\?\)"), (signal.SIGSEGV, "crashed with SIGSEGV"), ("hang", "gave nothing for 5 s")],
+    [
+        (signal.SIGKILL, r"was killed \(out of memory\?\)"),
+        (signal.SIGSEGV, "crashed with SIGSEGV"),
+        pytest.param("hang", "gave nothing for 5 s", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_loader_process_that_dies_or_hangs_is_named_with_its_sample(folders, how, says):
     pipeline = open_pipeline(folders)

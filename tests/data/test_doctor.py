@@ -113,6 +113,7 @@ def test_the_lag_of_a_plant_is_measured():
         assert early.lag == late - 1 and (early.causal > 0.5) == (late == 0)
 
 
+@pytest.mark.thorough
 def test_feedback_and_process_noise_are_no_shift(tmp_path):
     # The next command depends on the state that noise has moved: it "explains" the past without having caused it.
     noisy = replace(BASES["step_axis_angle"], name="noisy", noise=5e-3, wrists=False, image_every=30, episodes=8)
@@ -154,6 +155,7 @@ def test_actions_that_are_the_states_themselves_tell_a_shift_exactly(clean, tmp_
         assert ("actions_shifted" in kinds(report)) == want
 
 
+@pytest.mark.thorough
 def test_steps_that_turn_about_the_bases_axes_are_found(tmp_path):
     """rot6d transposed in state and action alike, which is the same to the numbers: steps compose from the other side."""
     made = make(replace(BASES["from_state_rot6d"], episodes=8, image_every=60, wrists=False))
@@ -220,6 +222,7 @@ def test_an_extreme_is_found_outside_the_sample_too(clean, tmp_path):
     assert {t.id for t in report.samples[0].traces}.isdisjoint({"e006"}) and "outlier" in kinds(report, "error")
 
 
+@pytest.mark.thorough
 def test_the_same_episode_in_training_and_validation(clean, tmp_path):
     base = clean("joints_slow")
     copies = tuple(replace(e, id=f"copy{i}") for i, e in enumerate(base.episodes[:6]))
@@ -276,6 +279,7 @@ def test_idle_stretches_and_poor_language_are_told(clean, tmp_path):
     assert kinds(look(same.write(tmp_path / "y"))) == {"one_instruction"}
 
 
+@pytest.mark.thorough
 def test_a_trusted_dataset_betrays_what_is_consistent_in_itself(clean, tmp_path):
     """Both arms exchanged in state and action, without a camera on a wrist: only another dataset of the robot can tell."""
     robot = replace(BASES["two_arms_pose"], wrists=False, image_every=30, episodes=8)
@@ -293,6 +297,7 @@ def test_a_trusted_dataset_betrays_what_is_consistent_in_itself(clean, tmp_path)
     assert "swapped_arms" in kinds(check_dataset(tmp_path / "bad", full=False, like=tmp_path / "good"), "error")
 
 
+@pytest.mark.thorough
 def test_two_fixed_cameras_exchanged_everywhere_show_in_a_trusted_dataset(tmp_path):
     robot = replace(BASES["fixed_cameras"], episodes=6, steps=40, seed=3)
     good = make(robot)
@@ -410,6 +415,7 @@ def test_the_sample_is_bounded_and_the_same_every_time(tmp_path):
     assert places == sorted(places) and places[0] < 5 and places[-1] >= 25  # over the whole of it
 
 
+@pytest.mark.thorough
 def test_of_a_long_episode_a_part_is_kept(tmp_path):
     robot = Robot("long", control="joint", rotation=None, episodes=1, steps=2600, image_every=200, seed=6)
     folder = make(robot).write(tmp_path / "long")

@@ -123,6 +123,7 @@ def test_a_window_keeps_reads_within_its_shards():
     assert len(set(shard[:100].tolist())) == 4
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(
     weights=st.lists(st.floats(0.01, 10), min_size=2, max_size=6),

@@ -158,6 +158,7 @@ def test_no_dataset_before_it_is_closed(tmp_path):
         pass
 
 
+@pytest.mark.thorough
 def test_a_killed_writer_resumes_without_repeating(tmp_path):
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2]); from tests.data.test_shard import *\n"

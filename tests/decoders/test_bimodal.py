@@ -12,6 +12,7 @@ def test_regression_drives_into_the_obstacle():
     assert found.passed.mean() < 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, steps, least",
     [

@@ -34,8 +34,8 @@ CASES = {
 }
 
 
-QUICK = ("tokens-fast", "masked-grid")
-THOROUGH = ("tokens-quantile", "tokens-vq-offset")
+QUICK = ("tokens-fast",)
+THOROUGH = ("tokens-quantile", "tokens-vq-offset", "masked-grid")
 
 
 def _marks(name):

@@ -18,9 +18,9 @@ from vla.noise import Noise
 from vla.types import Prior
 
 ALL = {**BACKBONES, **FAMILIES}
-QUICK_TO_FIT = ("tokens", "flow")
-"""Decoders whose overfitting is a quick test: one of codes and one of noise."""
-THOROUGH_TO_FIT = ("parallel", "masked", "latent")
+QUICK_TO_FIT = ("flow",)
+"""The decoder whose overfitting is a quick test."""
+THOROUGH_TO_FIT = ("tokens", "parallel", "masked", "latent")
 """One of each other kind; of the rest it is a slow one."""
 VARIANTS = ("parallel_folded", "tokens_coarse", "tokens_from_prefix", "masked_whole", "flow_data", "ddpm_pooled", "pi05", "dita", "dit_ada")
 VARIANTS += ("joint_in_context",)

@@ -151,6 +151,7 @@ def test_text_is_bytes_and_reads_back():
 REASONING = ReasonThenAct(DiT(path=DECODERS["flow_data"].path, conditioning=CrossAttention(32, 2, 2), evaluations=2), length=8)
 
 
+@pytest.mark.thorough
 def test_it_learns_what_to_say_and_says_it_token_by_token():
     model, _ = made(REASONING)
     batch = contents(REASONING, TINY).collate(model).samples(samples(6, unlabelled=False), SOURCES)

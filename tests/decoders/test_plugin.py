@@ -92,6 +92,7 @@ def python(*words, cwd) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=110)
 
 
+@pytest.mark.thorough
 def test_it_trains_saves_loads_and_acts(trained):
     folder, done = trained
     assert done.returncode == 0, done.stderr

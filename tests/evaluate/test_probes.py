@@ -155,6 +155,7 @@ def test_probes_stand_beside_the_base_run_on_one_page(tmp_path, capsys):
     assert "probe no-vision" in one and "vla eval random" in one and "exact interval" in one
 
 
+@pytest.mark.thorough
 def test_each_part_of_a_mujoco_scene_can_be_changed_alone():
     """Sawyer's drawer: cabinet and drawer, the arm, the table. A change is by the seed, and shows where it should."""
     from vla.evaluate.worker import Worker

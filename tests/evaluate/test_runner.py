@@ -53,6 +53,7 @@ def healthy(toy, tmp_path_factory) -> EvalResult:
     return evaluate(toy, TOY, ["easy", "hard"], 6, workers=2, slots=3, video=tmp_path_factory.mktemp("videos"))
 
 
+@pytest.mark.thorough
 def test_neither_workers_nor_slots_nor_batches_change_a_result(toy, healthy):
     assert evaluate(toy, TOY, ["easy", "hard"], 6, workers=1, slots=1).rows == healthy.rows
     assert 0 < healthy.tasks["easy"].successes < 6
@@ -74,6 +75,7 @@ def test_rows_of_a_batch_are_the_same_bits_in_any_batch(toy):
             assert all(np.array_equal(a.action_TA, b.action_TA) for a, b in zip(together, apart, strict=True))
 
 
+@pytest.mark.thorough
 def test_another_seed_gives_other_episodes(toy, healthy):
     other = evaluate(toy, TOY, ["easy"], 3, seed=1, workers=1)
     assert {row.seed for row in other.rows}.isdisjoint(row.seed for row in healthy.rows)
@@ -230,6 +232,7 @@ class Recorder:
         return found
 
 
+@pytest.mark.thorough
 def test_real_time_chunks_begin_with_what_is_sent_meanwhile(toy):
     recorder, late = Recorder(toy), Probe.of("latency=0.1")
     result = evaluate(recorder, TOY, ["hard"], 2, execute=3, ensemble=RealTime(), probe=late, workers=1)

@@ -41,6 +41,7 @@ def test_every_episode_is_in_exactly_one_shard(count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.thorough
 def test_merged_shards_are_the_run_in_one_piece(whole, tmp_path, capsys):
     files = []
     for number in (2, 1):

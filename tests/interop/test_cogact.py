@@ -146,6 +146,7 @@ def test_it_acts_as_theirs_does(published, tmp_path):
         assert np.abs(want[:, :3]).std() > 0.01 and set(want[:, 6]) <= {0.0, 1.0}
 
 
+@pytest.mark.thorough
 def test_a_pickle_with_more_than_tensors_is_refused(published, tmp_path):
     """By torch's restricted unpickler, in a process of its own: what it would have called is never called."""
     folder = tmp_path / "evil"

@@ -102,6 +102,7 @@ def test_few_labels_teach_what_codes_mean_as_far_as_codes_tell(recipe, tmp_path)
     assert torch.equal(meaning.weight_EXTA, kept)
 
 
+@pytest.mark.thorough
 def test_a_head_put_in_the_place_of_the_latent_one_keeps_the_backbone(recipe, pretrained, dots, tmp_path):
     tuned = replace(
         recipe,
@@ -120,6 +121,7 @@ def test_a_head_put_in_the_place_of_the_latent_one_keeps_the_backbone(recipe, pr
     assert rows[-1]["l1"] < rows[0]["l1"]
 
 
+@pytest.mark.thorough
 def test_codes_and_actions_are_denoised_together(recipe, tmp_path):
     result = train(replace(recipe, model=Model(TINY, LatentFlow(**SIZES, evaluations=3))), tmp_path / "out")
     rows = losses(tmp_path / "out")

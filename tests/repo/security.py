@@ -41,11 +41,11 @@ PRINTING = ("vla/commands/", "vla/cli.py", "pretrain/", "finetune/", "benchmarks
 
 def violations(source: str, path: Path) -> list[str]:
     """One line for each thing in a file that must not be there."""
-    tree = ast.parse(source, filename=str(path))
-    names = _imported_names(tree)
+    nodes = [*ast.walk(ast.parse(source, filename=str(path)))]
+    names = _imported_names(nodes)
     found = []
-    allowed = {id(node.func) for node in ast.walk(tree) if str(path).startswith(IMPORTERS) and _loads_tensors_alone(node, names)}
-    for node in ast.walk(tree):
+    allowed = {id(node.func) for node in nodes if _loads_tensors_alone(node, names)} if str(path).startswith(IMPORTERS) else set()
+    for node in nodes:
         if id(node) not in allowed:
             found += [f"{path}:{node.lineno}: {what}" for what in _in_node(node, names, path)]
     return found
@@ -84,10 +84,10 @@ def _in_node(node: ast.AST, names: dict[str, str], path: Path) -> Iterator[str]:
             yield "catches BaseException without raising it again"
 
 
-def _imported_names(tree: ast.AST) -> dict[str, str]:
+def _imported_names(nodes: list[ast.AST]) -> dict[str, str]:
     """Local name -> full name, for every import in the file: `np` -> numpy, `load` -> torch.load."""
     names = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names.update(
                 {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}

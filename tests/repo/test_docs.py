@@ -11,9 +11,11 @@ from tests.repo.blocks import blocks, mistakes
 from tests.repo.tracked import ROOT, tracked
 
 PAGES = [path for path in tracked(".md") if "```" in (ROOT / path).read_text()]
+QUICK = (Path("README.md"), Path("docs/index.md"))
+"""What a newcomer types first; the other pages are thorough tests."""
 
 
-@pytest.mark.parametrize("path", PAGES, ids=str)
+@pytest.mark.parametrize("path", [path if path in QUICK else pytest.param(path, marks=pytest.mark.thorough) for path in PAGES], ids=str)
 def test_the_blocks_of_a_page_are_true(path, tmp_path):
     found = mistakes(blocks(path, (ROOT / path).read_text()), tmp_path)
     assert not found, "\n" + "\n".join(found)

@@ -49,6 +49,7 @@ def violations(action_TA: np.ndarray, low_A: np.ndarray, high_A: np.ndarray) -> 
     return not (np.isfinite(action_TA).all() and (action_TA >= low_A).all() and (action_TA <= high_A).all())
 
 
+@pytest.mark.thorough
 def test_p6_ten_thousand_bad_model_outputs_and_not_one_violation():
     rng = np.random.default_rng(0)
 

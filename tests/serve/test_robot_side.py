@@ -68,6 +68,7 @@ Hold.act_batch = echo
 """The robot's file is code: here it makes `--policy hold` answer the observation's own number."""
 
 
+@pytest.mark.thorough
 def test_a_killed_server_means_hold_within_two_periods_and_a_new_one_means_new_chunks_alone(tmp_path):
     robot_file = tmp_path / "echo.py"
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -65,6 +65,7 @@ def collected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_one_worker_writes_the_bytes_of_two(plan: Plan, collected: Path, tmp_path: Path) -> None:
     collect(plan, tmp_path / "data", workers=1, max_shard_bytes=SMALL)
     names = sorted(path.name for path in collected.iterdir())

@@ -99,6 +99,7 @@ def test_a_changed_run_is_told_and_refused_where_it_matters(go):
     go(resume=True, save_every=3, steps=8, allow_changed=True)
 
 
+@pytest.mark.thorough
 def test_another_model_is_refused_even_where_changes_are_allowed(go):
     go(save_every=3)
     wider = Model(replace(MODEL.backbone, width=64), MODEL.decoder)
@@ -124,6 +125,7 @@ def test_changed_data_are_a_changed_run(go, shards, tmp_path):
         go(resume=True, save_every=3)
 
 
+@pytest.mark.thorough
 def test_a_second_job_on_the_folder_is_refused(go, tmp_path):
     hold = "import sys, pathlib\nfrom vla.train.checkpoint import lock\n"
     hold += "with lock(pathlib.Path(sys.argv[1])):\n  print('held', flush=True)\n  input()"

@@ -73,6 +73,7 @@ def test_moments_in_8_bits_learn_as_well(shards):
     assert last[8] < losses[0] / 2 and last[8] < 1.5 * last[32] + 0.02
 
 
+@pytest.mark.thorough
 def test_moments_in_8_bits_resume_to_the_bit_and_in_32(shards):
     optim = AdamW(moment_bits=8)
     job, engine = start(shards, optim=optim)

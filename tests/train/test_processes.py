@@ -66,6 +66,7 @@ def test_asked_to_stop_saves_everything_and_says_so(processes, uninterrupted, sh
     assert fingerprint(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.thorough
 def test_ranks_of_a_launcher_train_together(processes, shards, tmp_path):
     (tmp_path / "mine.py").write_text("from tests.train.toy import toy_run\nRUN = toy_run(steps=3)\n")
     words = ["train", tmp_path / "mine.py", "--data-root", shards, "--out", tmp_path / "run"]
@@ -81,6 +82,7 @@ def test_ranks_of_a_launcher_train_together(processes, shards, tmp_path):
         assert said.read_text().count("saved ") == (code == 0)  # only the first rank speaks
 
 
+@pytest.mark.thorough
 def test_two_ranks_then_one_then_two(processes, uninterrupted, shards, tmp_path):
     """Each position of the order once, with its own sample; the losses of one process."""
     settings = {"root": shards, "steps": 12, "save_every": 4, "module": "tests.train.faults", "name": "trains"}
@@ -94,12 +96,14 @@ def test_two_ranks_then_one_then_two(processes, uninterrupted, shards, tmp_path)
     assert [row[0] for row in got.values()] == pytest.approx([row[0] for row in want.values()], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_rank_that_is_killed_is_named(processes, shards, tmp_path):
     settings = {"root": shards, "out": tmp_path / "run", "module": "tests.train.faults", "name": "fails"}
     assert processes.run("elsewhere", world=2, how="killed", who=1, **settings) == [1, -signal.SIGKILL]
     assert re.search(r"error: rank 1 \(process \d+ on .*\) is gone", (tmp_path / "said-0.txt").read_text())
 
 
+@pytest.mark.thorough
 def test_data_gone_on_one_rank_ends_all_with_the_reason(processes, shards, tmp_path):
     """No rank waits for the one that left: it says what is wrong, and so do the others."""
     exits = processes.run("unreadable_on_one", world=2, root=shards, out=tmp_path / "run")

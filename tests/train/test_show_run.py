@@ -31,6 +31,7 @@ def colours(path):
     return int((np.ptp(pixels, axis=-1) > 40).sum())
 
 
+@pytest.mark.thorough
 def test_one_run_and_several_are_drawn_and_summed_up(runs, tmp_path, capsys):
     assert main(["show", str(runs / "one"), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out

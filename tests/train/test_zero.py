@@ -14,9 +14,6 @@ from tests.train.processes import DEEPSPEED, warm
 from tests.train.test_processes import fingerprint
 
 STAGES = (0, 1, 2, 3)
-QUICK = (2, 3)
-"""Stages that quick tests run; the others are thorough ones."""
-MARKED = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.thorough) for stage in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,8 @@ def two_ranks(processes, shards, steps, request):
     return request.param
 
 
-@pytest.mark.parametrize("two_ranks", MARKED, indirect=True)
+@pytest.mark.thorough
+@pytest.mark.parametrize("two_ranks", STAGES, indirect=True)
 @pytest.mark.parametrize("case", ["mixed", "unlabelled"])
 def test_two_ranks_follow_one_process(steps, two_ranks, case):
     """A batch of two action widths and of video without actions; then one where a rank has nothing but video."""
@@ -69,6 +67,7 @@ def test_what_is_offloaded_follows_as_well(processes, shards, steps, tmp_path):
 SLOWLY = [pytest.param(zero, precision, marks=pytest.mark.slow) for zero, precision in ((1, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16"))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("zero", "precision"), [(2, "fp32"), *SLOWLY])
 def test_killed_and_resumed_is_bit_identical(processes, shards, tmp_path, zero, precision):
     settings = {"world": 2, "root": shards, "zero": zero, "steps": 8, "save_every": 3, "microbatch": 2, "precision": precision}
