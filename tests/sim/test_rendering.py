@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mujoco
 import numpy as np
 import pytest
@@ -65,3 +67,34 @@ def test_coarser_meshes_are_only_drawn(model: mujoco.MjModel) -> None:
         np.testing.assert_array_equal(getattr(model, name), values)
     green = {size: float((image[..., 1] > image[..., 0] + 50).mean()) for size, image in images.items()}
     assert green[64] == pytest.approx(green[200], rel=0.1) and green[200] > 0.05
+
+
+def test_camera_sets_share_a_context_and_nothing_else(model: mujoco.MjModel) -> None:
+    """Of two models and sizes, drawn in turn, from two threads as well: each picture is the one that it gives alone."""
+    other = mujoco.MjModel.from_xml_string(SCENE.format(vertices="0 0 0  1 0 0  0 1 0  0 0 1").replace("1 0 0 1", "1 1 0 1"))
+    data = {}
+    for each in (model, other):
+        data[each] = mujoco.MjData(each)
+        mujoco.mj_forward(each, data[each])
+    view = {"free": free_camera((0, 0, 0.5), 2.0, 60, -20)}
+
+    def alone(which: mujoco.MjModel, size: int) -> np.ndarray:
+        cameras = Cameras(which, view, size)
+        picture = cameras.draw(data[which])["free"]
+        cameras.close()
+        return picture
+
+    want = {(which, size): alone(which, size) for which, size in ((model, 64), (other, 96), (model, 32))}
+    assert (want[model, 64][::2, ::2] != want[model, 32]).any() and want[other, 96].std() > 10
+    kept = {key: Cameras(key[0], view, key[1]) for key in want}
+    for _ in range(2):
+        for key, cameras in kept.items():
+            np.testing.assert_array_equal(cameras.draw(data[key[0]])["free"], want[key])
+    with ThreadPoolExecutor(1) as thread:
+        np.testing.assert_array_equal(thread.submit(alone, other, 96).result(), want[other, 96])
+    first, *rest = kept
+    kept[first].close()
+    kept[first].close()  # as often as one likes
+    for key in rest:
+        np.testing.assert_array_equal(kept[key].draw(data[key[0]])["free"], want[key])
+        kept[key].close()

@@ -24,11 +24,11 @@ from vla.evaluate.result import Row, call_key
 from vla.types import Continuation, Observation
 
 EPISODES_WORTH_AN_ENVIRONMENT = 10
-"""A task gets one more environment only while this many of its episodes wait per environment it has: building one (0.6 s of CPU, most
-of it the GL context) costs about five."""
-BUSY_SLOTS = 2
-"""Episodes that keep a process busy: one goes on while another waits for the policy. More make batches larger, which pays where the policy
-is what all wait for."""
+"""A task gets one more environment only while this many of its episodes wait per environment it has: building one (0.4 s of CPU, and
+in a new process 1.8 more) costs one or two, and gains a few milliseconds of each."""
+BUSY_SLOTS = 3
+"""Episodes that keep a process busy: one or two go on while another waits for the policy. More make batches larger, which pays where the
+policy is what all wait for."""
 LOSSES_BEFORE_STOPPING = 3
 _LOOK_AGAIN_S = 0.5
 

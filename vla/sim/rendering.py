@@ -10,6 +10,7 @@ import atexit
 import ctypes.util
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ from vla.sim.disturb import turn_camera
 if TYPE_CHECKING:
     import mujoco
 
+MOST_GEOMS = 10_000
+"""That a scene can show; a MuJoCo renderer's own limit."""
+_GL_PX = (64, 64)
+"""Of a GL context's window, which nothing is drawn into: each camera set has a buffer of its own."""
 FINE_MESH_FACES = 1000
 """Meshes with fewer faces (most task objects) are drawn as they are."""
 
@@ -44,7 +49,7 @@ def configure_rendering() -> None:
 
 
 class Cameras:
-    """Draws several cameras of one MuJoCo model; the GL context lives until `close`.
+    """Draws several cameras of one MuJoCo model, in the thread that made it; what of it is in the GL context is there until `close`.
 
     `views`: role -> name of a camera in the model, or an `MjvCamera` (a free one). Images are uint8 (size, size, 3), RGB.
     `hidden_geoms`: groups of geoms that are not drawn. `turn_deg`: views that are on no wrist are moved by so much (`vla.sim.disturb`).
@@ -60,28 +65,39 @@ class Cameras:
     ) -> None:
         import mujoco
 
-        self._views, self._option, self._turn_deg = dict(views), mujoco.MjvOption(), turn_deg
+        self._views, self._option, self._turn_deg, self._model = dict(views), mujoco.MjvOption(), turn_deg, model
         for group in hidden_geoms:
             self._option.geomgroup[group] = 0
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         fine = _coarsen_meshes(model, cell_m=0.75 / size if size <= 160 else 0.0)  # 12 mm at 64 px: below one pixel
-        self._renderer = mujoco.Renderer(model, size, size)
-        _OPEN.add(self._renderer)
+        self._scene = mujoco.MjvScene(model, maxgeom=MOST_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._gl = _gl_context()
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+        _OPEN.add(self)
         # A context that is freed after EGL itself complains. Simulators end EGL at exit too, so ours must come last, to go first.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
         _restore_meshes(model, fine)
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def draw(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Role -> image of the state in `data`."""
+        import mujoco
+
         images = {}
+        self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         for role in self._views:
             self._aim(data, role)
-            images[role] = self._renderer.render()
+            mujoco.mjr_render(self._rectangle, self._scene, self._context)
+            bottom_up = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
+            mujoco.mjr_readPixels(bottom_up, None, self._rectangle, self._context)
+            images[role] = np.ascontiguousarray(bottom_up[::-1])
         return images
 
     def places(self, data: mujoco.MjData, role: str, points_X3: np.ndarray) -> np.ndarray:
@@ -89,7 +105,7 @@ class Cameras:
         import mujoco
 
         self._aim(data, role)
-        eye = mujoco.mjv_averageCamera(*self._renderer.scene.camera)
+        eye = mujoco.mjv_averageCamera(*self._scene.camera)
         away_X3 = points_X3 - np.asarray(eye.pos)
         depth_X = away_X3 @ np.asarray(eye.forward)
         slope = eye.frustum_top / eye.frustum_near  # half of the picture, which is square, one metre away
@@ -97,14 +113,22 @@ class Cameras:
         return 0.5 + 0.5 * np.stack([right_X, -up_X], axis=1)
 
     def _aim(self, data: mujoco.MjData, role: str) -> None:
-        self._renderer.update_scene(data, self._views[role], self._option)
+        import mujoco
+
+        view = self._views[role]
+        if isinstance(view, str):
+            name, view = view, mujoco.MjvCamera()
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(name).id
+        mujoco.mjv_updateScene(self._model, data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         if self._turn_deg and not role.startswith("wrist"):
-            for camera in self._renderer.scene.camera:  # two, for stereo; a picture shows their mean
+            for camera in self._scene.camera:  # two, for stereo; a picture shows their mean
                 turn_camera(camera, self._turn_deg)
 
     def close(self) -> None:
-        _OPEN.discard(self._renderer)
-        self._renderer.close()
+        if self in _OPEN:
+            _OPEN.discard(self)
+            self._gl.make_current()
+            self._context.free()
 
 
 def tracked(cameras: Cameras, data: mujoco.MjData, hand: Sequence[np.ndarray]) -> np.ndarray:
@@ -114,12 +138,24 @@ def tracked(cameras: Cameras, data: mujoco.MjData, hand: Sequence[np.ndarray]) -
     return (cameras.places(data, "third_person", np.stack(hand)) * SIDE_PX).reshape(-1)
 
 
-_OPEN: set[mujoco.Renderer] = set()
+_OPEN: set[Cameras] = set()
+_THREAD = threading.local()
+
+
+def _gl_context() -> mujoco.GLContext:
+    """The thread's, made once: most of what a context costs (0.45 of 0.6 s of CPU) is the shaders that Mesa compiles for it."""
+    import mujoco
+
+    if not hasattr(_THREAD, "gl"):
+        _THREAD.gl = mujoco.GLContext(*_GL_PX)
+    return _THREAD.gl
 
 
 def _close_all() -> None:
     while _OPEN:
-        _OPEN.pop().close()
+        next(iter(_OPEN)).close()
+    if hasattr(_THREAD, "gl"):
+        _THREAD.gl.free()
 
 
 def aim_camera(model: mujoco.MjModel, camera: str, lookat: tuple[float, float, float], fovy_deg: float) -> None:
