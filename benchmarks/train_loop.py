@@ -4,9 +4,11 @@
 
 `overhead`: of a step of `vla.train.loop.train` (loader process, agreement of ranks, books, log, spike limits, clock) over a bare loop
 that does forward, backward, clipping, AdamW and EMA on batches that lie ready; the batch is chosen for steps of about 100 ms.
-`async_save_overhead`: mean step with a save every 20 steps, snapshot, hashing and all, over that without. Both in interleaved rounds,
-the median of the rounds' ratios. `save_gb_per_s`: `checkpoint.save` of a state of 1 GB, hashed and flushed; `disk_gb_per_s`: as many
-bytes from memory into one file of the same folder and flushed, as `dd conv=fsync` does; medians, interleaved.
+Interleaved rounds, the median of their ratios. `async_save_overhead`: the mean step with a save every 20 steps, snapshot, hashing and all,
+over the mean of those among the same steps that no save touches (half a period after it, when it has long ended), so that a slow second
+of the machine is in both; over all periods of all rounds. `async_save_overhead_between_runs` compares with runs without saves instead,
+which a busy neighbour moves by a tenth either way. `save_gb_per_s`: `checkpoint.save` of a state of 1 GB, hashed and flushed;
+`disk_gb_per_s`: as many bytes from memory into one file of the same folder and flushed, as `dd conv=fsync` does; medians, interleaved.
 
 Wants an idle machine with two cores: one for the model, one for the loader and the thread that saves.
 """
@@ -51,6 +53,8 @@ from vla.types import Episode, Frames, Span
 SPACE = Space((Field("position", 7, "rad"),))
 ROBOT = Embodiment("bench", ("front",), SPACE, SPACE, SPACE, Fraction(10), 16, ((-9.0, 9.0),) * 7)
 MODEL = Model(Tiny(width=256, depth=6, heads=4), Parallel())
+EVERY = 20
+"""Steps between saves."""
 SKIP = 5
 """First steps of a run that count for nothing."""
 
@@ -80,6 +84,15 @@ class Times(Watch):
     def mean_s(self) -> float:
         return (self.at[-1] - self.at[SKIP]) / (len(self.at) - 1 - SKIP)
 
+    def around_saves(self) -> list[tuple[float, float]]:
+        """For each save with a whole period after it: seconds of the period's steps, and of as many as untouched as those of its second
+        half. A period begins two steps before its save, so that whatever holds the training up is in it."""
+        rows = []
+        for begin in range(EVERY - 2, len(self.at) - EVERY, EVERY):
+            whole, half = self.at[begin + EVERY] - self.at[begin], self.at[begin + EVERY] - self.at[begin + EVERY // 2 + 2]
+            rows.append((whole, half * EVERY / (EVERY // 2 - 2)))
+        return rows
+
 
 def by_hand(run: Run, job: Job, steps: int) -> float:
     """Seconds of a step."""
@@ -106,24 +119,28 @@ def steps_of(mixture: Mixture, folder: Path, step_s: float, steps: int, rounds: 
     size = 8
     for _ in range(3):  # the rate per sample falls a little with the batch
         size = max(1, round(size * step_s / by_hand(run_of(size), assemble(run_of(size)), 4)))
-    run, saving = run_of(size), run_of(size, save_every=20)
-    rows = []
+    run, saving = run_of(size), run_of(size, save_every=EVERY)
+    rows, periods = [], []
     for number in range(rounds):
         bare_s = by_hand(run, assemble(run), steps)
         plain, saved = Times(), Times()
         train(run, folder / f"plain{number}", watch=plain)
         train(saving, folder / f"saved{number}", watch=saved)
         rows.append((bare_s, plain.mean_s, saved.mean_s))
+        periods += saved.around_saves()
     log = [json.loads(line) for line in (folder / "saved0" / "log.jsonl").read_text().splitlines()]
     saves = [row for row in log if row["kind"] == "save"]
     return {
         "overhead": statistics.median(1 - bare / plain for bare, plain, _ in rows),
-        "async_save_overhead": statistics.median(saved / plain - 1 for _, plain, saved in rows),
+        "async_save_overhead": sum(whole for whole, _ in periods) / sum(clean for _, clean in periods) - 1,
+        "async_save_overhead_between_runs": statistics.median(saved / plain - 1 for _, plain, saved in rows),
         "batch_size": size,
         "steps": steps,
         "rounds_ms": [[1e3 * each for each in row] for row in rows],
+        "periods_s": periods,
         "saves": len(saves),
         "save_s": statistics.median(row["seconds"] for row in saves),
+        "save_s_max": max(row["seconds"] for row in saves),
         "save_held_up_s": statistics.median(row["held_up_s"] for row in saves),
         "save_mb": sum(path.stat().st_size for path in (folder / "saved0" / "checkpoints" / "last").rglob("*")) / 1e6,
     }

@@ -6,7 +6,7 @@ What      the demo's policy on eight Sawyer tasks. `latent_action`: codes for wh
           the labelled ones, for as many optimizer steps as both, and `augmented` the same on images that are cropped and coloured at
           random. `together`: `begun` for as many steps as both.
 Hardware  one CPU core.
-Time      about 4 minutes an arm.
+Time      8 to 15 minutes an arm.
 Expect    see `docs/results.md`, which says what was measured, and where it does not help.
 Command   vla collect --suite metaworld-objects --episodes 5 --noise-share 0.5 --out data/few
           vla collect --suite metaworld-video --episodes 40 --seed 150000 --out data/few_video
@@ -45,7 +45,7 @@ begun = Run(
     model=Model(BACKBONE, LatentActions(codes=12, latent_scale=0.2, taught_scale=1.0, steps_per_query=12)),
     mixture="data_mixtures/few_labels.yaml",
     embodiments=("metaworld_sawyer",),
-    steps=600,
+    steps=1500,
     batch_size=32,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
@@ -56,17 +56,17 @@ RUN = latent = replace(
     begun,
     name="few_labels",
     mixture="data_mixtures/few_labels_only.yaml",
-    steps=400,
+    steps=500,
     optim=replace(begun.optim, lr=5e-4),
     schedule=Cosine(warmup_steps=20),
 )
-together = replace(begun, name="few_labels_together", steps=1000)
+together = replace(begun, name="few_labels_together", steps=2000)
 labelled_only = replace(
     begun,
     name="few_labels_only",
     model=Model(BACKBONE, Parallel(steps_per_token=3)),
     mixture="data_mixtures/few_labels_only.yaml",
-    steps=1000,
+    steps=2000,
 )
 COLOURS = Augment(crop_area=(0.8, 1.0), brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), steady=("wrist",))
 augmented = replace(labelled_only, name="few_labels_augmented", augment=COLOURS)

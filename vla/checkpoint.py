@@ -135,11 +135,12 @@ def save_checkpoint(
 ) -> Path:
     """Writes the folder; an existing one is replaced only once the new one is complete on disk. `beside`: further files, name -> text."""
 
-    def write(temporary: Path) -> None:
-        save_weights(temporary, weights, max_shard_bytes)
+    def write(temporary: Path) -> dict[str, str]:
+        digests = save_weights(temporary, weights, max_shard_bytes)
         (temporary / "config.json").write_text(json.dumps(contents.to_json(), indent=1))
         for name, text in (beside or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
+        return digests
 
     return write_folder(folder, write)
 
@@ -178,10 +179,11 @@ def steps_saved(run: Path) -> list[Path]:
     return sorted((path for path in (run / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()), key=lambda p: int(p.name))
 
 
-def write_folder(folder: Path, write: Any) -> Path:
+def write_folder(folder: Path, write: Callable[[Path], Mapping[str, str] | None]) -> Path:
     """`write(temporary folder)`, then manifest, flush, rename. A failure (no space, say) leaves what was there before untouched.
 
-    The manifest vouches for every file but a model card.
+    `write` returns the sha256 of those files that were hashed while they were written, by name. The manifest vouches for every file but a
+    model card.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -189,11 +191,14 @@ def write_folder(folder: Path, write: Any) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        write(temporary)
+        known = write(temporary) or {}
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         flushing = _Flushing(files)  # the disk takes what is in memory while it is hashed from there
         vouched = [path for path in files if path.name != CARD]
-        rows = {str(path.relative_to(temporary)): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in vouched}
+        names = [str(path.relative_to(temporary)) for path in vouched]
+        digests = [known[name] if name in known else sha256(path) for name, path in zip(names, vouched, strict=True)]
+        sizes = [path.stat().st_size for path in vouched]
+        rows = {name: {"sha256": digest, "bytes": size} for name, digest, size in zip(names, digests, sizes, strict=True)}
         flushing.wait()
         (temporary / "manifest.json").write_text(json.dumps({"files": rows}, indent=1))
         for path in (temporary / "manifest.json", temporary):

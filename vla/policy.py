@@ -80,7 +80,7 @@ class Policy:
     @torch.inference_mode()
     def try_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | UserError]:
         """As `act_batch`, but a row whose actions may not be sent is an error in its place, and the others keep theirs."""
-        return self._outcomes(observations, self._sample(observations, keys))
+        return self._decided(observations, keys)
 
     def continue_batch(
         self, observations: Sequence[Observation], keys: Sequence[int], continuations: Sequence[Continuation | None]
@@ -99,7 +99,11 @@ class Policy:
     def _continued(self, observations: Sequence[Observation], keys: Sequence[int], rest: Sequence[Continuation]) -> list[Chunk]:
         shape = (self.model.roster.horizon, self.model.roster.action_width)
         prior = prior_of(self._robots, self.contents.normalizers, shape, observations, rest)
-        return _all_good(self._outcomes(observations, self._sample(observations, keys, prior)))
+        return _all_good(self._decided(observations, keys, prior))
+
+    def _decided(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> list[Chunk | UserError]:
+        """Chunks in physical units, or why a row has none."""
+        return self._outcomes(observations, self._sample(observations, keys, prior))
 
     def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
         """Normalised actions, float32 (B, T, A), on the model's device."""

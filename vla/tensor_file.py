@@ -1,4 +1,5 @@
-"""Writing safetensors straight from memory: no second copy of a state, and no lock on the interpreter while bytes go to the disk.
+"""Writing safetensors straight from memory, hashed on the way: no second copy of a state, no second look at its bytes, no lock on the
+interpreter while they go to the disk.
 
 The library's own `save_file` copies every tensor first and holds Python's lock until the last byte, so that a training that saves in
 the background would stand still. The format: 8 bytes of the header's length, the header in JSON, the tensors one after another.
@@ -6,11 +7,14 @@ the background would stand still. The format: 8 bytes of the header's length, th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -27,22 +31,27 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-PIECE = 1 << 26
-"""Bytes of one write."""
+PIECE = 1 << 20
+"""Bytes of one write: they are hashed from the caches that writing them has filled."""
+FLUSHED = 1 << 26
+"""Bytes after which the disk is told to take what it has been given, while the next ones are written."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The file as the library writes it: largest items first, then by name. OSError where the disk does not take it.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """The file as the library writes it: largest items first, then by name; on the disk when this returns. Its sha256.
 
-    Tensors on another device come to the host one at a time. They may share memory; each is written whole.
+    Tensors on another device come to the host one at a time. They may share memory; each is written whole. OSError where the disk does
+    not take it.
     """
     order, head = header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
-    with open(path, "wb", buffering=0) as file:
-        _write(file.fileno(), memoryview(head))
+    digest = hashlib.sha256()
+    with open(path, "wb", buffering=0) as file, _Flushing(file.fileno()) as flushing:
+        _write(file.fileno(), memoryview(head), digest, flushing)
         for name in order:
             host = tensors[name].detach().cpu().contiguous()
             if host.numel():
-                _write(file.fileno(), memoryview(host.view(-1).view(torch.uint8).numpy()))
+                _write(file.fileno(), memoryview(host.view(-1).view(torch.uint8).numpy()), digest, flushing)
+    return digest.hexdigest()
 
 
 def header(rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[list[str], bytes]:
@@ -60,6 +69,53 @@ def header(rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[lis
     return order, len(text).to_bytes(8, "little") + text
 
 
-def _write(handle: int, data: memoryview) -> None:
+def _write(handle: int, data: memoryview, digest: hashlib._Hash, flushing: _Flushing) -> None:
     while data:
-        data = data[os.write(handle, data[:PIECE]) :]
+        done = os.write(handle, data[:PIECE])
+        digest.update(data[:done])
+        flushing.written(done)
+        data = data[done:]
+
+
+class _Flushing(threading.Thread):
+    """Flushes an open file again and again while it is written, and once more at its end, which waits for it.
+
+    A daemon: a process that is told to leave at once does not wait for the disk.
+    """
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(name="vla-flush", daemon=True)
+        self._handle, self._bytes, self._ended = handle, 0, False
+        self._changed = threading.Condition()
+        self._failure: OSError | None = None
+
+    def written(self, size: int) -> None:
+        """So many bytes more."""
+        with self._changed:
+            self._bytes += size
+            if self._bytes >= FLUSHED:
+                self._changed.notify()
+
+    def run(self) -> None:
+        ended = False
+        while not ended:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._bytes >= FLUSHED)
+                self._bytes, ended = 0, self._ended
+            try:
+                os.fsync(self._handle)
+            except OSError as error:
+                self._failure = error
+                return
+
+    def __enter__(self) -> _Flushing:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self.join()
+        if self._failure is not None and error is None:
+            raise self._failure

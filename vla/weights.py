@@ -37,8 +37,8 @@ class Row:
     shape: tuple[int, ...]
 
 
-def save_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Into one file where they fit, else into several and an index, in the order in which they come."""
+def save_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, str]:
+    """Into one file where they fit, else into several and an index, in the order in which they come. The sha256 of each file of weights."""
     if max_shard_bytes < 1:
         raise UserError(f"a file of weights cannot be of {max_shard_bytes} bytes; give a size such as 5GB")
     parts: list[list[str]] = [[]]
@@ -50,16 +50,15 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], max_shard_bytes: i
         parts[-1].append(name)
         held += tensor.nbytes
     if len(parts) == 1:
-        save_tensors(folder / WEIGHTS, weights)
-        return
+        return {WEIGHTS: save_tensors(folder / WEIGHTS, weights)}
     files = {f"model-{number:05d}-of-{len(parts):05d}.safetensors": names for number, names in enumerate(parts, 1)}
-    for file, names in files.items():
-        save_tensors(folder / file, {name: weights[name] for name in names})
+    digests = {file: save_tensors(folder / file, {name: weights[name] for name in names}) for file, names in files.items()}
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
         "weight_map": {name: file for file, names in files.items() for name in names},
     }
     (folder / INDEX).write_text(json.dumps(index, indent=1))
+    return digests
 
 
 def read_weights(folder: Path) -> Iterator[dict[str, Tensor]]:
@@ -96,10 +95,10 @@ def weight_files(folder: Path) -> list[str]:
     return files
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors, written from memory (`vla.tensor_file`). OSError says how many bytes were needed."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """safetensors, written from memory (`vla.tensor_file`). Its sha256. OSError says how many bytes were needed."""
     try:
-        write_tensors(path, tensors)
+        return write_tensors(path, tensors)
     except OSError as error:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         raise OSError(error.errno, f"{error.strerror}: {path.name} needs {needed / 1e6:.1f} MB") from error

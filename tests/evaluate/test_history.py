@@ -62,6 +62,17 @@ class Sees:
         return [Chunk(np.tile([1.0, 0.0], (robot.horizon, 1)), robot.name, robot.rate_hz) for _ in observations]
 
 
+def test_where_decisions_come_at_any_step_every_frame_that_one_may_look_back_to_is_there():
+    history, now_only = History((-0.35, 0.0), Fraction(RATE_HZ), None), History((0.0,), Fraction(RATE_HZ), None)
+    history.start(0, frame(0))
+    for step in range(1, 30):
+        assert history.wants(step) and not now_only.wants(step)
+        if step in (2, 3, 9, 10, 21):
+            assert history.at(step, frame(step)).state[:, 0].tolist() == [max(step - 3, 0), step]
+        else:
+            history.keep(step, frame(step))
+
+
 def test_an_evaluation_shows_a_policy_the_frames_it_was_trained_on():
     """The dot moves 0.02 m a step, so that its place tells the step that a frame is of."""
     policy = Sees((-0.5, -0.2, 0.0))

@@ -14,7 +14,8 @@ from vla.cli import main
 from vla.decoders.dit import DiT
 from vla.errors import UserError
 from vla.evaluate.result import read_result
-from vla.execute.value import Decisions, Ranked, Value, explained, learn
+from vla.execute.several import Several
+from vla.execute.value import Decisions, Value, explained, learn
 from vla.model import Model
 from vla.policy import Policy
 from vla.sim.suites import load_suite
@@ -43,7 +44,7 @@ def test_the_best_of_the_samples_is_taken_and_one_of_them_is_the_policys_own():
     rng = np.random.default_rng(0)
     seen, keys = [observation(ROBOTS[1], rng) for _ in range(6)], list(range(6))
     alone = policy(DECODERS["flow"])
-    ranked = Ranked(alone, Likes(TINY.width, 4, 5), samples=4)
+    ranked = Several(alone, 4, Likes(TINY.width, 4, 5))
     chosen, own = (torch.tensor(np.stack([c.action_TA for c in each.act_batch(seen, keys)])) for each in (ranked, alone))
     first, of_own = chosen[:, 0, 0], own[:, 0, 0]
     assert bool((first >= of_own - 1e-6).all()) and int((first > of_own + 1e-3).sum()) >= 3
@@ -54,9 +55,9 @@ def test_the_best_of_the_samples_is_taken_and_one_of_them_is_the_policys_own():
 def test_nothing_to_choose_is_said():
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="one chunk an observation, so that there is nothing to choose"):
-        Ranked(policy(DECODERS["parallel"]), Likes(TINY.width, 4, 5), 2).act_batch([observation(ROBOTS[0], rng)], [1])
+        Several(policy(DECODERS["parallel"]), 2, Likes(TINY.width, 4, 5)).act_batch([observation(ROBOTS[0], rng)], [1])
     with pytest.raises(UserError, match="at least 2 of them, not 1; give --samples 8"):
-        Ranked(policy(DECODERS["flow"]), Likes(TINY.width, 4, 5), 1)
+        Several(policy(DECODERS["flow"]), 1, Likes(TINY.width, 4, 5))
 
 
 def decisions(episodes: int, seed: int) -> Decisions:
@@ -119,5 +120,5 @@ def test_learned_from_rollouts_and_used_in_an_evaluation(tmp_path, capsys):
         assert result.policy["samples"] == 3 and len(result.policy["value_sha256"]) == 64
     assert rows[0] == rows[1]
     capsys.readouterr()
-    assert main(f"eval {like} --samples 3".split()) == 2 and main(f"eval random --suite {suite} --samples 3 --value {out}".split()) == 2
-    assert "--samples and --value go together" in capsys.readouterr().err
+    assert main(f"eval {like} --samples 3".split()) == 2 and "--samples goes with --value" in capsys.readouterr().err
+    assert main(f"eval random --suite {suite} --samples 3 --value {out}".split()) == 2 and "for a checkpoint" in capsys.readouterr().err

@@ -20,6 +20,7 @@ vla eval runs/sawyer/checkpoint --suite metaworld-mt50 --shard 1/4 --json part1.
 vla eval runs/sawyer/checkpoint --suite metaworld-objects --probe no-language --json no-language.json --html no-language.html
 vla eval runs/better/checkpoint --suite metaworld-objects --against runs/sawyer/eval.json --json better.json
 vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 8 --value runs/sawyer/value.safetensors
+vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 4 --agree 0.1
 vla eval runs/libero/checkpoint --suite libero-spatial --sim-python ~/libero/bin/python
 """
 
@@ -43,10 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", metavar="WHAT", help="change one thing and say so: " + ", ".join(PROBES) + "; some with an amount, as latency=0.2"
     )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="chunks drawn for each observation, for --value and --agree")
+    parser.add_argument("--value", type=Path, metavar="FILE", help="chooses among them: what `vla train-value` learned for this checkpoint")
     parser.add_argument(
-        "--samples", type=int, default=1, metavar="N", help="chunks drawn for each observation, of which --value chooses one"
+        "--agree", type=float, metavar="SPREAD", help="execute a chunk only as far as they spread by less, such as 0.1 (1: half the range)"
     )
-    parser.add_argument("--value", type=Path, metavar="FILE", help="what `vla train-value` learned for this checkpoint")
+    parser.add_argument(
+        "--self-guidance",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="lead a denoiser away from what its last observation asked for",
+    )
     parser.add_argument("--shard", metavar="K/N", help="run the K-th of N parts; `vla merge` puts their results together")
     parser.add_argument("--against", type=Path, metavar="FILE", help="another policy's result: stop as soon as one is shown to be better")
     parser.add_argument("--level", type=float, default=0.05, help="chance of --against declaring a difference that is none (default: 0.05)")
@@ -134,6 +143,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
     from rich.progress import Progress as Bars
 
     from vla.evaluate.probes import Probe
+    from vla.evaluate.resolve import Sampling
     from vla.evaluate.result import read_result
     from vla.evaluate.runner import evaluate
     from vla.evaluate.shards import Shard
@@ -162,8 +172,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             execute=args.execute,
             ensemble=ensemble_of(args.ensemble) if args.ensemble is not None else None,
             probe=Probe.of(args.probe) if args.probe is not None else None,
-            samples=args.samples,
-            value=args.value,
+            sampling=Sampling(args.samples, args.value, args.agree, args.self_guidance),
             shard=Shard.of(args.shard) if args.shard is not None else None,
             rival=Rival(str(args.against), read_result(args.against), args.level) if args.against else None,
             journal=args.json,

@@ -27,6 +27,15 @@ class Continues(Protocol):
     ) -> list[Chunk]: ...
 
 
+@runtime_checkable
+class Follows(Protocol):
+    """A policy whose chunks depend on what was seen at the decision before; `vla.execute.selfguide.SelfGuided` is one."""
+
+    def follow_batch(
+        self, observations: Sequence[Observation], keys: Sequence[int], before: Sequence[Observation | None]
+    ) -> list[Chunk]: ...
+
+
 class Batcher:
     """Checks what the policy says before anything moves: for this robot, finite, of its width."""
 
@@ -34,24 +43,35 @@ class Batcher:
         self.policy, self.robot = policy, robot
 
     def act(
-        self, observations: Sequence[Observation], keys: Sequence[int], rests: Sequence[Continuation | None] | None = None
+        self,
+        observations: Sequence[Observation],
+        keys: Sequence[int],
+        rests: Sequence[Continuation | None] | None = None,
+        before: Sequence[Observation | None] | None = None,
     ) -> list[Chunk]:
-        """`rests`: what each chunk has to continue, if anything. Rows that continue and rows that do not are batches of their own."""
-        rests = rests or [None] * len(observations)
+        """`rests`: what each chunk has to continue, if anything. Rows that continue and rows that do not are batches of their own.
+        `before`: what was seen at the episode's decision before this one, None at its first."""
+        rests, before = rests or [None] * len(observations), before or [None] * len(observations)
         found: dict[int, Chunk] = {}
         for continues in (False, True):
             rows = [row for row, rest in enumerate(rests) if (rest is not None) == continues]
             for start in range(0, len(rows), MAX_BATCH):
                 part = rows[start : start + MAX_BATCH]
-                asked = ([observations[row] for row in part], [keys[row] for row in part], [rests[row] for row in part])
-                found |= zip(part, self._act(*asked), strict=True)
+                seen, then = [observations[row] for row in part], [before[row] for row in part]
+                found |= zip(part, self._act(seen, [keys[row] for row in part], [rests[row] for row in part], then), strict=True)
         return [found[row] for row in range(len(observations))]
 
-    def _act(self, observations: list[Observation], keys: list[int], rests: list[Continuation | None]) -> list[Chunk]:
+    def _act(
+        self, observations: list[Observation], keys: list[int], rests: list[Continuation | None], before: list[Observation | None]
+    ) -> list[Chunk]:
         wanted = len(observations)
         padding = max(0, LEAST_BATCH - wanted)
         observations, keys, rests = observations + observations[:1] * padding, keys + keys[:1] * padding, rests + rests[:1] * padding
-        if rests[0] is None:
+        if isinstance(self.policy, Follows):
+            if rests[0] is not None:
+                raise UserError("self-guidance does not continue a chunk; leave out --ensemble realtime or --self-guidance")
+            chunks = self.policy.follow_batch(observations, keys, before + before[:1] * padding)[:wanted]
+        elif rests[0] is None:
             chunks = self.policy.act_batch(observations, keys)[:wanted]
         elif isinstance(self.policy, Continues):
             chunks = self.policy.continue_batch(observations, keys, rests)[:wanted]

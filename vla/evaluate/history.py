@@ -16,7 +16,7 @@ class History:
     """Frames at `offsets_s` (seconds relative to a decision, rising to 0), at the robot's rate, as a training sample has them
     (`vla.data.window.history_steps`): the latest at or before each time, within half a tick; before the first step, the first.
 
-    `every`: steps from one decision to the next; what none of them looks back to is never drawn.
+    `every`: steps from one decision to the next, None where these vary; what no decision looks back to is never drawn.
 
         history.start(step, observation)
         history.at(step, observation)        # at a decision
@@ -24,7 +24,7 @@ class History:
             history.keep(step, observation)
     """
 
-    def __init__(self, offsets_s: Sequence[float], rate_hz: Fraction, every: int) -> None:
+    def __init__(self, offsets_s: Sequence[float], rate_hz: Fraction, every: int | None) -> None:
         self.offsets_s, self.every = tuple(offsets_s), every
         # A hair more than half a tick, as there, so that rounding decides no tie.
         self._back = [min(math.floor(offset_s * float(rate_hz) + 0.5 + 1e-6), 0) for offset_s in self.offsets_s]
@@ -37,6 +37,8 @@ class History:
 
     def wants(self, step: int) -> bool:
         """Whether a later decision looks back to this step, which is none itself."""
+        if self.every is None:
+            return min(self._back) < 0
         since = step - self._first
         return since % self.every > 0 and any((since - back) % self.every == 0 for back in self._back)
 

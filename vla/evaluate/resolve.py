@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +28,48 @@ def resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> t
     return policy, {**facts, "offsets_s": list(contents.offsets_s)}, _robot_of(contents, suite)
 
 
-def ranked(actor: Actor | Expert, facts: dict[str, Any], samples: int, value: Path | None) -> tuple[Actor, dict[str, Any]]:
-    """The policy that takes the best of so many chunks by a value, and what the result says of it."""
-    if value is None or "manifest_sha256" not in facts:
-        raise UserError("--samples and --value go together, and with a checkpoint; `vla train-value` learns a value")
-    from vla.checkpoint import sha256
-    from vla.execute.value import Ranked, Value
-    from vla.policy import Policy
+@dataclass(frozen=True)
+class Sampling:
+    """How a checkpoint's chunks are drawn. `samples` of them for each observation, of which `value` (a file of `vla train-value`) chooses
+    one, and which are executed as far as they spread by no more than `agree` (`vla.execute.several`). `guidance`: the weight of
+    self-guidance (`vla.execute.selfguide`), 0 for none."""
 
-    assert isinstance(actor, Policy)
-    chosen = Ranked(actor, Value.load(value, facts["manifest_sha256"]), samples)
-    return chosen, {**facts, "samples": samples, "value_sha256": sha256(value)}
+    samples: int = 1
+    value: Path | None = None
+    agree: float | None = None
+    guidance: float = 0.0
+
+    def of(self, actor: Actor | Expert, facts: dict[str, Any], execute: int) -> tuple[Actor | Expert, dict[str, Any]]:
+        """The policy that draws so, and what the result says of it. Of the `execute` commands a quarter is executed in any case."""
+        if self == Sampling():
+            return actor, facts
+        if "manifest_sha256" not in facts:
+            raise UserError("--samples, --value, --agree and --self-guidance are for a checkpoint")
+        from vla.policy import Policy
+
+        assert isinstance(actor, Policy)
+        if self.guidance:
+            if self.samples > 1 or self.value is not None or self.agree is not None:
+                raise UserError("self-guidance draws one chunk; leave out --samples, --value and --agree, or --self-guidance")
+            from vla.execute.selfguide import SelfGuided
+
+            return SelfGuided(actor, self.guidance), {**facts, "self_guidance": self.guidance}
+        if self.samples < 2 or (self.value is None and self.agree is None):
+            raise UserError(
+                "--samples goes with --value, which chooses one of them (`vla train-value` learns it), or --agree, which says how far they "
+                "are executed"
+            )
+        from vla.checkpoint import sha256
+        from vla.execute.several import Agreement, Several
+        from vla.execute.value import Value
+
+        told: dict[str, Any] = {**facts, "samples": self.samples}
+        value = agreement = None
+        if self.value is not None:
+            value, told["value_sha256"] = Value.load(self.value, facts["manifest_sha256"]), sha256(self.value)
+        if self.agree is not None:
+            agreement, told["agree"] = Agreement(self.agree, least=max(1, execute // 4)), self.agree
+        return Several(actor, self.samples, value, agreement), told
 
 
 def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:

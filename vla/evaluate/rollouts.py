@@ -60,6 +60,8 @@ class Slot:
     job: Job | None = None
     observation: Observation | None = None
     rest: Continuation | None = None
+    before: Observation | None = None
+    """What the policy saw at the episode's last decision."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Rollouts:
                     continue
                 slot.task = task
             job = slot.job = self.waiting[slot.task].popleft()
+            slot.before = None
             start = {"op": "start", "slot": slot.index, "task": job.task, "seed": job.seed, "expert": isinstance(self.policy, Expert)}
             self.process(slot.worker).send(start)
 
@@ -202,12 +205,13 @@ class Rollouts:
         slots = [(slot, slot.job, slot.observation) for slot in self.slots if slot.observation is not None and slot.job is not None]
         keys = [call_key(self.seed, job.task, job.episode, job.calls) for _, job, _ in slots]
         start, begun = time.process_time(), time.monotonic()
-        chunks = self.policy.act([observation for _, _, observation in slots], keys, [slot.rest for slot, _, _ in slots])
+        seen, rests = [observation for _, _, observation in slots], [slot.rest for slot, _, _ in slots]
+        chunks = self.policy.act(seen, keys, rests, [slot.before for slot, _, _ in slots])
         self.clock["policy"] += time.process_time() - start
         self._acting_s += time.monotonic() - begun
         self.policy_calls += len(slots)
         for (slot, job, _), chunk in zip(slots, chunks, strict=True):
-            slot.observation, job.calls = None, job.calls + 1
+            slot.before, slot.observation, job.calls = slot.observation, None, job.calls + 1
             self.processes[slot.worker].send({"op": "act", "slot": slot.index}, {"chunk": chunk.action_TA})
 
     def _lose(self, process: Process, reason: str) -> None:

@@ -16,7 +16,7 @@ from vla.evaluate.baselines import Actor, Expert
 from vla.evaluate.batching import Batcher, one_thread
 from vla.evaluate.journal import Journal
 from vla.evaluate.probes import Probe, disguise
-from vla.evaluate.resolve import ranked, resolve
+from vla.evaluate.resolve import Sampling, resolve
 from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
 from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
@@ -50,8 +50,7 @@ def evaluate(
     execute: int | None = None,
     ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None = None,
     probe: Probe | None = None,
-    samples: int = 1,
-    value: Path | None = None,
+    sampling: Sampling | None = None,
     learning: bool = False,
     shard: Shard | None = None,
     rival: Rival | None = None,
@@ -71,8 +70,8 @@ def evaluate(
 
     `policy`: a checkpoint folder, the name of a baseline (random, hold, expert), or an object with `act_batch`. `tasks`: all of the
     suite when empty. `episodes`: of each task (by default as many as the suite's protocol has). `execute`: commands of each chunk before
-    the next one (by default 5/6 of it). `probe`: one declared perturbation. `samples`: chunks that are drawn for each observation, of which
-    `value` (`vla train-value`) says the best. `learning`: episodes that no evaluation draws, for those who learn from them. `shard`: the
+    the next one (by default 5/6 of it). `probe`: one declared perturbation. `sampling`: several chunks for each, or
+    self-guidance. `learning`: episodes that no evaluation draws, for those who learn from them. `shard`: the
     part of the episodes to run here (`vla.evaluate.shards.merge`). `rival`: another policy's result; the run ends as soon as its rule
     says which is better. `journal`: the result's file; rows are kept beside it as they end, and those of a run that was killed are not
     run again. `workers`: simulator processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default
@@ -89,9 +88,8 @@ def evaluate(
     names = _checked(suite, tasks, episodes, workers, slots)
     actor, facts, robot = resolve(policy, suite, device)
     counts = _counts(actor)  # an object may have acted before
-    if samples != 1 or value is not None:
-        actor, facts = ranked(actor, facts, samples, value)
-    execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
+    execute, sampling = execute or max(1, int(robot.horizon * EXECUTED_SHARE)), sampling or Sampling()
+    actor, facts = sampling.of(actor, facts, execute)
     image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
     if execute > robot.horizon:
         raise UserError(f"cannot execute {execute} commands of chunks of {robot.horizon}; give --execute 1 to {robot.horizon}")
@@ -104,6 +102,7 @@ def evaluate(
         **how,
         "suite": suite.spec,
         "offsets_s": facts.get("offsets_s", [0.0]),
+        "varies": sampling.agree is not None,
         "ensemble": ensemble.spec if ensemble else None,
         "delay": probe.delay(suite, execute) if probe is not None else 0,
         "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
@@ -220,7 +219,11 @@ def _counts(actor: Actor | Expert) -> dict[str, int]:
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two policies apart whose rows must not be mixed."""
-    return {key: facts[key] for key in ("name", "manifest_sha256", "device", "samples", "value_sha256") if key in facts}
+    return {
+        key: facts[key]
+        for key in ("name", "manifest_sha256", "device", "samples", "value_sha256", "agree", "self_guidance")
+        if key in facts
+    }
 
 
 def _time(rollouts: Rollouts, parent_cpu: float) -> dict[str, float]:

@@ -69,7 +69,7 @@ class Worker:
 
     def __init__(self, suite: Suite, setup: Mapping[str, Any]) -> None:
         self.suite, self.image_size, self.execute, self.delay = suite, setup["image_size"], setup["execute"], setup.get("delay", 0)
-        self.offsets_s = setup.get("offsets_s", [0.0])
+        self.offsets_s, self.varies = setup.get("offsets_s", [0.0]), setup.get("varies", False)
         self.ensemble: Ensemble | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
         self.disturbance = Disturbance(*setup["disturbance"]) if setup.get("disturbance") else None
         self.slots: dict[int, Slot] = {}
@@ -80,7 +80,10 @@ class Worker:
         if message["op"] == "start":
             return self._start(message["slot"], message["task"], message["seed"], message["expert"])
         if message["op"] == "act":
-            return self._act(message["slot"], arrays.get("chunk"))
+            try:
+                return self._act(message["slot"], arrays.get("chunk"))
+            except UserError as error:  # such as chunks that are over before they come: another episode would end no better
+                return {"slot": message["slot"], "ended": False, "refused": str(error)}, {}
         assert message["op"] == "replay", message
         with self._timed("replay"):
             return self._replay(message, arrays["commands"])
@@ -120,6 +123,11 @@ class Worker:
         robot, pacer = slot.env.embodiment, slot.pacer
         assert pacer is not None
         if chunk_TA is not None:
+            if len(chunk_TA) < self.execute and not self.varies and min(self.offsets_s) < 0:
+                raise UserError(
+                    f"a policy that sees earlier frames gave a chunk of {len(chunk_TA)} commands, of which {self.execute} are executed; "
+                    f"give --execute {len(chunk_TA)}"
+                )
             slot.late = Chunk(chunk_TA, robot.name, robot.rate_hz)
         commands, success, ended, orders = [], False, False, slot.env.orders
         while not ended and (slot.expert is not None or slot.late is not None or not pacer.queue.wants_chunk):
@@ -151,7 +159,11 @@ class Worker:
         try:
             return pacer.queue.pop()
         except NoCommand:
-            assert slot.late is not None
+            if slot.late is None:
+                raise UserError(
+                    f"a chunk arrives {self.delay} steps after its observation, when every command of it is over: longer chunks or a "
+                    "shorter latency, please"
+                ) from None
             (held,) = Hold(slot.env.embodiment).act_batch([slot.env.watched()], [0])
             pacer.queue.put(replace(held, action_TA=held.action_TA[:1]))
             return pacer.queue.pop()
@@ -175,7 +187,7 @@ class Worker:
         """What a policy sees now, with the frames before that it was trained on."""
         now = slot.env.observation()
         if slot.history is None:
-            slot.history = History(self.offsets_s, slot.env.embodiment.rate_hz, self.execute)
+            slot.history = History(self.offsets_s, slot.env.embodiment.rate_hz, None if self.varies else self.execute)
             slot.history.start(slot.steps, now)
         return slot.history.at(slot.steps, now)
 

@@ -7,19 +7,19 @@ cameras, have other backbones and other conditionings; the numbers that they den
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vla.decoders.base import join
-from vla.diffusion.base import Warm
+from vla.diffusion.base import Path, Predict, Warm
 from vla.diffusion.guide import guided
 from vla.errors import UserError
 from vla.noise import Noise
 from vla.policy import Policy
-from vla.types import Observation, Prior
+from vla.types import ActionSpec, Observation, Prior
 
 
 class Composed(Policy):
@@ -39,7 +39,7 @@ class Composed(Policy):
             if differing:
                 raise UserError(f"policy {number} differs from the first in {' and '.join(differing)}: its actions mean something else")
 
-    def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
+    def save_pretrained(self, folder: str | pathlib.Path, max_shard_bytes: int | None = None) -> pathlib.Path:
         """UserError: a checkpoint is one model."""
         raise UserError("a composed policy is several checkpoints and their weights: save each policy, and compose them where they act")
 
@@ -60,14 +60,20 @@ class Composed(Policy):
         def predict(x_BTA: Tensor, t_B: Tensor) -> Tensor:
             return sum(weight * part.predict(x_BTA, t_B) for weight, part in zip(self.weights, denoisers, strict=True))
 
-        noise = Noise(noise.key_B, self.seed)
-        eps_BTA = noise.normal("eps", self.model.roster.horizon, self.model.roster.action_width)
         evaluations = max(denoiser.evaluations for denoiser in denoisers)
-        if prior is None:
-            return path.solve(predict, eps_BTA, evaluations, noise=noise) * like.mask_BTA
-        prior = prior.to(eps_BTA.device)
-        pulled = guided(path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
-        return join(path.solve(pulled, eps_BTA, evaluations, warm=Warm.of(prior), noise=noise), like, prior, soft=False)
+        return denoised(self, predict, path, evaluations, like, Noise(noise.key_B, self.seed), prior)
+
+
+def denoised(
+    policy: Policy, predict: Predict, path: Path, evaluations: int, like: ActionSpec, noise: Noise, prior: Prior | None = None
+) -> Tensor:
+    """Normalised actions (B, T, A) of a policy's shape by any denoiser; with a prior, pulled to it and joined."""
+    eps_BTA = noise.normal("eps", policy.model.roster.horizon, policy.model.roster.action_width)
+    if prior is None:
+        return path.solve(predict, eps_BTA, evaluations, noise=noise) * like.mask_BTA
+    prior = prior.to(eps_BTA.device)
+    pulled = guided(path, predict, prior.action_BTA, prior.weight_BT[..., None] * like.mask_BTA)
+    return join(path.solve(pulled, eps_BTA, evaluations, warm=Warm.of(prior), noise=noise), like, prior, soft=False)
 
 
 def _meaning(policy: Policy) -> dict[str, object]:

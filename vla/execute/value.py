@@ -114,29 +114,6 @@ def explained(value: Value, decisions: Decisions) -> float:
     return 1 - float(error_N.square().mean() / decisions.return_N.var(correction=0).clamp(min=1e-12))
 
 
-class Ranked(Policy):
-    """A policy that samples so many chunks for each observation, and takes the one with the highest value. The first sample is the one that
-    the policy alone would have given."""
-
-    def __init__(self, policy: Policy, value: Value, samples: int) -> None:
-        if samples < 2:
-            raise UserError(f"a value chooses among samples, at least 2 of them, not {samples}; give --samples 8")
-        super().__init__(policy.contents, policy.model, policy.seed)
-        self.value, self.samples = value.to(next(policy.model.parameters()).device), samples
-
-    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
-        drawn_NBTA = torch.stack([super(Ranked, self)._sample(observations, draw, prior) for draw in self._draws(keys)])
-        if bool((drawn_NBTA == drawn_NBTA[0]).all()):
-            raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
-        state_BD = states(self, observations, keys)
-        value_NB = torch.stack([self.value(state_BD, drawn_BTA) for drawn_BTA in drawn_NBTA])
-        return drawn_NBTA[value_NB.argmax(0), torch.arange(len(keys), device=drawn_NBTA.device)]
-
-    def _draws(self, keys: Sequence[int]) -> list[list[int]]:
-        """Keys of each sample; those beside the first are far from any that are in use."""
-        return [[(key + number * 0x9E3779B97F4A7C15) % 2**63 for key in keys] for number in range(self.samples)]
-
-
 class Remembering(Policy):
     """A policy that keeps what it saw and did: by key, the state (D,) and the normalised chunk (T, A)."""
 

@@ -21,9 +21,10 @@ def save_latent(folder: Path, model: LatentActionModel, run: Mapping[str, Any] |
     """Writes model.safetensors, config.json (with the model's hash) and manifest.json; complete or invisible."""
     contents = {"format_version": FORMAT_VERSION, "model": to_json(model.config), "hash": model.hash(), "run": dict(run or {})}
 
-    def write(temporary: Path) -> None:
-        save_tensors(temporary / "model.safetensors", model.state_dict())
+    def write(temporary: Path) -> dict[str, str]:
+        digest = save_tensors(temporary / "model.safetensors", model.state_dict())
         (temporary / "config.json").write_text(json.dumps(contents, indent=1))
+        return {"model.safetensors": digest}
 
     return write_folder(folder, write)
 

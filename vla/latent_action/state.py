@@ -37,9 +37,10 @@ def save_state(out: Path, facts: Mapping[str, Any], model: LatentActionModel, op
     tensors["count_NK"] = torch.from_numpy(watched.count_NK)
     numbers = {"step": watched.step, "unexplained": watched.unexplained, "change": watched.change, "seconds": watched.seconds}
 
-    def write(temporary: Path) -> None:
-        save_tensors(temporary / "state.safetensors", tensors)
+    def write(temporary: Path) -> dict[str, str]:
+        digest = save_tensors(temporary / "state.safetensors", tensors)
         (temporary / "state.json").write_text(json.dumps({"facts": dict(facts), **numbers, "row": dict(watched.row)}))
+        return {"state.safetensors": digest}
 
     write_folder(out / "state", write)
 

@@ -172,9 +172,10 @@ def record_run(out: Path, facts: Mapping[str, Any], fresh: bool, allow_changed: 
     part.replace(path)
 
 
-def _write_state(folder: Path, state: Mapping[str, Tensor], progress: Progress) -> None:
-    save_tensors(folder / "state.safetensors", state)
+def _write_state(folder: Path, state: Mapping[str, Tensor], progress: Progress) -> dict[str, str]:
+    digest = save_tensors(folder / "state.safetensors", state)
     (folder / "progress.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(progress)}, indent=1))
+    return {"state.safetensors": digest}
 
 
 def _thin(out: Path, step: int, keep_last: int, keep_best: int) -> None:

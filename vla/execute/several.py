@@ -1,0 +1,93 @@
+"""A policy that draws several chunks for each observation: which one is executed, and how far.
+
+Which: the first, or the one of which a value expects most (`vla.execute.value`). How far: all of it, or as far as the samples agree, so
+that the robot looks again where its policy is not sure. Adaptive Action Chunking (2026, arXiv 2604.04161) takes the entropy of sampled
+actions for that; So et al. 2025 ("Improving Generative Behavior Cloning via Self-Guidance and Adaptive Chunking") how far a new chunk
+points elsewhere than the old one, which costs a call every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vla.errors import UserError
+from vla.policy import Policy
+from vla.types import Chunk, Observation, Prior
+
+if TYPE_CHECKING:
+    from vla.execute.value import Value
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A chunk is cut before the first step at which samples spread by more than `most`: the root mean square, over the numbers of a step,
+    of their standard deviation, in normalised units (1: half of what the demonstrations span). At least `least` commands are kept."""
+
+    most: float
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.most > 0 or self.least < 1:
+            raise UserError(f"samples agree within a spread above 0, for at least 1 command; not {self.most} and {self.least}")
+
+    def steps(self, drawn_NBTA: Tensor, mask_BTA: Tensor) -> Tensor:
+        """Samples (N, B, T, A), and which of the numbers exist -> int64 (B,): commands to execute, 1..T."""
+        variance_BT = (drawn_NBTA.var(0, correction=0) * mask_BTA).sum(-1) / mask_BTA.sum(-1).clamp(min=1)
+        agreed_BT = variance_BT.sqrt() <= self.most
+        return agreed_BT.long().cumprod(1).sum(1).clamp(min=min(self.least, drawn_NBTA.shape[2]))
+
+
+class Several(Policy):
+    """A policy that samples so many chunks for each observation. The first is the one that the policy alone would have given.
+
+    UserError where it samples no two different ones (a decoder with one answer), or where nothing is asked of them.
+    """
+
+    def __init__(self, policy: Policy, samples: int, value: Value | None = None, agreement: Agreement | None = None) -> None:
+        if samples < 2:
+            raise UserError(f"a choice among samples takes at least 2 of them, not {samples}; give --samples 8")
+        if value is None and agreement is None:
+            raise UserError("several samples are drawn for a value to choose one, or to see how far they agree; give one of them")
+        super().__init__(policy.contents, policy.model, policy.seed)
+        self.samples, self.agreement = samples, agreement
+        self.value = value.to(next(policy.model.parameters()).device) if value is not None else None
+
+    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        return self._chosen(self._drawn(observations, keys, prior), observations, keys)
+
+    def _decided(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> list[Chunk | UserError]:
+        drawn_NBTA = self._drawn(observations, keys, prior)
+        outcomes = self._outcomes(observations, self._chosen(drawn_NBTA, observations, keys))
+        if self.agreement is None:
+            return outcomes
+        mask_BTA = self.prepared(observations, keys)[0].spec.mask_BTA
+        steps = self.agreement.steps(drawn_NBTA, mask_BTA).tolist()
+        return [each if isinstance(each, UserError) else _cut(each, count) for each, count in zip(outcomes, steps, strict=True)]
+
+    def _drawn(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None) -> Tensor:
+        drawn_NBTA = torch.stack([super(Several, self)._sample(observations, draw, prior) for draw in self._draws(keys)])
+        if bool((drawn_NBTA == drawn_NBTA[0]).all()):
+            raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
+        return drawn_NBTA
+
+    def _chosen(self, drawn_NBTA: Tensor, observations: Sequence[Observation], keys: Sequence[int]) -> Tensor:
+        if self.value is None:
+            return drawn_NBTA[0]
+        from vla.execute.value import states
+
+        state_BD = states(self, observations, keys)
+        value_NB = torch.stack([self.value(state_BD, drawn_BTA) for drawn_BTA in drawn_NBTA])
+        return drawn_NBTA[value_NB.argmax(0), torch.arange(len(keys), device=drawn_NBTA.device)]
+
+    def _draws(self, keys: Sequence[int]) -> list[list[int]]:
+        """Keys of each sample; those beside the first are far from any that are in use."""
+        return [[(key + number * 0x9E3779B97F4A7C15) % 2**63 for key in keys] for number in range(self.samples)]
+
+
+def _cut(chunk: Chunk, steps: int) -> Chunk:
+    return replace(chunk, action_TA=chunk.action_TA[:steps])
