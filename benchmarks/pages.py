@@ -209,6 +209,8 @@ def evidence(results: Path) -> str:
             _decoders(results),
             _mt10(results),
             _few_labels(results),
+            _sampling(results),
+            _latency(results),
             _shipped(results),
         ]
     )
@@ -290,6 +292,48 @@ def _interval(row: dict[str, Any]) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     return proportion_confint(row["successes"], row["episodes"], method="wilson")
+
+
+def _sampling(results: Path) -> str:
+    found = _load(results / "sampling.json")
+    title = "## How chunks are drawn\n\nThe same episodes in every row; `decisions` are the chunks that an episode asked for.\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    command = f"python -m benchmarks.sampling runs/mine --suite {found['suite']} --episodes {found['episodes_per_task']}"
+    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"]) + " --value runs/mine/value.safetensors --json"
+    lines = [
+        f"{title}\n```bash\n{command}\n```\n",
+        "| | successes | rate | interval | decisions | better | worse | p |\n" + "|---" * 8 + "|",
+    ]
+    for name, row in found["rows"].items():
+        counts = f" {row['decisions']:.1f} | {row['better']} | {row['worse']} | {row['p']:.2g} |"
+        lines.append(_rate(name, row) + counts)
+    return "\n".join([*lines, f"\nThe checkpoint: {found['what']}. {_shown(found['rows'])}"]) + "\n"
+
+
+def _shown(rows: dict[str, Any]) -> str:
+    """Which rows differ from the plain one by more than chance, of all that were tried (Holm's correction)."""
+    others = sorted(((row["p"], name) for name, row in rows.items() if name != "plain"))
+    shown = []
+    for rank, (p, name) in enumerate(others):
+        if p > 0.05 / (len(others) - rank):
+            break
+        row = rows[name]
+        shown.append(f"`{name}` is {'better' if row['better'] > row['worse'] else 'worse'}")
+    return f"Against `plain`, by Holm's rule at 5%: {', '.join(shown) if shown else 'no difference is shown'}."
+
+
+def _latency(results: Path) -> str:
+    found = _load(results / "latency.json")
+    title = "## Success against delay\n\nA chunk arrives so many control steps after its observation; until then the old one goes on.\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    each = found["rows"][0]["episodes"] // max(len(found["tasks"]), 1)
+    command = f"python -m benchmarks.latency runs/mine --suite {found['suite']} --tasks {','.join(found['tasks'])} --episodes {each} --json"
+    lines = [f"{title}\n```bash\n{command}\n```\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for row in found["rows"]:
+        lines.append(_rate(f"{row['delay_steps']} steps, {row['method']}", row))
+    return "\n".join([*lines, f"\nThe checkpoint: {found['what']}; {found['execute']} commands of a chunk are executed."]) + "\n"
 
 
 def _shipped(results: Path) -> str:
