@@ -28,6 +28,7 @@ from vla.train.run import differences, load_recipe
         ({"embodiments": "narrow"}, "a tuple of robots"),
         ({"history_s": (0.0, -0.5)}, "end at 0.0"),
         ({"model": None}, "neither a model nor a checkpoint"),
+        ({"model": "pi0"}, "model must be a vla.model.Model.* not a str"),
         ({"workers": -1}, "workers must not be negative"),
     ],
 )

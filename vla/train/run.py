@@ -132,6 +132,11 @@ class Run:
             raise UserError(f"run '{self.name}': ema_decay must be in (0, 1), or None; not {self.ema_decay}")
         if max(self.history_s, default=1) != 0 or list(self.history_s) != sorted(self.history_s):
             raise UserError(f"run '{self.name}': history_s must rise and end at 0.0 (now), not {self.history_s}")
+        if not isinstance(self.model, Model | None):
+            raise UserError(
+                f"run '{self.name}': model must be a vla.model.Model, such as Model(Tiny(), Parallel()) or preset('pi0').model(), "
+                f"not a {type(self.model).__name__}"
+            )
         if self.model is None and self.init is None:
             raise UserError(f"run '{self.name}' has neither a model nor a checkpoint to start from (init)")
 
