@@ -270,9 +270,18 @@ def _few_labels(results: Path) -> str:
         each = next(iter(rows["latent"]["tasks"].values()))["episodes"]
         command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each} --json"
         parts.append(f"```bash\n{command}\n```\n\n" + _arms(found.get("what", "the eight tasks of `metaworld-objects`"), rows))
+        parts.append(_shorter({**found.get("shorter", {}), str(found.get("steps", "")): rows}))
     if before:
         parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
     return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
+
+
+def _shorter(by_steps: dict[str, Any]) -> str:
+    """Both arms by the optimizer steps that they had."""
+    lines = ["By optimizer steps, each of runs of its own:\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for steps, rows in by_steps.items():
+        lines += [_rate(f"{steps} steps, `{name}`", row) for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _arms(what: str, rows: dict[str, Any]) -> str:
