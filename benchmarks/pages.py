@@ -309,7 +309,7 @@ def _sampling(results: Path) -> str:
     if found is None:
         return f"{title}\nNot measured yet.\n"
     command = f"python -m benchmarks.sampling runs/mine --suite {found['suite']} --episodes {found['episodes_per_task']}"
-    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"]) + " --value runs/mine/value.safetensors --json"
+    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"]) + " --value runs/mine/value.safetensors --out FILE"
     lines = [
         f"{title}\n```bash\n{command}\n```\n",
         "| | successes | rate | interval | decisions | better | worse | p |\n" + "|---" * 8 + "|",
@@ -317,7 +317,7 @@ def _sampling(results: Path) -> str:
     for name, row in found["rows"].items():
         counts = f" {row['decisions']:.1f} | {row['better']} | {row['worse']} | {row['p']:.2g} |"
         lines.append(_rate(name, row) + counts)
-    return "\n".join([*lines, f"\nThe checkpoint: {found['what']}. {_shown(found['rows'])}"]) + "\n"
+    return "\n".join([*lines, f"\nThe checkpoint: {found.get('what', found['decoder'])}. {_shown(found['rows'])}"]) + "\n"
 
 
 def _shown(rows: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """What a policy that samples gains by how its chunks are drawn: the best of several by a value, as far as they agree, self-guidance.
 
     vla train-value runs/mine --suite metaworld-objects --episodes 40 --out runs/mine/value.safetensors
-    python -m benchmarks.sampling runs/mine --suite metaworld-objects --value runs/mine/value.safetensors --json
+    python -m benchmarks.sampling runs/mine --suite metaworld-objects --value runs/mine/value.safetensors --out sampling.json
 
 All rows share their episodes. `decisions`: chunks asked for, a mean over episodes; a shorter chunk may help only because the robot looks
 more often, so that `agree` has a row with fixed chunks of about its own mean length beside it. `better`, `worse`: episodes that end
-otherwise than in the row `plain`; `p`: that so uneven a split comes by chance (exact sign test). Nothing is timed.
+otherwise than in the row `plain`; `p`: that so uneven a split comes by chance (exact sign test). Nothing is timed. It is long (an hour and
+more for all rows of 160 episodes): `--out` keeps each row as it ends, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=20, help="per task and row (default: 20)")
     parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
     parser.add_argument("--value", type=Path, help="what `vla train-value` learned for this checkpoint")
+    parser.add_argument("--agree", default=",".join(map(str, AGREE)), help="comma-separated spreads (default: %(default)s)")
+    parser.add_argument("--guidance", default=",".join(map(str, GUIDANCE)), help="comma-separated weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="one JSON object; rows that it has already are not run again")
     args = parser.parse_args()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else table(found["rows"]))
+    print(table(measure(args)["rows"]))
     return 0
 
 
@@ -87,28 +89,35 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         counts = {"decisions": len(counting.keys) / len(rows), "mean_steps": float(np.mean([row.steps for row in rows]))}
         return {**share, **counts, "outcomes": [row.success for row in rows]}
 
-    rows: dict[str, dict[str, Any]] = {}
+    described = {"checkpoint": facts["manifest_sha256"], "decoder": policy.contents.model.decoder.kind, "suite": suite.name, "tasks": tasks}
+    described |= {"execute": usual, "episodes_per_task": args.episodes}
+    found: dict[str, Any] = {**described, "rows": {}}
+    if args.out and args.out.is_file():
+        found = json.loads(args.out.read_text())
+        if described != {name: found.get(name) for name in described}:
+            raise SystemExit(f"error: {args.out} is of another checkpoint or of other episodes; give another --out")
+    rows: dict[str, dict[str, Any]] = found["rows"]
 
     def add(name: str, sampling: Sampling, execute: int = usual) -> None:
-        rows[name] = run(sampling, execute)
+        if name not in rows:
+            rows[name] = run(sampling, execute)
+            rows[name] |= paired(rows["plain"]["outcomes"], rows[name]["outcomes"])
+            if args.out:
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{name}: {rows[name]['successes']}/{rows[name]['episodes']}", file=sys.stderr, flush=True)
 
     add("plain", Sampling())
     if args.value is not None:
         add(f"best of {RANKED} by the value", Sampling(RANKED, args.value))
-    for spread in AGREE:
+    for weight in map(float, filter(None, args.guidance.split(","))):
+        add(f"self-guidance {weight:g}", Sampling(guidance=weight))
+    for spread in map(float, filter(None, args.agree.split(","))):
         add(f"agree {spread:g}", Sampling(SAMPLES, agree=spread))
         length = rows[f"agree {spread:g}"]["mean_steps"] / rows[f"agree {spread:g}"]["decisions"]
         fixed = max(1, min(usual, round(length)))
         if f"chunks of {fixed}" not in rows and fixed != usual:
             add(f"chunks of {fixed}", Sampling(), fixed)
-    for weight in GUIDANCE:
-        add(f"self-guidance {weight:g}", Sampling(guidance=weight))
-    plain = rows["plain"]["outcomes"]
-    for row in rows.values():
-        row |= paired(plain, row.pop("outcomes"))
-    described = {"decoder": policy.contents.model.decoder.kind, "suite": suite.name, "tasks": tasks, "execute": usual}
-    return {**described, "episodes_per_task": args.episodes, "rows": rows}
+    return found
 
 
 def paired(plain: Sequence[bool], other: Sequence[bool]) -> dict[str, Any]:

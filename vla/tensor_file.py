@@ -12,7 +12,8 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -46,11 +47,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     order, head = header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
     digest = hashlib.sha256()
     with open(path, "wb", buffering=0) as file, _Flushing(file.fileno()) as flushing:
-        _write(file.fileno(), memoryview(head), digest, flushing)
-        for name in order:
-            host = tensors[name].detach().cpu().contiguous()
-            if host.numel():
-                _write(file.fileno(), memoryview(host.view(-1).view(torch.uint8).numpy()), digest, flushing)
+        for data in chain([memoryview(head)], _bytes(tensors, order)):
+            for at in range(0, len(data), PIECE):
+                piece = data[at : at + PIECE]
+                _write(file.fileno(), piece)
+                digest.update(piece)
+                flushing.written(len(piece))
     return digest.hexdigest()
 
 
@@ -69,12 +71,20 @@ def header(rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[lis
     return order, len(text).to_bytes(8, "little") + text
 
 
-def _write(handle: int, data: memoryview, digest: hashlib._Hash, flushing: _Flushing) -> None:
+def _bytes(tensors: Mapping[str, Tensor], order: Iterable[str]) -> Iterator[memoryview]:
+    for name in order:
+        host = tensors[name].detach().cpu().contiguous()
+        if host.numel():
+            yield memoryview(host.view(-1).view(torch.uint8).numpy())
+
+
+def _write(handle: int, data: memoryview) -> None:
     while data:
-        done = os.write(handle, data[:PIECE])
-        digest.update(data[:done])
-        flushing.written(done)
-        data = data[done:]
+        data = data[os.write(handle, data) :]
+
+
+def _flush(handle: int) -> None:
+    os.fsync(handle)
 
 
 class _Flushing(threading.Thread):
@@ -103,7 +113,7 @@ class _Flushing(threading.Thread):
                 self._changed.wait_for(lambda: self._ended or self._bytes >= FLUSHED)
                 self._bytes, ended = 0, self._ended
             try:
-                os.fsync(self._handle)
+                _flush(self._handle)
             except OSError as error:
                 self._failure = error
                 return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vla import tensor_file
 from vla.tensor_file import DTYPES, write_tensors
 
 
@@ -41,3 +45,40 @@ def test_a_full_disk_is_the_systems_own_error():
     with pytest.raises(OSError) as raised:
         write_tensors(Path("/dev/full"), {"a": torch.ones(1 << 20)})
     assert raised.value.errno == errno.ENOSPC
+
+
+def test_it_is_hashed_on_the_way_and_the_disk_begins_before_the_end(tmp_path, monkeypatch):
+    """Pieces of a megabyte that end anywhere; the writer stops after two of them until the disk was told."""
+    flushes, told, flush, write = [], threading.Event(), tensor_file._flush, tensor_file._write
+
+    def flushed(handle: int) -> None:
+        flushes.append(os.fstat(handle).st_size)
+        flush(handle)
+        told.set()
+
+    def waits(handle: int, data: memoryview) -> None:
+        if os.fstat(handle).st_size > 2 << 20:
+            assert told.wait(60), "the disk is not told until the end"
+        write(handle, data)
+
+    monkeypatch.setattr(tensor_file, "FLUSHED", 1 << 20)
+    monkeypatch.setattr(tensor_file, "_flush", flushed)
+    monkeypatch.setattr(tensor_file, "_write", waits)
+    path = tmp_path / "file"
+    digest = write_tensors(path, {"a": torch.randn(700_001), "b": torch.randn(500_003), "c": torch.randn(3)})
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert flushes[0] < flushes[-1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_flush_that_fails_is_told_whenever_it_was(tmp_path, monkeypatch, last):
+    tensor = torch.randn(1_000_001)
+
+    def fails(handle: int) -> None:
+        if not last or os.fstat(handle).st_size > tensor.nbytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(tensor_file, "FLUSHED", 1 << 20)
+    monkeypatch.setattr(tensor_file, "_flush", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_tensors(tmp_path / "file", {"a": tensor})

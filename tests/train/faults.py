@@ -106,8 +106,9 @@ def dies_at_an_operation(root: str, out: str, at: int, **changes) -> int:
         if event in OPERATIONS and "checkpoints" in str(args[0]):
             counted()
 
-    flush, write = vla.checkpoint._flush, vla.tensor_file._write
+    flush, flush_open, write = vla.checkpoint._flush, vla.tensor_file._flush, vla.tensor_file._write
     vla.checkpoint._flush = lambda path: (counted(), flush(path))[1]
+    vla.tensor_file._flush = lambda handle: (counted(), flush_open(handle))[1]
     vla.tensor_file._write = lambda handle, data: (counted(), write(handle, data))[1]
     sys.addaudithook(audited)
     train(toy_run(**changes), Path(out), resume=True, data_root=Path(root), near=Path(root))
