@@ -309,7 +309,8 @@ def _sampling(results: Path) -> str:
     if found is None:
         return f"{title}\nNot measured yet.\n"
     command = f"python -m benchmarks.sampling runs/mine --suite {found['suite']} --episodes {found['episodes_per_task']}"
-    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"]) + " --value runs/mine/value.safetensors --out FILE"
+    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"])
+    command += f" --value runs/mine/value.safetensors {found.get('command_more', '')} --out FILE"
     lines = [
         f"{title}\n```bash\n{command}\n```\n",
         "| | successes | rate | interval | decisions | better | worse | p |\n" + "|---" * 8 + "|",
