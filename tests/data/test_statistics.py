@@ -184,7 +184,11 @@ def test_the_command_compares_datasets_files_and_checkpoints(folders, tmp_path, 
     capsys.readouterr()
     normalizer = RobotNormalizer.fit(compute_stats([Dataset.open(same)], {"arm": PLAIN}, 0.0)["arm"])
     config = {"embodiments": [PLAIN.to_json()], "normalizers": {"arm": normalizer.to_json()}}
-    checkpoint = write_folder(tmp_path / "ckpt", lambda folder: (folder / "config.json").write_text(json.dumps(config)))
+
+    def write(folder):
+        (folder / "config.json").write_text(json.dumps(config))
+
+    checkpoint = write_folder(tmp_path / "ckpt", write)
     assert main(["stats", str(checkpoint), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dimensions"][0]["name"] == "position[0]"
     assert main(["stats", str(checkpoint), "--diff", str(other)]) == 1  # the robot is the checkpoint's own
