@@ -185,10 +185,10 @@ def test_the_command_compares_datasets_files_and_checkpoints(folders, tmp_path, 
     normalizer = RobotNormalizer.fit(compute_stats([Dataset.open(same)], {"arm": PLAIN}, 0.0)["arm"])
     config = {"embodiments": [PLAIN.to_json()], "normalizers": {"arm": normalizer.to_json()}}
 
-    def write(folder):
+    def write_config(folder):
         (folder / "config.json").write_text(json.dumps(config))
 
-    checkpoint = write_folder(tmp_path / "ckpt", write)
+    checkpoint = write_folder(tmp_path / "ckpt", write_config)
     assert main(["stats", str(checkpoint), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dimensions"][0]["name"] == "position[0]"
     assert main(["stats", str(checkpoint), "--diff", str(other)]) == 1  # the robot is the checkpoint's own
