@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.checkpoint import acting, read_contents
 from vla.evaluate.probes import Probe
 from vla.evaluate.runner import evaluate
 from vla.execute.ensemble import RealTime, TemporalEnsemble
@@ -45,6 +46,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The checkpoint, the arguments, and a row for each delay and method."""
     suite = load_suite(args.suite)
     execute = args.execute or suite.embodiment.horizon * 2 // 3
     tasks = [task for task in args.tasks.split(",") if task]
@@ -59,10 +61,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             row = {"delay_steps": delay, "method": method, "successes": rate.successes, "episodes": rate.episodes}
             rows.append(row | {"low": rate.low, "high": rate.high, "mean_steps": float(np.mean([r.steps for r in result.rows]))})
             print(f"delay {delay}, {method}: {rate.successes}/{rate.episodes}", file=sys.stderr)
-    return {"policy": Path(args.policy).name, "suite": suite.name, "tasks": tasks, "execute": execute, "rows": rows}
+    contents = read_contents(acting(Path(args.policy)))
+    made = {"run": contents.run.get("name"), "steps": contents.run.get("step"), "decoder": contents.model.decoder.kind}
+    asked = {"suite": suite.name, "tasks": tasks, "episodes": args.episodes}
+    return {"policy": Path(args.policy).name, "checkpoint": made, **asked, "execute": execute, "rows": rows}
 
 
 def table(found: dict[str, Any]) -> str:
+    """The rows for people."""
     lines = [f"{'delay':>6} {'method':>10} {'success':>9}   95% interval"]
     for row in found["rows"]:
         share = f"{row['successes']}/{row['episodes']}"
@@ -71,6 +77,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
+    """Success over delay, a line a method, with its intervals."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -10,7 +10,7 @@ distractor    a toy video with a known true action and a larger thing that moves
 robots        `pretrain/demo_latent_action.py:two_robots` on simulated video of a Sawyer and a Fetch arm, without labels: `probe_r2` and
               `perplexity_share`, the lower of the two robots', on held-out episodes.
 few_labels    `pretrain/few_labels.py`: five labelled demonstrations a task, and forty more without labels. Closed-loop success of latent
-              pretraining, and of the labelled ones alone for as many optimizer steps.
+              pretraining, and of the labelled ones alone for as many optimizer steps. The longest part: half an hour to an hour.
 readout       share that the readout adds to the CPU time of a call of the policy: `pretrain/few_labels.py`, in turn with and without it.
 """
 
@@ -107,6 +107,7 @@ def score(model: LatentActionModel, held_out: Dataset) -> dict[str, float]:
 
 
 def distractor(root: Path, seeds: int, steps: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Each model's mean R2 and share of the codebook over the seeds, and every seed's row."""
     rows = [measure(root, seed, steps, names) for seed in range(seeds)]
     found: dict[str, Any] = {"distractor": {"seeds": seeds, "steps": steps, "rows": rows}}
     for name in names:
@@ -132,8 +133,9 @@ def robots(root: Path, cores: int) -> dict[str, Any]:
     }
 
 
-def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str]) -> dict[str, Any]:
-    """All arms see the same five demonstrations a task, and make as many optimizer steps. What `root` holds already is not made again."""
+def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str], steps: int) -> dict[str, Any]:
+    """All arms see the same five demonstrations a task and make `steps` optimizer steps; of `latent` three quarters are those of `begun`,
+    which it goes on from. What `root` holds already is not made again."""
     data, model = root / "few_data", root / "few_latent_action"
     collect(data / "few", cores, "metaworld-objects", "--episodes", "5", "--noise-share", "0.5")
     collect(data / "few_video", cores, "metaworld-video", "--episodes", "40", "--seed", "150000")
@@ -146,14 +148,15 @@ def few_labels(root: Path, cores: int, episodes: int, arms: Sequence[str]) -> di
     found = {}
     for arm in arms:
         run, result, begun = root / f"few_{arm}", root / f"few_{arm}.json", BEGUN.get(arm)
+        own = ("--steps", steps // 4 if begun else steps)
         if begun:
-            train(begun, root / f"few_{begun}", "--latents", model)
+            train(begun, root / f"few_{begun}", "--latents", model, "--steps", steps - steps // 4)
         if not result.is_file():
-            train(arm, run, *(("--init", root / f"few_{begun}") if begun else ("--latents", model) if arm in CODED else ()))
+            train(arm, run, *own, *(("--init", root / f"few_{begun}") if begun else ("--latents", model) if arm in CODED else ()))
             vla("eval", run, "--suite", "metaworld-objects", "--episodes", episodes, "--seed", "0", "--workers", cores, "--json", result)
         rows = json.loads(result.read_text())
         found[arm] = {**rows["success"], "tasks": rows["tasks"]}
-    return {"few_label": found}
+    return {"few_label": found, "steps": steps}
 
 
 def collect(out: Path, cores: int, suite: str, *how: str) -> None:
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["one_stage", "two_stage"], help="of the distractor part")
     parser.add_argument("--episodes", type=int, default=40, help="of each task in the few_labels part (default: 40)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["latent", "labelled_only"], help="of the few_labels part")
+    parser.add_argument("--arm-steps", type=int, default=6000, help="optimizer steps of each arm of the few_labels part (default: 6000)")
     parser.add_argument("--calls", type=int, default=400, help="of the policy, with the readout and as many without (default: 400)")
     parser.add_argument("--cores", type=int, default=2, help="simulator processes (default: 2)")
     parser.add_argument("--out", type=Path, help="folder to keep data, runs and results in (default: none are kept)")
@@ -224,7 +228,7 @@ def main() -> None:
             "readout": lambda: readout(args.calls),
             "distractor": lambda: distractor(root, args.seeds, args.steps, tuple(args.models)),
             "robots": lambda: robots(root, args.cores),
-            "few_labels": lambda: few_labels(root, args.cores, args.episodes, args.arms),
+            "few_labels": lambda: few_labels(root, args.cores, args.episodes, args.arms, args.arm_steps),
         }
         result: dict[str, Any] = {}
         for part in (part for part in PARTS if part in args.parts):

@@ -268,19 +268,20 @@ def _few_labels(results: Path) -> str:
     if found:
         rows = found["few_label"]
         each = next(iter(rows["latent"]["tasks"].values()))["episodes"]
-        command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each} --json"
+        command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each}"
+        command += f" --arm-steps {found['steps']} --json"
         parts.append(f"```bash\n{command}\n```\n\n" + _arms(found.get("what", "the eight tasks of `metaworld-objects`"), rows))
-        parts.append(_shorter({**found.get("shorter", {}), str(found.get("steps", "")): rows}))
+        parts.append(_by_steps([found, *(_load(path) or {} for path in sorted(results.glob("few_labels_[0-9]*.json")))]))
     if before:
         parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
     return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
 
 
-def _shorter(by_steps: dict[str, Any]) -> str:
-    """Both arms by the optimizer steps that they had."""
-    lines = ["By optimizer steps, each of runs of its own:\n", "| | successes | rate | interval |\n|---|---|---|---|"]
-    for steps, rows in by_steps.items():
-        lines += [_rate(f"{steps} steps, `{name}`", row) for name, row in rows.items()]
+def _by_steps(found: list[dict[str, Any]]) -> str:
+    """The same with other numbers of optimizer steps (`--arm-steps`)."""
+    lines = ["By optimizer steps (`--arm-steps`), each of trainings of its own:\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for each in sorted(found, key=lambda each: each["steps"]):
+        lines += [_rate(f"{each['steps']} steps, `{name}`", row) for name, row in each["few_label"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -308,29 +309,25 @@ def _sampling(results: Path) -> str:
     title = "## How chunks are drawn\n\nThe same episodes in every row; `decisions` are the chunks that an episode asked for.\n"
     if found is None:
         return f"{title}\nNot measured yet.\n"
-    command = f"python -m benchmarks.sampling runs/mine --suite {found['suite']} --episodes {found['episodes_per_task']}"
-    command += f" --tasks {','.join(found['tasks'])}" * bool(found["tasks"])
-    command += f" --value runs/mine/value.safetensors {found.get('command_more', '')} --out FILE"
-    lines = [
-        f"{title}\n```bash\n{command}\n```\n",
-        "| | successes | rate | interval | decisions | better | worse | p |\n" + "|---" * 8 + "|",
-    ]
+    where = f"--suite {found['suite']}" + f" --tasks {found['tasks']}" * bool(found["tasks"])
+    command = (
+        f"vla train-value runs/mine {where} --episodes 50 --out runs/mine/value.safetensors\n"
+        f"python -m benchmarks.sampling runs/mine {where} --episodes {found['episodes']} --value runs/mine/value.safetensors "
+        f"--guidance {found['guidance']} --agree {found['agree']} --out runs/mine/sampling --json"
+    )
+    head = "| | successes | rate | interval | decisions | better | worse | p (Holm) |\n" + "|---" * 8 + "|"
+    lines = [f"{title}\n```bash\n{command}\n```\n\n`runs/mine`: {_trained(found)}.\n", head]
     for name, row in found["rows"].items():
-        counts = f" {row['decisions']:.1f} | {row['better']} | {row['worse']} | {row['p']:.2g} |"
-        lines.append(_rate(name, row) + counts)
-    return "\n".join([*lines, f"\nThe checkpoint: {found.get('what', found['decoder'])}. {_shown(found['rows'])}"]) + "\n"
+        changed = f"{row['better']} | {row['worse']} | {row['p_holm']:.2g}" if "p_holm" in row else "| |"
+        lines.append(f"{_rate(name, row)} {row['decisions']:.1f} | {changed} |")
+    shown = [(name, row) for name, row in found["rows"].items() if row.get("p_holm", 1) <= 0.05]
+    verdicts = [f"`{name}` is {'better' if row['better'] > row['worse'] else 'worse'}" for name, row in shown]
+    return "\n".join([*lines, f"\nAgainst `plain`, at 5%: {', '.join(verdicts) if verdicts else 'no difference is shown'}."]) + "\n"
 
 
-def _shown(rows: dict[str, Any]) -> str:
-    """Which rows differ from the plain one by more than chance, of all that were tried (Holm's correction)."""
-    others = sorted(((row["p"], name) for name, row in rows.items() if name != "plain"))
-    shown = []
-    for rank, (p, name) in enumerate(others):
-        if p > 0.05 / (len(others) - rank):
-            break
-        row = rows[name]
-        shown.append(f"`{name}` is {'better' if row['better'] > row['worse'] else 'worse'}")
-    return f"Against `plain`, by Holm's rule at 5%: {', '.join(shown) if shown else 'no difference is shown'}."
+def _trained(found: dict[str, Any]) -> str:
+    made = found["checkpoint"]
+    return f"the run `{made['run']}` after {made['steps']} steps (decoder `{made['decoder'].removeprefix('decoder.')}`)"
 
 
 def _latency(results: Path) -> str:
@@ -338,12 +335,12 @@ def _latency(results: Path) -> str:
     title = "## Success against delay\n\nA chunk arrives so many control steps after its observation; until then the old one goes on.\n"
     if found is None:
         return f"{title}\nNot measured yet.\n"
-    each = found["rows"][0]["episodes"] // max(len(found["tasks"]), 1)
-    command = f"python -m benchmarks.latency runs/mine --suite {found['suite']} --tasks {','.join(found['tasks'])} --episodes {each} --json"
-    lines = [f"{title}\n```bash\n{command}\n```\n", "| | successes | rate | interval |\n|---|---|---|---|"]
-    for row in found["rows"]:
-        lines.append(_rate(f"{row['delay_steps']} steps, {row['method']}", row))
-    return "\n".join([*lines, f"\nThe checkpoint: {found['what']}; {found['execute']} commands of a chunk are executed."]) + "\n"
+    delays = ",".join(dict.fromkeys(str(row["delay_steps"]) for row in found["rows"]))
+    command = f"python -m benchmarks.latency runs/mine --suite {found['suite']} --tasks {','.join(found['tasks'])} --delays {delays}"
+    lines = [f"{title}\n```bash\n{command} --episodes {found['episodes']} --json\n```\n\n`runs/mine`: {_trained(found)}.\n"]
+    lines.append("| | successes | rate | interval |\n|---|---|---|---|")
+    lines += [_rate(f"{row['delay_steps']} steps, {row['method']}", row) for row in found["rows"]]
+    return "\n".join([*lines, f"\n{found['execute']} commands of each chunk are executed."]) + "\n"
 
 
 def _shipped(results: Path) -> str:

@@ -1,12 +1,13 @@
 """What a policy that samples gains by how its chunks are drawn: the best of several by a value, as far as they agree, self-guidance.
 
-    vla train-value runs/mine --suite metaworld-objects --episodes 40 --out runs/mine/value.safetensors
-    python -m benchmarks.sampling runs/mine --suite metaworld-objects --value runs/mine/value.safetensors --out sampling.json
+    vla train-value runs/mine --suite metaworld-objects --episodes 50 --out runs/mine/value.safetensors
+    python -m benchmarks.sampling runs/mine --suite metaworld-objects --value runs/mine/value.safetensors --out runs/mine/sampling --json
 
-All rows share their episodes. `decisions`: chunks asked for, a mean over episodes; a shorter chunk may help only because the robot looks
+Each row is an evaluation of its own, of the same episodes, kept in the folder `--out`: the same command goes on from those that are there,
+and `vla compare` reads them. `decisions`: chunks asked for, a mean over episodes; a shorter chunk may help only because the robot looks
 more often, so that `agree` has a row with fixed chunks of about its own mean length beside it. `better`, `worse`: episodes that end
-otherwise than in the row `plain`; `p`: that so uneven a split comes by chance (exact sign test). Nothing is timed. It is long (an hour and
-more for all rows of 160 episodes): `--out` keeps each row as it ends, and the same command goes on from there.
+otherwise than in the row `plain`, and `p`, the exact McNemar test of these; `p_holm`: with Holm's correction for the number of rows.
+Nothing is timed.
 """
 
 from __future__ import annotations
@@ -14,45 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from vla.checkpoint import acting, sha256
+from vla.checkpoint import acting, read_contents
+from vla.errors import UserError
+from vla.evaluate.compare import compare
+from vla.evaluate.journal import discard
+from vla.evaluate.ranking import holm
 from vla.evaluate.resolve import Sampling
-from vla.evaluate.runner import EXECUTED_SHARE, evaluate
-from vla.policy import Policy
-from vla.sim.suites import load_suite
-from vla.types import Observation
+from vla.evaluate.result import EvalResult, read_result, write_result
+from vla.evaluate.runner import evaluate
 
-AGREE = (0.05, 0.1, 0.2)
-GUIDANCE = (0.25, 0.5, 1.0)
+AGREE, GUIDANCE = "0.05,0.1,0.2", "0.25,0.5,1.0"
 SAMPLES, RANKED = 4, 8
-
-
-class Counting:
-    """A policy that counts its decisions by their keys, which no two share."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.keys = policy, set()
-
-    def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> Any:
-        self.keys.update(keys)
-        return self.policy.act_batch(observations, keys)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
-
-
-class CountingFollower(Counting):
-    """The same of one that wants to know what was seen before."""
-
-    def follow_batch(self, observations: Sequence[Observation], keys: Sequence[int], before: Sequence[Observation | None]) -> Any:
-        self.keys.update(keys)
-        return self.policy.follow_batch(observations, keys, before)
 
 
 def main() -> int:
@@ -61,81 +40,86 @@ def main() -> int:
     parser.add_argument("--suite", required=True)
     parser.add_argument("--tasks", default="", help="comma-separated; all by default")
     parser.add_argument("--episodes", type=int, default=20, help="per task and row (default: 20)")
-    parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
     parser.add_argument("--value", type=Path, help="what `vla train-value` learned for this checkpoint")
-    parser.add_argument("--agree", default=",".join(map(str, AGREE)), help="comma-separated spreads (default: %(default)s)")
-    parser.add_argument("--guidance", default=",".join(map(str, GUIDANCE)), help="comma-separated weights (default: %(default)s)")
+    parser.add_argument("--agree", default=AGREE, help="comma-separated spreads (default: %(default)s)")
+    parser.add_argument("--guidance", default=GUIDANCE, help="comma-separated weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="one JSON object; rows that it has already are not run again")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the evaluations are kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    print(table(measure(args)["rows"]))
+    try:
+        found = measure(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1) if args.json else table(found["rows"]))
     return 0
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    suite, folder = load_suite(args.suite), acting(args.policy)
-    policy = Policy.load(folder)
-    facts = {"manifest_sha256": sha256(folder / "manifest.json")}
-    robot = next(robot for robot in policy.contents.embodiments if robot.name == suite.embodiment.name)
-    usual = args.execute or int(robot.horizon * EXECUTED_SHARE)
-    tasks = [task for task in args.tasks.split(",") if task]
+    """The checkpoint, the arguments that matter, and a row for each way of drawing."""
+    results: dict[str, EvalResult] = {}
 
-    def run(sampling: Sampling, execute: int = usual) -> dict[str, Any]:
-        actor, _ = sampling.of(policy, facts, execute)
-        counting = (CountingFollower if sampling.guidance else Counting)(actor)
-        result = evaluate(counting, suite, tasks, args.episodes, execute=execute, workers=args.workers, image_size=_size(policy))
-        rate, rows = result.pooled, result.rows
-        share = {"successes": rate.successes, "episodes": rate.episodes, "low": rate.low, "high": rate.high}
-        counts = {"decisions": len(counting.keys) / len(rows), "mean_steps": float(np.mean([row.steps for row in rows]))}
-        return {**share, **counts, "outcomes": [row.success for row in rows]}
+    def run(name: str, sampling: Sampling, execute: int | None = None) -> EvalResult:
+        if name not in results:
+            results[name] = evaluated(args, args.out / f"{name.replace(' ', '_')}.json", sampling, execute)
+            rate = results[name].pooled
+            print(f"{name}: {rate.successes}/{rate.episodes}", file=sys.stderr, flush=True)
+        return results[name]
 
-    described = {"checkpoint": facts["manifest_sha256"], "decoder": policy.contents.model.decoder.kind, "suite": suite.name, "tasks": tasks}
-    described |= {"execute": usual, "episodes_per_task": args.episodes}
-    found: dict[str, Any] = {**described, "rows": {}}
-    if args.out and args.out.is_file():
-        found = json.loads(args.out.read_text())
-        if described != {name: found.get(name) for name in described}:
-            raise SystemExit(f"error: {args.out} is of another checkpoint or of other episodes; give another --out")
-    rows: dict[str, dict[str, Any]] = found["rows"]
-
-    def add(name: str, sampling: Sampling, execute: int = usual) -> None:
-        if name not in rows:
-            rows[name] = run(sampling, execute)
-            rows[name] |= paired(rows["plain"]["outcomes"], rows[name]["outcomes"])
-            if args.out:
-                args.out.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{name}: {rows[name]['successes']}/{rows[name]['episodes']}", file=sys.stderr, flush=True)
-
-    add("plain", Sampling())
+    plain = run("plain", Sampling())
     if args.value is not None:
-        add(f"best of {RANKED} by the value", Sampling(RANKED, args.value))
-    for weight in map(float, filter(None, args.guidance.split(","))):
-        add(f"self-guidance {weight:g}", Sampling(guidance=weight))
-    for spread in map(float, filter(None, args.agree.split(","))):
-        add(f"agree {spread:g}", Sampling(SAMPLES, agree=spread))
-        length = rows[f"agree {spread:g}"]["mean_steps"] / rows[f"agree {spread:g}"]["decisions"]
-        fixed = max(1, min(usual, round(length)))
-        if f"chunks of {fixed}" not in rows and fixed != usual:
-            add(f"chunks of {fixed}", Sampling(), fixed)
+        run(f"best of {RANKED} by the value", Sampling(RANKED, args.value))
+    for weight in numbers(args.guidance):
+        run(f"self-guidance {weight:g}", Sampling(guidance=weight))
+    for spread in numbers(args.agree):
+        cut = run(f"agree {spread:g}", Sampling(SAMPLES, agree=spread))
+        fixed = max(1, round(sum(row.steps for row in cut.rows) / sum(row.decisions for row in cut.rows)))
+        if fixed < plain.execute:
+            run(f"chunks of {fixed}", Sampling(), fixed)
+    rows = {name: described(result, plain) for name, result in results.items()}
+    others = [name for name in rows if name != "plain"]
+    for name, adjusted in zip(others, holm([rows[name]["p"] for name in others]), strict=True):
+        rows[name]["p_holm"] = adjusted
+    made = read_contents(acting(args.policy)).run
+    checkpoint = {"run": made.get("name"), "steps": made.get("step"), "decoder": plain.policy["decoder"]}
+    asked = {"suite": args.suite, "tasks": args.tasks, "episodes": args.episodes, "agree": args.agree, "guidance": args.guidance}
+    return {"checkpoint": checkpoint, **asked, "execute": plain.execute, "rows": rows}
+
+
+def evaluated(args: argparse.Namespace, path: Path, sampling: Sampling, execute: int | None) -> EvalResult:
+    """The evaluation that stands in `path`, made first unless it is there. UserError where it is not one of these."""
+    tasks = [task for task in args.tasks.split(",") if task]
+    if not path.is_file():
+        how = {"execute": execute, "sampling": sampling, "workers": args.workers, "journal": path}
+        write_result(path, evaluate(args.policy, args.suite, tasks, args.episodes, **how))
+        discard(path)
+    found = read_result(path)
+    if Path(found.policy["name"]) != acting(args.policy) or found.episodes != args.episodes or (tasks and [*found.tasks] != tasks):
+        raise UserError(f"{path} is of another checkpoint, of other tasks or of another number of episodes; give another --out")
     return found
 
 
-def paired(plain: Sequence[bool], other: Sequence[bool]) -> dict[str, Any]:
-    """Episodes that ended better or worse than in the plain run, and the exact sign test's p."""
-    better = sum(b and not a for a, b in zip(plain, other, strict=True))
-    worse = sum(a and not b for a, b in zip(plain, other, strict=True))
-    return {"better": better, "worse": worse, "p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0}
+def described(result: EvalResult, plain: EvalResult) -> dict[str, Any]:
+    """One row: its rate, how often the policy was asked, and what changed against the plain one."""
+    rate, paired = result.pooled, compare(result, plain).pooled
+    means = {name: float(np.mean([getattr(row, name) for row in result.rows])) for name in ("decisions", "steps")}
+    changed = {"better": paired.only_a, "worse": paired.only_b, "p": paired.comparison.p_value}
+    return {"successes": rate.successes, "episodes": rate.episodes, "low": rate.low, "high": rate.high, **means, **changed}
 
 
-def _size(policy: Policy) -> int | None:
-    return getattr(policy.contents.model.backbone, "image_size", None)
+def numbers(text: str) -> list[float]:
+    """`0.1,0.2` -> those numbers; none of an empty text."""
+    return [float(word) for word in text.split(",") if word]
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"{'':28} {'success':>9}  95% interval     decisions  better  worse      p"]
+    """The rows for people."""
+    lines = [f"{'':28} {'success':>9}  95% interval     decisions  better  worse  p (Holm)"]
     for name, row in rows.items():
         share, spread = f"{row['successes']}/{row['episodes']}", f"{row['low']:.1%} to {row['high']:.1%}"
-        lines.append(f"{name:28} {share:>9}  {spread:16} {row['decisions']:9.1f} {row['better']:7} {row['worse']:6} {row['p']:6.3f}")
+        changed = f"{row['better']:7} {row['worse']:6} {row['p_holm']:9.2g}" if "p_holm" in row else ""
+        lines.append(f"{name:28} {share:>9}  {spread:16} {row['decisions']:9.1f} {changed}")
     return "\n".join(lines)
 
 

@@ -60,6 +60,7 @@ SKIP = 5
 
 
 def write_shards(root: Path, episodes: int = 24, steps: int = 20) -> Mixture:
+    """A dataset of noise for the bench robot, as the loader reads it."""
     rng = np.random.default_rng(0)
     with ShardWriter(root / "bench", DatasetInfo(name="bench", embodiment=ROBOT.to_json(), supervision="actions")) as writer:
         for number in range(episodes):
@@ -113,6 +114,8 @@ def by_hand(run: Run, job: Job, steps: int) -> float:
 
 
 def steps_of(mixture: Mixture, folder: Path, step_s: float, steps: int, rounds: int) -> dict[str, Any]:
+    """The loop's and the saves' share of a step, with what they are computed from."""
+
     def run_of(batch_size: int, **changes: Any) -> Run:
         return Run("bench", mixture, (ROBOT,), steps, batch_size, MODEL, threads=1, workers=1, probe=False, val_batches=1, **changes)
 
@@ -175,6 +178,7 @@ def plain_write(path: Path, data: memoryview) -> float:
 
 
 def pieces(data: memoryview, size: int = 1 << 20) -> Iterator[memoryview]:
+    """Views of so many bytes, one after another."""
     return (data[at : at + size] for at in range(0, len(data), size))
 
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -192,14 +191,11 @@ def write_folder(folder: Path, write: Callable[[Path], Mapping[str, str] | None]
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         known = write(temporary) or {}
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        flushing = _Flushing(files)  # the disk takes what is in memory while it is hashed from there
-        vouched = [path for path in files if path.name != CARD]
-        names = [str(path.relative_to(temporary)) for path in vouched]
-        digests = [known[name] if name in known else sha256(path) for name, path in zip(names, vouched, strict=True)]
-        sizes = [path.stat().st_size for path in vouched]
-        rows = {name: {"sha256": digest, "bytes": size} for name, digest, size in zip(names, digests, sizes, strict=True)}
-        flushing.wait()
+        files = {str(path.relative_to(temporary)): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+        for path in files.values():
+            _flush(path)
+        vouched = {name: path for name, path in files.items() if path.name != CARD}
+        rows = {name: {"sha256": known.get(name) or sha256(path), "bytes": path.stat().st_size} for name, path in vouched.items()}
         (temporary / "manifest.json").write_text(json.dumps({"files": rows}, indent=1))
         for path in (temporary / "manifest.json", temporary):
             _flush(path)
@@ -279,29 +275,6 @@ def _digest_310(file: Any) -> str:
     while piece := file.read(1 << 20):
         digest.update(piece)
     return digest.hexdigest()
-
-
-class _Flushing(threading.Thread):
-    """Flushes files. A daemon: a process that is told to leave at once does not wait for the disk."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        super().__init__(name="vla-flush", daemon=True)
-        self._paths = paths
-        self._failure: OSError | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            for path in self._paths:
-                _flush(path)
-        except OSError as error:
-            self._failure = error
-
-    def wait(self) -> None:
-        """Raises what the system said."""
-        self.join()
-        if self._failure is not None:
-            raise self._failure
 
 
 def _flush(path: Path) -> None:

@@ -75,7 +75,7 @@ class Policy:
 
     def act_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk]:
         """One chunk per observation. `keys` seed each row's noise: a row's chunk does not depend on the others in the batch."""
-        return _all_good(self.try_batch(observations, keys))
+        return all_good(self.try_batch(observations, keys))
 
     @torch.inference_mode()
     def try_batch(self, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | UserError]:
@@ -99,7 +99,7 @@ class Policy:
     def _continued(self, observations: Sequence[Observation], keys: Sequence[int], rest: Sequence[Continuation]) -> list[Chunk]:
         shape = (self.model.roster.horizon, self.model.roster.action_width)
         prior = prior_of(self._robots, self.contents.normalizers, shape, observations, rest)
-        return _all_good(self._decided(observations, keys, prior))
+        return all_good(self._decided(observations, keys, prior))
 
     def _decided(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> list[Chunk | UserError]:
         """Chunks in physical units, or why a row has none."""
@@ -147,7 +147,8 @@ class Policy:
         return Chunk(robot.limit(robot.decode(learned_TA, observation.state[-1])), robot.name, robot.rate_hz)
 
 
-def _all_good(outcomes: Sequence[Chunk | UserError]) -> list[Chunk]:
+def all_good(outcomes: Sequence[Chunk | UserError]) -> list[Chunk]:
+    """The chunks, or the first error among them raised."""
     chunks = []
     for outcome in outcomes:
         if isinstance(outcome, UserError):

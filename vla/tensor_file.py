@@ -45,9 +45,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     not take it.
     """
     order, head = header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    return write_bytes(path, chain([memoryview(head)], chain.from_iterable(bytes_of(tensors[name]) for name in order)))
+
+
+def write_bytes(path: Path, parts: Iterable[memoryview]) -> str:
+    """A file of these bytes, one part after another, each asked for when the one before is written; on the disk when this returns. Its
+    sha256, in hex. OSError where the disk does not take it."""
     digest = hashlib.sha256()
     with open(path, "wb", buffering=0) as file, _Flushing(file.fileno()) as flushing:
-        for data in chain([memoryview(head)], _bytes(tensors, order)):
+        for data in parts:
             for at in range(0, len(data), PIECE):
                 piece = data[at : at + PIECE]
                 _write(file.fileno(), piece)
@@ -71,11 +77,11 @@ def header(rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[lis
     return order, len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensors: Mapping[str, Tensor], order: Iterable[str]) -> Iterator[memoryview]:
-    for name in order:
-        host = tensors[name].detach().cpu().contiguous()
-        if host.numel():
-            yield memoryview(host.view(-1).view(torch.uint8).numpy())
+def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Its data in memory, brought to the host when it is asked for; nothing of an empty one."""
+    host = tensor.detach().cpu().contiguous()
+    if host.numel():
+        yield memoryview(host.view(-1).view(torch.uint8).numpy())
 
 
 def _write(handle: int, data: memoryview) -> None:

@@ -23,7 +23,11 @@ def test_a_result_survives_the_disk(tmp_path):
     assert data["tasks"]["open"]["rate"] == 0.75
     assert "first control step" in data["termination"]
     assert data["rows"][2] == {"task": "open", "episode": 2, "seed": episode_seed(0, "open", 2), "success": False, "steps": 80,
-                               "reason": "max_steps", "reward": 0.0}  # fmt: skip
+                               "reason": "max_steps", "reward": 0.0, "decisions": 0}  # fmt: skip
+    for row in data["rows"]:  # a file from before decisions were counted
+        del row["decisions"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert read_result(tmp_path / "old.json") == before
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_a_chunk_is_its_own_beginning_and_depends_on_no_neighbour():
     rng = np.random.default_rng(0)
     seen, keys = [observation(ROBOTS[1], rng) for _ in range(6)], list(range(6))
     alone = policy(DECODERS["flow"])
-    drawn = Several(alone, 4, agreement=Agreement(1e9))._drawn(seen, keys, None)
+    batch, noise = alone.prepared(seen, keys)
+    drawn = Several(alone, 4, agreement=Agreement(1e9))._drawn(alone.model.prefix(batch), batch.spec, noise, keys, None)
     middle = float(drawn.detach().std(0, correction=0)[:, 2].median())
     cautious = Several(alone, 4, agreement=Agreement(middle, least=2))
     cut, whole = cautious.act_batch(seen, keys), alone.act_batch(seen, keys)
@@ -89,6 +90,8 @@ def test_in_an_evaluation_the_robot_looks_again_where_samples_part(tmp_path, cap
         rows[name] = result.rows
     assert result.policy["samples"] == 3 and result.policy["agree"] == 0.01
     assert rows["far"] == rows["fixed"] != rows["near"]
+    assert all(row.decisions == -(-row.steps // 4) for row in rows["fixed"])
+    assert all(row.decisions > -(-row.steps // 4) for row in rows["near"])
     assert main(f"{line} --samples 3 --agree 0.01 --slots 1".split()) == 0 and read_result(tmp_path / "r.json").rows == rows["near"]
     capsys.readouterr()
     assert main(f"{line} --samples 3 --agree 0.01 --probe latency=0.3".split()) == 2

@@ -63,5 +63,6 @@ BASELINES = ("random", "hold", "expert")
 
 
 def baseline(name: str, robot: Embodiment) -> Actor | Expert:
+    """A policy without a checkpoint, by name: random, hold or expert."""
     made: dict[str, Actor | Expert] = {"random": Random(robot), "hold": Hold(robot), "expert": Expert()}
     return made[name]

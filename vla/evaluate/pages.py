@@ -154,13 +154,14 @@ def _rows(shown: Mapping[str, EvalResult]) -> Table:
             str(row.seed),
             "success" if row.success else "failure",
             str(row.steps),
+            str(row.decisions),
             f"{row.reward:g}",
             row.reason,
         ]
         for name, result in shown.items()
         for row in result.rows
     ]
-    return Table("Every episode", ("run", "task", "episode", "seed", "outcome", "steps", "score", "ended by"), rows)
+    return Table("Every episode", ("run", "task", "episode", "seed", "outcome", "steps", "decisions", "score", "ended by"), rows)
 
 
 def _activities(result: EvalResult) -> dict[str, float]:

@@ -60,7 +60,8 @@ def sampled(counts: Mapping[str, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One episode. `steps`: control steps run. `reason`: success, max_steps, crashed: ..., or timed out: .... `reward`: their sum."""
+    """One episode. `steps`: control steps run. `reason`: success, max_steps, crashed: ..., or timed out: .... `reward`: their sum.
+    `decisions`: chunks that the policy was asked for (0 for the expert, and in files from before these were counted)."""
 
     task: str
     episode: int
@@ -69,6 +70,7 @@ class Row:
     steps: int
     reason: str
     reward: float
+    decisions: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class EvalResult:
     def from_json(data: Mapping[str, Any]) -> EvalResult:
         added = ("termination", "probe", "shard", "episodes", "stopping")  # files of before have none of these
         known = {name: data[name] for name in EvalResult.__dataclass_fields__ if name in data or name not in added}
-        rows = tuple(Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in data["rows"])
+        rows = tuple(Row(**{name: value for name, value in row.items() if name in Row.__dataclass_fields__}) for row in data["rows"])
         return EvalResult(**{**known, "rows": rows, "videos": tuple(data["videos"]), "notes": tuple(data["notes"])})
 
 
@@ -174,6 +176,7 @@ def read_result(path: str | Path) -> EvalResult:
 
 
 def write_result(path: str | Path, result: EvalResult) -> Path:
+    """The file that `read_result` reads; its folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result.to_json(), indent=1) + "\n")

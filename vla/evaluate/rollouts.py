@@ -85,7 +85,6 @@ class Rollouts:
         self.processes: dict[int, Process] = {}
         self.commands: dict[tuple[str, int], np.ndarray] = {}
         self.clock = {"policy": 0.0}
-        self.policy_calls = 0
         self.rows: dict[tuple[str, int], Row] = {}
         self._wanted = 0
         self._begun: set[str] = set()  # tasks whose environment was built at least once
@@ -119,6 +118,7 @@ class Rollouts:
         return self.processes[worker]
 
     def close(self) -> None:
+        """Ends every simulator, whatever it is doing."""
         for process in list(self.processes.values()):
             process.kill()
             self.forget(process)
@@ -176,7 +176,8 @@ class Rollouts:
             job.commands.append(arrays["commands"])
         if message["ended"]:
             reason = "success" if message["success"] else "max_steps"
-            self._finish(slot, Row(job.task, job.episode, job.seed, message["success"], message["steps"], reason, message["reward"]))
+            ended = (message["success"], message["steps"], reason, message["reward"])
+            self._finish(slot, Row(job.task, job.episode, job.seed, *ended, job.calls))
         elif isinstance(self.policy, Expert):
             process.send({"op": "act", "slot": slot.index})
         else:
@@ -209,7 +210,6 @@ class Rollouts:
         chunks = self.policy.act(seen, keys, rests, [slot.before for slot, _, _ in slots])
         self.clock["policy"] += time.process_time() - start
         self._acting_s += time.monotonic() - begun
-        self.policy_calls += len(slots)
         for (slot, job, _), chunk in zip(slots, chunks, strict=True):
             slot.before, slot.observation, job.calls = slot.observation, None, job.calls + 1
             self.processes[slot.worker].send({"op": "act", "slot": slot.index}, {"chunk": chunk.action_TA})
@@ -229,7 +229,7 @@ class Rollouts:
                 continue
             job = slot.job
             if slot is blamed and job is not None:
-                self._finish(slot, Row(job.task, job.episode, job.seed, False, sum(map(len, job.commands)), reason, 0.0))
+                self._finish(slot, Row(job.task, job.episode, job.seed, False, sum(map(len, job.commands)), reason, 0.0, job.calls))
             elif job is not None:
                 self.waiting[job.task].appendleft(Job(job.task, job.episode, job.seed))
             slot.task = slot.job = slot.observation = None

@@ -95,30 +95,11 @@ def evaluate(
         raise UserError(f"cannot execute {execute} commands of chunks of {robot.horizon}; give --execute 1 to {robot.horizon}")
     if probe is not None and probe.watched and isinstance(actor, Expert):
         raise UserError(f"the scripted expert looks at no observation, so {probe.spec} changes nothing for it; give a policy")
-    told = disguise(probe, suite)
-    disturbance = probe.disturbance if probe is not None else None
-    how: dict[str, Any] = {"image_size": image_size, "execute": execute, "ensemble": repr(ensemble) if ensemble else "newest chunk"}
-    setup = {
-        **how,
-        "suite": suite.spec,
-        "offsets_s": facts.get("offsets_s", [0.0]),
-        "varies": sampling.agree is not None,
-        "ensemble": ensemble.spec if ensemble else None,
-        "delay": probe.delay(suite, execute) if probe is not None else 0,
-        "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
-    }
-    rules = {
-        "max_steps": {task.name: task.max_steps for task in suite.tasks},
-        "options": {task.name: {key: repr(value) for key, value in task.options.items()} for task in suite.tasks},
-    }
-    declared = {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None, **rules}
-    rounds = [shard.part(names, episodes)]
-    if not rounds[0]:
-        raise UserError(f"shard {shard.spec} of {len(names) * episodes} episodes is empty; give fewer shards")
-    if rival is not None:
-        if shard.count > 1:
-            raise UserError("a run that stops by its outcomes cannot be run in shards; leave out --shard or --against")
-        rounds = rival.rounds(names, episodes, declared)
+    ensemble_name = repr(ensemble) if ensemble else "newest chunk"
+    declared = _declared(suite, seed, {"image_size": image_size, "execute": execute, "ensemble": ensemble_name}, probe)
+    setup = _setup(suite, image_size, execute, ensemble, probe)
+    setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None}
+    rounds = _rounds(names, episodes, shard, rival, declared)
     kept = Journal(journal, {**declared, "policy": _identity(facts), "versions": versions()}) if journal is not None else None
     known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}
     rows: list[Row] = []
@@ -131,21 +112,12 @@ def evaluate(
             progress(Progress(len(rows), sum(map(len, rounds)), sum(row.success for row in rows), row))
 
     batcher = actor if isinstance(actor, Expert) else Batcher(actor, suite.embodiment)
-    rollouts = Rollouts(batcher, setup, seed, workers, slots, Watch(report, timeout_s, python, told))
-    found: dict[tuple[str, int], Row] = {}
+    rollouts = Rollouts(batcher, setup, seed, workers, slots, Watch(report, timeout_s, python, disguise(probe, suite)))
     videos: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
     report(None)
     try:
-        for part in rounds:
-            old = {key: known[key] for key in part if key in known}
-            for row in old.values():
-                report(row)
-            with one_thread():
-                rollouts.run(Job(*key, _seed(suite, seed, learning, *key)) for key in part if key not in old)
-            found.update({key: old[key] if key in old else rollouts.rows[key] for key in part})
-            if rival is not None and rival.decided([found[key] for key in part]):
-                break
+        found = _run(rollouts, rounds, known, rival, report, lambda key: Job(*key, _seed(suite, seed, learning, *key)))
         found = {key: found[key] for key in sorted(found, key=lambda key: (names.index(key[0]), key[1]))}
         if video is not None:
             rollouts.commands.update(kept.commands if kept is not None else {})
@@ -164,7 +136,7 @@ def evaluate(
         held_out=suite.held_out,
         seed=seed,
         execute=execute,
-        ensemble=how["ensemble"],
+        ensemble=ensemble_name,
         image_size=image_size,
         max_steps={name: suite.task(name).max_steps for name in names},
         rows=tuple(found.values()),
@@ -202,6 +174,66 @@ def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, sl
             most = suite.task(name).layouts
             raise UserError(f"task '{name}' of {suite.name} has {most} layouts, each for one episode; give --episodes {most} or fewer")
     return names
+
+
+def _declared(suite: Suite, seed: int, how: Mapping[str, Any], probe: Probe | None) -> dict[str, Any]:
+    """What an episode's outcome depends on beside the policy: rows of runs that differ in it are never mixed."""
+    rules = {
+        "max_steps": {task.name: task.max_steps for task in suite.tasks},
+        "options": {task.name: {key: repr(value) for key, value in task.options.items()} for task in suite.tasks},
+    }
+    return {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None, **rules}
+
+
+def _setup(
+    suite: Suite, image_size: int, execute: int, ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None, probe: Probe | None
+) -> dict[str, Any]:
+    """What a simulator process is told when it starts."""
+    disturbance = probe.disturbance if probe is not None else None
+    return {
+        "suite": suite.spec,
+        "image_size": image_size,
+        "execute": execute,
+        "ensemble": ensemble.spec if ensemble else None,
+        "delay": probe.delay(suite, execute) if probe is not None else 0,
+        "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
+    }
+
+
+def _rounds(
+    names: Sequence[str], episodes: int, shard: Shard, rival: Rival | None, declared: Mapping[str, Any]
+) -> list[list[tuple[str, int]]]:
+    """(task, episode)s, in the parts after which a rival's rule looks at them; one part without a rival."""
+    part = shard.part(names, episodes)
+    if not part:
+        raise UserError(f"shard {shard.spec} of {len(names) * episodes} episodes is empty; give fewer shards")
+    if rival is None:
+        return [part]
+    if shard.count > 1:
+        raise UserError("a run that stops by its outcomes cannot be run in shards; leave out --shard or --against")
+    return rival.rounds(names, episodes, declared)
+
+
+def _run(
+    rollouts: Rollouts,
+    rounds: Sequence[Sequence[tuple[str, int]]],
+    known: Mapping[tuple[str, int], Row],
+    rival: Rival | None,
+    report: Callable[[Row], None],
+    job: Callable[[tuple[str, int]], Job],
+) -> dict[tuple[str, int], Row]:
+    """Rows by (task, episode): those `known` from an earlier run, the others run now; until a rival's rule has decided, if there is one."""
+    found: dict[tuple[str, int], Row] = {}
+    for part in rounds:
+        old = {key: known[key] for key in part if key in known}
+        for row in old.values():
+            report(row)
+        with one_thread():
+            rollouts.run(job(key) for key in part if key not in old)
+        found.update({key: old[key] if key in old else rollouts.rows[key] for key in part})
+        if rival is not None and rival.decided([found[key] for key in part]):
+            break
+    return found
 
 
 def _seed(suite: Suite, seed: int, learning: bool, task: str, episode: int) -> int:

@@ -26,6 +26,7 @@ class Newest:
     """The newest chunk alone."""
 
     def combine(self, candidate_KA: np.ndarray, space: Space) -> np.ndarray:
+        """The last of float64 (K, A) predictions: (A,)."""
         return candidate_KA[-1]
 
 

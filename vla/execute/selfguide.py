@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vla.errors import UserError
 from vla.execute.compose import denoised
-from vla.policy import Policy
+from vla.policy import Policy, all_good
 from vla.types import Chunk, Observation
 
 
@@ -36,12 +36,7 @@ class SelfGuided(Policy):
     @torch.inference_mode()
     def follow_batch(self, observations: Sequence[Observation], keys: Sequence[int], before: Sequence[Observation | None]) -> list[Chunk]:
         """One chunk per observation; `before`: what each row's last decision saw, None at its first."""
-        chunks = []
-        for outcome in self._outcomes(observations, self._followed(observations, keys, before)):
-            if isinstance(outcome, UserError):
-                raise outcome
-            chunks.append(outcome)
-        return chunks
+        return all_good(self._outcomes(observations, self._followed(observations, keys, before)))
 
     def _followed(self, observations: Sequence[Observation], keys: Sequence[int], before: Sequence[Observation | None]) -> Tensor:
         past = [now if then is None else then for now, then in zip(observations, before, strict=True)]

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vla.backbones.base import Tokens
 from vla.errors import UserError
+from vla.noise import Noise
 from vla.policy import Policy
-from vla.types import Chunk, Observation, Prior
+from vla.types import ActionSpec, Chunk, Observation, Prior
 
 if TYPE_CHECKING:
     from vla.execute.value import Value
+
+
+MOST_ROWS = 64
+"""Of one pass over all samples: more hardly make it faster, and each holds the keys and values of a prefix."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +63,46 @@ class Several(Policy):
         self.samples, self.agreement = samples, agreement
         self.value = value.to(next(policy.model.parameters()).device) if value is not None else None
 
-    def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
-        return self._chosen(self._drawn(observations, keys, prior), observations, keys)
-
     def _decided(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> list[Chunk | UserError]:
-        drawn_NBTA = self._drawn(observations, keys, prior)
-        outcomes = self._outcomes(observations, self._chosen(drawn_NBTA, observations, keys))
+        batch, noise = self.prepared(observations, keys)
+        prefix = self.model.prefix(batch)  # once for all samples
+        drawn_NBTA = self._drawn(prefix, batch.spec, noise, keys, prior)
+        outcomes = self._outcomes(observations, self._chosen(drawn_NBTA, prefix))
         if self.agreement is None:
             return outcomes
-        mask_BTA = self.prepared(observations, keys)[0].spec.mask_BTA
-        steps = self.agreement.steps(drawn_NBTA, mask_BTA).tolist()
+        steps = self.agreement.steps(drawn_NBTA, batch.spec.mask_BTA).tolist()
         return [each if isinstance(each, UserError) else _cut(each, count) for each, count in zip(outcomes, steps, strict=True)]
 
-    def _drawn(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None) -> Tensor:
-        drawn_NBTA = torch.stack([super(Several, self)._sample(observations, draw, prior) for draw in self._draws(keys)])
+    def _drawn(self, prefix: Tokens, spec: ActionSpec, noise: Noise, keys: Sequence[int], prior: Prior | None) -> Tensor:
+        """Normalised actions, float32 (N, B, T, A), of as many rows at a time as `MOST_ROWS`."""
+        backbone, decoder, B = self.model.backbone, self.model.decoder, len(keys)
+        drawn, device = [], noise.key_B.device
+        for start in range(0, self.samples, max(1, MOST_ROWS // B)):
+            draws = range(self.samples)[start : start + max(1, MOST_ROWS // B)]
+            N = len(draws)
+            row_X = torch.arange(B, device=device).repeat_interleave(N)
+            of_draws = replace(noise, key_B=torch.tensor([_key(key, draw) for key in keys for draw in draws], device=device))
+            asked = (backbone, prefix.repeat(N), spec[row_X], of_draws)
+            action_XTA = decoder.sample(*asked) if prior is None else decoder.resume(*asked, prior.to(device)[row_X])
+            drawn.append(action_XTA.unflatten(0, (B, N)).transpose(0, 1))
+        drawn_NBTA = torch.cat(drawn)
         if bool((drawn_NBTA == drawn_NBTA[0]).all()):
             raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
         return drawn_NBTA
 
-    def _chosen(self, drawn_NBTA: Tensor, observations: Sequence[Observation], keys: Sequence[int]) -> Tensor:
+    def _chosen(self, drawn_NBTA: Tensor, prefix: Tokens) -> Tensor:
         if self.value is None:
             return drawn_NBTA[0]
-        from vla.execute.value import states
+        from vla.execute.value import pooled
 
-        state_BD = states(self, observations, keys)
+        state_BD = pooled(self.model, prefix)
         value_NB = torch.stack([self.value(state_BD, drawn_BTA) for drawn_BTA in drawn_NBTA])
-        return drawn_NBTA[value_NB.argmax(0), torch.arange(len(keys), device=drawn_NBTA.device)]
+        return drawn_NBTA[value_NB.argmax(0), torch.arange(drawn_NBTA.shape[1], device=drawn_NBTA.device)]
 
-    def _draws(self, keys: Sequence[int]) -> list[list[int]]:
-        """Keys of each sample; those beside the first are far from any that are in use."""
-        return [[(key + number * 0x9E3779B97F4A7C15) % 2**63 for key in keys] for number in range(self.samples)]
+
+def _key(key: int, draw: int) -> int:
+    """Of a sample; those beside the first are far from any that are in use."""
+    return (key + draw * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _cut(chunk: Chunk, steps: int) -> Chunk:

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla.backbones.base import Tokens
 from vla.errors import UserError
+from vla.model import VLA
 from vla.policy import Policy
 from vla.types import Observation, Prior
 
@@ -28,7 +30,7 @@ BATCH, LEARNING_RATE, DECAY = 256, 1e-3, 1e-2
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was seen and done in rollouts and what came of it, a row each. `state_ND`: as `states` gives it; `action_NTA`: normalised;
+    """What was seen and done in rollouts and what came of it, a row each. `state_ND`: as `pooled` gives it; `action_NTA`: normalised;
     `return_N`: discounted by the decisions that were left until success, 0 where the episode failed; `episode_N`: which one, int64."""
 
     state_ND: Tensor
@@ -123,15 +125,14 @@ class Remembering(Policy):
 
     def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
         action_BTA = super()._sample(observations, keys, prior)
-        state_BD = states(self, observations, keys)
+        state_BD = pooled(self.model, self.model.prefix(self.prepared(observations, keys)[0]))
         self.seen |= {key: (state_D.cpu(), action_TA.cpu()) for key, state_D, action_TA in zip(keys, state_BD, action_BTA, strict=True)}
         return action_BTA
 
 
 @torch.no_grad()
-def states(policy: Policy, observations: Sequence[Observation], keys: Sequence[int]) -> Tensor:
+def pooled(model: VLA, prefix: Tokens) -> Tensor:
     """What its backbone makes of observations: float32 (B, D), the mean of the prefix's final states."""
-    model = policy.model
-    hidden = model.backbone(model.prefix(policy.prepared(observations, keys)[0]))
+    hidden = model.backbone(prefix)
     valid_BS1 = hidden.tokens.valid_BS[..., None]
     return (hidden.x_BSD * valid_BS1).sum(1).float() / valid_BS1.sum(1)

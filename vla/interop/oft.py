@@ -52,14 +52,17 @@ class FineTuned:
 
     @property
     def normalizer(self) -> RobotNormalizer:
+        """State and action of its robot, by the folder's statistics."""
         return stats.robot_normalizer(self.robot, self.state, self.action)
 
     @property
     def state_tokens(self) -> StateTokens | NoState:
+        """How the model reads proprioception: their projector's two layers behind the images, or not at all."""
         return NoState() if self.state is None else StateTokens(layers=2, after_images=True)
 
     @property
     def state_rules(self) -> dict[str, Rule]:
+        """What their projector's tensors become; none where it has no projector."""
         return {} if self.state is None else state_rules()
 
 
@@ -139,6 +142,7 @@ def _head(width: int, numbers: int, blocks: int) -> dict[str, Rule]:
 
 
 def state_rules() -> dict[str, Rule]:
+    """What their projector's tensors become; none where it has no projector."""
     return {
         "state_in.first.weight_EIO": Make((f"{STATE}fc1.weight",), lambda weight: weight.T[None]),
         "state_in.first.bias_EO": Make((f"{STATE}fc1.bias",), lambda bias: bias[None]),

@@ -18,6 +18,7 @@ from vla.backbones.empty import build_empty
 from vla.checkpoint import Contents, write_folder
 from vla.errors import SchemaError, UserError
 from vla.interop.tensors import Stored, write_tensors
+from vla.weights import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,10 @@ def carry_out(plan: Plan, stored: Mapping[str, Stored], source: str, out: Path) 
     run = {**plan.contents.run, "left_out": dict(report.left), "notes": list(report.notes)}
     contents = replace(plan.contents, run=run)
 
-    def write(temporary: Path) -> None:
-        write_tensors(temporary / "model.safetensors", rows, lambda name: value_of(plan.rules[name], stored))
+    def write(temporary: Path) -> dict[str, str]:
+        digest = write_tensors(temporary / WEIGHTS, rows, lambda name: value_of(plan.rules[name], stored))
         (temporary / "config.json").write_text(json.dumps(contents.to_json(), indent=1))
+        return {WEIGHTS: digest}
 
     write_folder(out, write)
     return report

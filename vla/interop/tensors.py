@@ -83,23 +83,18 @@ def scan(files: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
-def write_tensors(path: Path, rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], value: Callable[[str], Stored | Tensor]) -> None:
-    """A safetensors file of the given types and shapes, asking for one value after the other. With the umask's file mode."""
+def write_tensors(path: Path, rows: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], value: Callable[[str], Stored | Tensor]) -> str:
+    """A safetensors file of the given types and shapes, asking for one value after the other. With the umask's file mode. Its sha256."""
     order, head = tensor_file.header(rows)
-    with open(path, "wb") as file:
-        file.write(head)
+
+    def parts() -> Iterator[memoryview]:
+        yield memoryview(head)
         for name in order:
             given = value(name)
             assert (given.dtype, tuple(given.shape)) == rows[name], (name, given.dtype, tuple(given.shape), rows[name])
-            _write(file, given)
+            yield from given.pieces() if isinstance(given, Stored) else tensor_file.bytes_of(given)
 
-
-def _write(file: BinaryIO, given: Stored | Tensor) -> None:
-    if isinstance(given, Stored):
-        for piece in given.pieces():
-            file.write(piece)
-    elif given.numel():
-        file.write(given.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return tensor_file.write_bytes(path, parts())
 
 
 def _header(path: Path) -> tuple[dict, int]:

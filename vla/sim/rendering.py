@@ -125,6 +125,7 @@ class Cameras:
                 turn_camera(camera, self._turn_deg)
 
     def close(self) -> None:
+        """Frees what of it is in the GL context; once more does nothing."""
         if self in _OPEN:
             _OPEN.discard(self)
             self._gl.make_current()

@@ -24,6 +24,7 @@ def load_suite(name_or_path: str) -> Suite:
 
 
 def suite_names() -> list[str]:
+    """Of those that come with the project, in the order of the listing."""
     return sorted(_SUITES)
 
 
