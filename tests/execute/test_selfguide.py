@@ -54,7 +54,7 @@ def test_what_has_not_changed_guides_nowhere(decoder):
 
 def test_only_what_denoises_can_be_guided():
     with pytest.raises(UserError, match="does not denoise"):
-        SelfGuided(policy(DECODERS["parallel"]), 0.5).follow_batch(seen(1, 0), [1], [None])
+        SelfGuided(policy(DECODERS["parallel"]), 0.5)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="a weight above 0"):
             SelfGuided(policy(DECODERS["flow"]), weight)

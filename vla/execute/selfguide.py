@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vla.decoders.base import ActionDecoder
 from vla.errors import UserError
 from vla.execute.compose import denoised
 from vla.policy import Policy, all_good
@@ -30,6 +31,8 @@ class SelfGuided(Policy):
     def __init__(self, policy: Policy, weight: float) -> None:
         if not 0 < weight < 100:
             raise UserError(f"a policy is led away from its past by a weight above 0, such as 0.5, not {weight}")
+        if type(policy.model.decoder).denoiser is ActionDecoder.denoiser:
+            raise UserError(f"{type(policy.model.decoder).__name__} does not denoise, so that nothing can guide it; take a `dit` decoder")
         super().__init__(policy.contents, policy.model, policy.seed)
         self.weight = weight
 
