@@ -3,12 +3,13 @@
     python -m benchmarks.loader --json
 
 CPU seconds of all processes (of the consumer and its 1 or 2 loader processes), not wall time, in interleaved blocks: medians over the
-blocks, ratios block by block, the worse of 1 and 2 workers. A block begins and ends with full queues. `ratio_to_decode`: simplejpeg alone
-decodes the same frames in the same order from memory and drops them, into fresh arrays or into one buffer that stays in the processor's
-caches, whichever is faster (`ratio_to_decode_fresh`: into fresh arrays, its plain call). The loader reads them from shards, checks their
-sums, decodes, joins state and encoded action chunks and hands batches to another process, which looks at every frame. A sample has two
-cameras, as most robots do (`--cameras 1`: one). `ratio_to_webdataset`: stock webdataset over per-step tars of the same frames, with its
-own decoding ("rgb8"), batching and loader processes.
+blocks, ratios block by block, the worse of 1 and 2 workers; then medians over processes (`_least` and `_most`: the range), since where
+a process's fresh arrays happen to lie makes its plain decoding a tenth faster or slower. A block begins and ends with full queues.
+`ratio_to_decode`: simplejpeg alone decodes the same frames in the same order from memory and drops them, into fresh arrays or into one
+buffer that stays in the processor's caches, whichever is faster (`ratio_to_decode_fresh`: into fresh arrays, its plain call). The loader
+reads them from shards, checks their sums, decodes, joins state and encoded action chunks and hands batches to another process, which
+looks at every frame. A sample has two cameras, as most robots do (`--cameras 1`: one). `ratio_to_webdataset`: stock webdataset over
+per-step tars of the same frames, with its own decoding ("rgb8"), batching and loader processes.
 
 `rss_growth`: resident memory after drawing the same number of samples from 1,000,000 indexed steps against 10,000. `first_batch_*`: a new
 process opens a mixture of 60 datasets with 100,000,000 indexed steps and makes one batch. Both indices are synthetic: many names (hard
@@ -229,6 +230,16 @@ def measure(blocks: int, cameras: int) -> dict[str, float]:
     }
 
 
+def measure_often(processes: int, blocks: int, cameras: int) -> dict[str, float]:
+    """`measure` in so many processes, one after the other."""
+    words = ("--blocks", str(blocks), "--cameras", str(cameras), "--large", "0", "--steps", "0", "--processes", "0", "--json")
+    found = [json.loads(_child(*words)) for _ in range(processes)]
+    middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
+    for key in ("ratio_to_decode", "ratio_to_decode_fresh"):
+        middle |= {f"{key}_least": min(row[key] for row in found), f"{key}_most": max(row[key] for row in found)}
+    return {**middle, "processes": processes}
+
+
 def in_order(pipeline: Pipeline, of: Embodiment) -> list[bytes]:
     """The JPEGs in the order in which the loader comes upon them."""
     (source,) = pipeline.mixture.sources
@@ -320,6 +331,7 @@ def _child(*args: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=5, help="that measure, one after the other (0: this one)")
     parser.add_argument("--cameras", type=int, default=2, choices=(1, 2))
     parser.add_argument("--large", type=int, default=1_000_000, help="indexed steps of the large dataset (0: leave memory out)")
     parser.add_argument("--steps", type=int, default=100_000_000, help="indexed steps of the mixture of 60 datasets (0: leave it out)")
@@ -331,7 +343,10 @@ def main() -> None:
         return draw(args.draw)
     if args.first:
         return first(args.first)
-    result = measure(args.blocks, args.cameras) if args.blocks else {}
+    if args.blocks and args.processes:
+        result = measure_often(args.processes, args.blocks, args.cameras)
+    else:
+        result = measure(args.blocks, args.cameras) if args.blocks else {}
     result |= memory_growth(args.large) if args.large else {}
     result |= first_batch(60, args.steps) if args.steps else {}
     rounded = {name: round(value, 3) for name, value in result.items()}

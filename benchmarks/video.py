@@ -9,6 +9,9 @@ same stored as mp4; `convert_mp4_fitting` that of a clip without B-frames in gro
 `decode_fitting` PyAV's loop over it. `encode`: simplejpeg alone, of the planes that are to be encoded; `ratio_bound` is what `convert`
 to `decode` would be if nothing but decoding and that cost anything. `random`: one frame of a dataset at random, stored as JPEG and as
 mp4 in groups of 8.
+
+`wall_*` are seconds by the clock, for a folder of many such clips: `wall_convert` with two processes (the default of `vla convert`), from
+their start to their end, beside PyAV's loop as it comes (`wall_decode`) and with all of FFmpeg's threads (`wall_decode_threads`).
 """
 
 from __future__ import annotations
@@ -97,14 +100,25 @@ def decode(path: Path, to_rgb: bool) -> None:
                 frame.reformat(format="rgb24", threads=1).to_ndarray()  # its default starts threads for every frame
 
 
+def decode_folder(clips: list[Path], thread_type: str | None) -> None:
+    """PyAV's loop over many clips, one after the other."""
+    for clip in clips:
+        with av.open(str(clip)) as container:
+            stream = container.streams.video[0]
+            if thread_type is not None:
+                stream.thread_type = thread_type
+            for _ in container.decode(stream):
+                pass
+
+
 def card(store: str) -> Card:
     facts = {"name": "bench", "title": "bench", "homepage": "none", "licence": "none", "citation": "none", "facts": ["made here"]}
     rest = {"format": "video", "source": {"name": "bench"}, "supervision": "none", "instruction": {"from": "text"}}
     return Card.from_json({**facts, **rest, "cameras": {"camera": {"from": "video", "store": store}}})
 
 
-def make_dataset(folder: Path, out: Path, store: str, image_size: int | None = SIZE) -> None:
-    settings = Settings(encoding=Encoding(image_size=image_size, quality=QUALITY), workers=0)
+def make_dataset(folder: Path, out: Path, store: str, image_size: int | None = SIZE, workers: int = 0) -> None:
+    settings = Settings(encoding=Encoding(image_size=image_size, quality=QUALITY), workers=workers)
     report = convert(partial(VideoFolder, folder), card(store), out, settings)
     assert not report.bad
 
@@ -171,18 +185,53 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
         return facts
 
 
+def by_the_clock(height: int, width: int, frames: int, clips: int, rounds: int) -> dict[str, float | int]:
+    """A folder of `clips` clips (links to one), through PyAV's loop and through `convert` with two processes, in turn."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        folder = root / "source"
+        write_clip(folder / "clip0.mp4", height, width, frames)
+        paths = [folder / f"clip{number}.mp4" for number in range(clips)]
+        for path in paths[1:]:
+            os.link(paths[0], path)
+        with (folder / "captions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "text"], *([path.name, "move"] for path in paths)])
+        outs = iter(range(10**6))
+        work = {
+            "decode": lambda: decode_folder(paths, None),
+            "decode_threads": lambda: decode_folder(paths, "AUTO"),
+            "convert": lambda: make_dataset(folder, root / f"out{next(outs)}", "jpgs", workers=2),
+        }
+        rows = [{key: clock_s(each) for key, each in work.items()} for _ in range(rounds)]
+    facts: dict[str, float | int] = {"wall_frames": frames * clips, "wall_rounds": rounds}
+    facts |= {f"wall_{key}_fps": round(frames * clips / statistics.median(row[key] for row in rows)) for key in work}
+    for other in ("decode", "decode_threads"):
+        facts[f"ratio_wall_convert_to_{other}"] = round(statistics.median(row[other] / row["convert"] for row in rows), 3)
+    return facts
+
+
+def clock_s(work: Callable[[], None]) -> float:
+    before = time.perf_counter()
+    work()
+    return time.perf_counter() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one object, for programs")
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--clips", type=int, default=100, help="of --frames frames each, in the folder that is timed by the clock")
+    parser.add_argument("--rounds", type=int, default=3, help="of that")
     parser.add_argument("--sizes", nargs="+", default=["224x224", "456x256", "640x480", "1920x1080"], help="width x height of the source")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found: dict[str, object] = {"machine": machine()}
     for size in args.sizes:
         width, height = map(int, size.split("x"))
-        facts = found[size] = measure(height, width, args.frames, args.blocks)
+        facts = measure(height, width, args.frames, args.blocks)
+        facts |= by_the_clock(height, width, args.frames, args.clips, args.rounds)
+        found[size] = facts
         if not args.json:
             print(size, *(f"{key} {value}" for key, value in facts.items()), sep="\n  ")
     if args.json:

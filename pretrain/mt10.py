@@ -5,7 +5,7 @@ Hardware  two CPU cores, no GPU.
 Time      at most 30 minutes of two cores: collecting, training, 10 episodes a task.
 Expect    most of the seven tasks whose goal is an object in the picture; reach, push and pick-place show theirs by a marker of one or two
           pixels. docs/results.md has what was measured.
-Command   vla collect --suite metaworld-mt10 --episodes 30 --noise-share 0.5 --out data/mt10
+Command   vla collect --suite metaworld-mt10 --episodes 50 --noise-share 0.5 --out data/mt10
           vla train pretrain/mt10.py
           vla eval runs/mt10 --suite metaworld-mt10 --episodes 10 --json runs/mt10/eval.json
 Parts     each goes on where it was stopped: `vla collect` and `vla train` with --resume, `vla eval` by the same command.
@@ -22,12 +22,12 @@ RUN = Run(
     model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32), Parallel(steps_per_token=3)),
     mixture="data_mixtures/mt10.yaml",
     embodiments=("metaworld_sawyer",),
-    steps=2200,
+    steps=5000,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
     ema_decay=0.99,
-    validate_every=1100,
+    validate_every=2500,
     save_every=200,
     workers=0,
     threads=2,

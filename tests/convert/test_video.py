@@ -23,6 +23,7 @@ from vla.convert import video as video_module
 from vla.convert.card import Card
 from vla.convert.fields import BadEpisode
 from vla.convert.formats import find_reader, open_reader
+from vla.convert.lanes import LANES
 from vla.convert.mapping import Mapper, check_against
 from vla.convert.raw import Clip, RawEpisode, Unreadable
 from vla.convert.video import clip_id
@@ -129,6 +130,17 @@ TRACKS = {
         "visible": {"from": "visible", "field": {"size": 3, "unit": "command"}},
     },
 }
+
+
+@pytest.mark.parametrize(("rows", "parts", "each"), [(1, 1, 1), (40, 40, 1), (200, 67, 3), (40_000, 157, 256)])
+def test_a_short_table_has_work_for_every_worker(tmp_path, rows, parts, each):
+    table(tmp_path / "captions.csv", ["path", "text"], [[f"{row}.mp4", "lift"] for row in range(rows)])
+    reader = VideoFolder(tmp_path)
+    assert len(reader.parts()) == parts
+    assert parts >= min(rows, LANES) and len(list(reader.captions(reader.parts()[0]))) == each
+    if rows == 200:
+        names = [caption.name for part in reader.parts() for caption in reader.captions(part)]
+        assert names == [f"{row}-{row}" for row in range(rows)]
 
 
 def test_points_that_were_followed_come_along(tmp_path):

@@ -118,7 +118,7 @@ class TinyBackbone(Backbone):
     def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
         image = inputs["image_BVFHW3"]
         B, V, Fr = image.shape[:3]
-        pixels = image.flatten(0, 2).permute(0, 3, 1, 2).to(self.image_in.weight.dtype) / 127.5 - 1
+        pixels = self.stem.laid_out(image.flatten(0, 2).permute(0, 3, 1, 2)).to(self.image_in.weight.dtype).div_(127.5).sub_(1)
         seen = self.image_in(self.stem(pixels)).unflatten(0, (B, V, Fr))
         age_BFD = self.age_in(inputs["age_BF"].to(seen.dtype)[..., None])
         seen = (seen + self.role_in(inputs["role_BV"])[:, :, None, None] + age_BFD[:, None, :, None]).flatten(1, 3)

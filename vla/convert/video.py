@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.convert.lanes import LANES
 from vla.convert.raw import Clip, Feature, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import inside, video_facts
 from vla.data.video import VideoFacts
@@ -29,6 +30,8 @@ PICTURES = "video"
 LONGEST_S = 60.0
 """A longer clip is divided, so that memory stays that of a minute of pictures."""
 MAX_JSON_BYTES = 1 << 30
+CLIPS_PER_PART = 256
+"""At most, in tables that are divided by their rows."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class ClipReader(Reader):
                 rate_hz=rate_hz,
                 facts={**caption.facts, "video": caption.video, "start_s": float(low / rate_hz), "stop_s": float(high / rate_hz)},
             )
+
+
+def clips_per_part(count: int) -> int:
+    """Of a table with so many rows: one process reads a part, so a short table has small ones, several for each lane. By the table alone,
+    since parts are the order in which episodes are stored."""
+    return min(max(count // (4 * LANES), 1), CLIPS_PER_PART)
 
 
 def clip_id(name: str) -> str:

@@ -24,19 +24,18 @@ import numpy as np
 from vla.convert.raw import Feature, Unreadable
 from vla.convert.safe import fill, inside
 from vla.convert.tracks import Tracks, tracks_of
-from vla.convert.video import Caption, ClipReader, clip_id, number, read_table
+from vla.convert.video import Caption, ClipReader, clip_id, clips_per_part, number, read_table
 from vla.data.video import VideoFacts
 from vla.errors import SchemaError, UnknownName
 
-CLIPS_PER_PART = 256
 TIMES = ("start_s", "stop_s")
 _TIME_LIKE = re.compile(r"(start|begin|stop|end)(_?(s|sec|seconds|ms|time|timestamp|frame))?")
 """Columns that mean a time: one that nobody reads would make every caption one of the whole file."""
 
 
 class VideoFolder(ClipReader):
-    """A folder with `captions` (default: captions.csv), whose paths are relative to it. A part is a run of 256 rows. `tracks`: the name,
-    beside a video, of the npz with what was followed in it; `{stem}` is the video's own name."""
+    """A folder with `captions` (default: captions.csv), whose paths are relative to it. A part is a run of rows (`clips_per_part`).
+    `tracks`: the name, beside a video, of the npz with what was followed in it; `{stem}` is the video's own name."""
 
     texts = ("text",)
 
@@ -66,21 +65,24 @@ class VideoFolder(ClipReader):
         return inside(self.source, (place.parent / fill(self.tracks, {"stem": place.stem})).as_posix())
 
     def parts(self) -> Sequence[str]:
-        if self._count is None:
-            self._count = sum(1 for _ in self._rows())
-        if not self._count:
-            raise SchemaError(f"{self.table} has no rows")
-        return [f"{first:07d}" for first in range(0, self._count, CLIPS_PER_PART)]
+        return [f"{first:07d}" for first in range(0, self._length(), clips_per_part(self._length()))]
 
     def captions(self, part: str) -> Iterator[Caption | Unreadable]:
         if part not in self.parts():
             raise UnknownName("part", part, self.parts()[:20])
         first = int(part)
         for row, values in enumerate(self._rows()):
-            if row >= first + CLIPS_PER_PART:
+            if row >= first + clips_per_part(self._length()):
                 return
             if row >= first:
                 yield self._caption(row, values)
+
+    def _length(self) -> int:
+        if self._count is None:
+            self._count = sum(1 for _ in self._rows())
+        if not self._count:
+            raise SchemaError(f"{self.table} has no rows")
+        return self._count
 
     def _rows(self) -> Iterator[dict[str, str]]:
         for row in read_table(self.table, ("path", "text")):

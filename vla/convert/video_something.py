@@ -16,14 +16,12 @@ from typing import Any
 
 from vla.convert.raw import Unreadable
 from vla.convert.safe import fill
-from vla.convert.video import Caption, ClipReader, clip_id, read_json
+from vla.convert.video import Caption, ClipReader, clip_id, clips_per_part, read_json
 from vla.errors import SchemaError, UnknownName
-
-CLIPS_PER_PART = 256
 
 
 class SomethingSomething(ClipReader):
-    """`annotations`: the json, in the folder. `videos`: where a clip lies, by its id. A part is a run of 256 clips."""
+    """`annotations`: the json, in the folder. `videos`: where a clip lies, by its id. A part is a run of clips (`clips_per_part`)."""
 
     texts = ("label", "template")
 
@@ -42,12 +40,14 @@ class SomethingSomething(ClipReader):
         return {**vars(self), "_rows": []}
 
     def parts(self) -> Sequence[str]:
-        return [f"{first:07d}" for first in range(0, len(self._table()), CLIPS_PER_PART)]
+        count = len(self._table())
+        return [f"{first:07d}" for first in range(0, count, clips_per_part(count))]
 
     def captions(self, part: str) -> Iterator[Caption | Unreadable]:
         if part not in self.parts():
             raise UnknownName("part", part, self.parts()[:20])
-        for number, row in enumerate(self._table()[int(part) : int(part) + CLIPS_PER_PART], int(part)):
+        rows = self._table()
+        for number, row in enumerate(rows[int(part) : int(part) + clips_per_part(len(rows))], int(part)):
             if not isinstance(row, dict) or not isinstance(row.get("id"), str | int) or not isinstance(row.get("label"), str):
                 yield Unreadable(clip_id(f"row-{number}"), f"{self.path}: entry {number} has no id and label (test.json has no labels)")
                 continue

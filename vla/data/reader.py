@@ -23,16 +23,12 @@ import numpy as np
 from safetensors.numpy import load
 
 from vla.data import format as fmt
+from vla.data.sums import crc32
 from vla.errors import Damaged, UnknownName
 from vla.types import Episode, Frames, Span, VideoFrames
 
 if TYPE_CHECKING:
     from vla.data.gop import Gop
-
-try:
-    from isal.isal_zlib import crc32  # the same checksum, eight times as fast
-except ImportError:  # no wheel for this machine
-    from zlib import crc32
 
 MAX_READ_BYTES = 64 << 20
 """No group of pictures is larger; an index that says so is damaged."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from vla.data import format as fmt
 from vla.data.reader import Dataset, ShardFiles
+from vla.data.sums import crc32
 from vla.errors import Damaged
 
 Kind = Literal["missing", "truncated", "overlong", "altered", "unlisted"]
@@ -99,7 +99,7 @@ def _members(stem: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
         for name, (offset, length, crc) in zip(names, member_M3, strict=True):
             if offset + length > size:
                 yield Problem("truncated", f"{stem.name}.tar", name, f"ends at {size} of {offset + length} bytes")
-            elif zlib.crc32(index.pread("tar", int(length), int(offset))) != crc:
+            elif crc32(index.pread("tar", int(length), int(offset))) != crc:
                 yield Problem("altered", f"{stem.name}.tar", name, "its bytes are not those written")
             elif not _header_names(index.pread("tar", 512, int(offset) - 512), name, int(length)):
                 yield Problem("altered", f"{stem.name}.tar", name, "its tar header is not the one written")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.numpy import load, save
 from vla.data import format as fmt
 from vla.data.admit import anchors, check_episode
 from vla.data.segments import Segment, segments
+from vla.data.sums import crc32
 from vla.errors import SchemaError, UserError
 from vla.types import Episode, Frames, VideoFrames
 
@@ -230,14 +230,14 @@ class _Shard:
             header = tarfile.TarInfo(name)
             header.size = len(data)  # mtime 0, mode 0644, no owner: the same bytes everywhere
             self._write(header.tobuf(tarfile.USTAR_FORMAT))
-            self._parts["member"].append((self.bytes, len(data), zlib.crc32(data)))
+            self._parts["member"].append((self.bytes, len(data), crc32(data)))
             if number >= 2:
                 frames = episode.frames[self.cameras[number - 2]]
                 member = group.stored[number - 2]
                 self._parts["frame"].append(np.stack([frames.step, self.bytes + member.start, member.size], axis=-1))
                 view = memoryview(data)
                 ranges = zip(member.start.tolist(), (member.start + member.size).tolist(), strict=True)
-                self._parts["crc"].append(np.array([zlib.crc32(view[low:high]) for low, high in ranges], dtype="<u4"))
+                self._parts["crc"].append(np.array([crc32(view[low:high]) for low, high in ranges], dtype="<u4"))
                 self._parts["key"].append(np.arange(len(member.start)) if member.key is None else member.key)
                 self._parts["head"].append(member.head)
             self._write(data + bytes(-len(data) % 512))
