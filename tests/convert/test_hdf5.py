@@ -423,11 +423,24 @@ def test_mistakes_are_named(tmp_path):
     assert [e.steps for e, _, _ in read(Hdf5(tmp_path, steps="things"))] == [3]
 
 
+def test_a_file_of_many_episodes_has_work_for_every_worker(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for number in range(200):
+            file[f"data/demo_{number}/actions"] = np.full((2, 7), number, np.float32)
+    reader = Hdf5(tmp_path / "a.hdf5")
+    found = [[episode.id for episode in reader.episodes(part)] for part in reader.parts()]
+    assert len(found) == 50 and {len(ids) for ids in found} == {4}
+    assert [name for ids in found for name in ids] == [f"a-demo_{number}" for number in range(200)]
+    with pytest.raises(UnknownName, match=r"a.hdf5#0, a.hdf5#4"):
+        next(reader.episodes("a.hdf5"))
+
+
 def test_the_episodes_after_a_bad_one_are_read(tmp_path):
     path = write_demos(tmp_path / "a.hdf5")
     with h5py.File(path, "a") as file:
         file["data/demo_2/link"] = h5py.ExternalLink("other.hdf5", "/")
-    first, second, third = Hdf5(path).episodes("a.hdf5")
+    reader = Hdf5(path)
+    first, second, third = (episode for part in reader.parts() for episode in reader.episodes(part))
     assert isinstance(second, Unreadable) and second.id == "a-demo_2" and "is a link" in second.detail
     assert (first.id, third.id) == ("a-demo_1", "a-demo_10")
 

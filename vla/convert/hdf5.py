@@ -25,6 +25,7 @@ import numpy as np
 
 from vla.convert.hdf5_beside import clip, json_text, metadata
 from vla.convert.hdf5_safe import Frames, Member, as_text, attribute, attributes, find, is_picture, members, named, opened
+from vla.convert.lanes import LANES
 from vla.convert.raw import Encoded, Feature, Pictures, Pixels, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import episode_id
 from vla.errors import Damaged, SchemaError, UnknownName, UserError
@@ -63,6 +64,15 @@ class Layout:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Episodes `first` to `stop` of a file, all of them by default."""
+
+    file: str
+    first: int = 0
+    stop: int | None = None
+
+
 LAYOUTS = {
     "demos": Layout(episodes="data/*", steps="actions", leave=("next_obs/*",)),  # next_obs is obs, one step later
     "file": Layout(steps="action"),
@@ -71,7 +81,7 @@ LAYOUTS = {
 
 
 class Hdf5(Reader):
-    """A folder of HDF5 files, or one file. A part is a file. Columns and pictures are read when they are asked for, while the
+    """A folder of HDF5 files, or one file. A part is a file; of few files with many episodes each, a run of its episodes. Columns and pictures are read when they are asked for, while the
     episode is the current one; bytes outside the file, and types that could hold objects, are refused (`hdf5_safe`)."""
 
     def __init__(self, source: str | Path, layout: str = "", **entries: Any) -> None:
@@ -85,9 +95,10 @@ class Hdf5(Reader):
         self.files = self._find_files()
         if not layout and "steps" not in entries:
             self.layout = replace(self._detect(), **entries)
+        self._parts: dict[str, _Part] = {}
 
     def features(self) -> Sequence[Feature]:
-        part = self.parts()[0]
+        part = next(iter(self.files))
         for _, group in self._groups(part):
             with named(f"{self.files[part]}: {group.name}"):
                 found = self._members(part, group, self._steps(part, group))
@@ -101,14 +112,29 @@ class Hdf5(Reader):
         return Size(sum(path.stat().st_size for path in self.files.values()), self._count())
 
     def parts(self) -> Sequence[str]:
-        return list(self.files)
+        if not self._parts:
+            self._parts = {name: part for file in self.files for name, part in self._parts_of(file)}
+        return list(self._parts)
+
+    def _parts_of(self, file: str) -> Iterator[tuple[str, _Part]]:
+        """One process reads a part, so few files are divided, for each lane to have several. By the files alone, since parts are the order
+        in which episodes are stored."""
+        pieces = 4 * LANES // len(self.files)
+        episodes = self._count_in(self.files[file]) if self.layout.episodes and pieces > 1 else None
+        if not episodes or episodes == 1:
+            yield file, _Part(file)
+            return
+        size = -(-episodes // pieces)
+        for first in range(0, episodes, size):
+            yield f"{file}#{first}", _Part(file, first, first + size)
 
     def episodes(self, part: str) -> Iterator[RawEpisode | Unreadable]:
-        if part not in self.files:
-            raise UnknownName("part", part, list(self.files)[:20])
+        if part not in self.parts():
+            raise UnknownName("part", part, self.parts()[:20])
+        run = self._parts[part]
         try:
-            for name, group in self._groups(part):
-                yield self._episode_or_reason(part, name, group)
+            for name, group in self._groups(run.file, run.first, run.stop):
+                yield self._episode_or_reason(run.file, name, group)
         except SchemaError as error:  # of the file: the next may be sound
             raise Damaged(str(error)) from error
 
@@ -176,15 +202,15 @@ class Hdf5(Reader):
         texts = [as_text(attribute(target, name, where))] if at else Member.of(target, f"{where}/{path}").texts()
         return [json_text(text, key, f"{where}: '{place}'") for text in texts] if key else texts
 
-    def _groups(self, part: str) -> Iterator[tuple[str, h5py.Group]]:
-        """(name, group) of each episode of a file, `demo_9` before `demo_10`."""
+    def _groups(self, part: str, first: int = 0, stop: int | None = None) -> Iterator[tuple[str, h5py.Group]]:
+        """(name, group) of episodes `first` to `stop` of a file, `demo_9` before `demo_10`."""
         path, pattern = self.files[part], self.layout.episodes.strip("/")
         with opened(path) as file:
             if not pattern:
                 yield "", file
                 return
             parent = find(file, pattern.rpartition("/")[0], str(path))
-            for name in self._names(file, parent, path):
+            for name in self._names(file, parent, path)[first:stop]:
                 yield name, find(parent, name, str(path))
 
     def _names(self, file: h5py.File, parent: h5py.Group, path: Path) -> list[str]:
@@ -201,15 +227,17 @@ class Hdf5(Reader):
             return len(self.files)
         if len(self.files) > COUNTED_FILES:
             return None
-        count = 0
-        for path in self.files.values():
-            try:
-                with opened(path) as file:
-                    parent = find(file, self.layout.episodes.strip("/").rpartition("/")[0], str(path))
-                    count += len(self._names(file, parent, path))
-            except (SchemaError, Damaged):
-                return None
-        return count
+        counts = [self._count_in(path) for path in self.files.values()]
+        return None if None in counts else sum(counts)  # type: ignore[arg-type]
+
+    def _count_in(self, path: Path) -> int | None:
+        """None where the file is damaged: reading it says how."""
+        try:
+            with opened(path) as file:
+                parent = find(file, self.layout.episodes.strip("/").rpartition("/")[0], str(path))
+                return len(self._names(file, parent, path))
+        except (SchemaError, Damaged):
+            return None
 
     def _find_files(self) -> dict[str, Path]:
         if self.source.is_file():
