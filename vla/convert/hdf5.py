@@ -81,8 +81,10 @@ LAYOUTS = {
 
 
 class Hdf5(Reader):
-    """A folder of HDF5 files, or one file. A part is a file; of few files with many episodes each, a run of its episodes. Columns and pictures are read when they are asked for, while the
-    episode is the current one; bytes outside the file, and types that could hold objects, are refused (`hdf5_safe`)."""
+    """A folder of HDF5 files, or one file. A part is a file; of few files with many episodes each, a run of its episodes.
+
+    Columns and pictures are read when they are asked for, while the episode is the current one; bytes outside the file, and types that
+    could hold objects, are refused (`hdf5_safe`)."""
 
     def __init__(self, source: str | Path, layout: str = "", **entries: Any) -> None:
         self.source = Path(source)
