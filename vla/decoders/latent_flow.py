@@ -1,8 +1,9 @@
 """Latent actions and a robot's actions denoised together, the robot's looking at the latent ones (villa-X, Chen et al. 2025).
 
 A token per code, one-hot over the vocabulary in -1 and 1, then one per action step, at one noise level. Actions see codes and codes see no
-actions: what video without actions teaches, robots act on. A sample without codes has no such tokens; one without actions trains codes
-alone. villa-X denoises continuous latents by an expert of their own beside the actions'; here one network does both.
+actions: what video without actions teaches, robots act on. A sample without codes has pure noise in their place, whatever the actions'
+noise level: acting always has such tokens, and a robot whose data has no codes would else meet them for the first time then. One without
+actions trains codes alone. villa-X denoises continuous latents by an expert of their own beside the actions'; here one network does both.
 """
 
 from __future__ import annotations
@@ -81,10 +82,14 @@ class LatentFlowDecoder(ActionDecoder):
         t_BK = self.path.times(noise, K)
         onehot_BNV = 2.0 * F.one_hot(target.latent_BN, self.config.vocabulary) - 1
         data_BKX = self._join(onehot_BNV, target.action_BTA)[:, None].expand(B, K, -1)
-        noisy_BX, want_BX = self.path.corrupt(data_BKX.flatten(0, 1), self._eps(noise, K).flatten(0, 1), t_BK.flatten())
+        eps_BKX = self._eps(noise, K)
+        noisy_BX, want_BX = self.path.corrupt(data_BKX.flatten(0, 1), eps_BKX.flatten(0, 1), t_BK.flatten())
+        noisy_BKX = noisy_BX.unflatten(0, (B, K))
+        (code_BKNV, action_BKTA), (unknown_BKNV, _) = self._part(noisy_BKX), self._part(eps_BKX)
+        noisy_BKX = self._join(torch.where(target.has_latent_B[:, None, None, None], code_BKNV, unknown_BKNV), action_BKTA)
         context = self.conditioning.prepare(backbone, prefix)
         labelled = ActionSpec(target.spec.embodiment_B, target.label_BTA)
-        pred_BKX = self._predict(context, noisy_BX.unflatten(0, (B, K)), t_BK, labelled, target.has_latent_B)
+        pred_BKX = self._predict(context, noisy_BKX, t_BK, labelled)
         code_error, action_error = self._part((pred_BKX.float() - want_BX.unflatten(0, (B, K))).square())
         parts = {
             "denoise": (action_error, target.label_BTA[:, None].expand_as(action_error)),
@@ -103,10 +108,10 @@ class LatentFlowDecoder(ActionDecoder):
         self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior | None = None
     ) -> tuple[Tensor, Tensor]:
         """Codes, int64 (B, N), and the actions that go with them, float32 (B, T, A). `prior`: actions to be pulled to."""
-        context, has_B = self.conditioning.prepare(backbone, prefix), torch.ones_like(like.embodiment_B, dtype=torch.bool)
+        context = self.conditioning.prepare(backbone, prefix)
 
         def predict(x_BX: Tensor, t_B: Tensor) -> Tensor:
-            return self._predict(context, x_BX[:, None], t_B[:, None], like, has_B)[:, 0].float()
+            return self._predict(context, x_BX[:, None], t_B[:, None], like)[:, 0].float()
 
         asked: Predict = predict
         warm = None
@@ -135,19 +140,20 @@ class LatentFlowDecoder(ActionDecoder):
         code, action = x_BKX[..., :count], x_BKX[..., count:]
         return code.unflatten(-1, (self.config.codes, -1)), action.unflatten(-1, (self.horizon, self.action_width))
 
-    def _predict(self, context: Context, x_BKX: Tensor, t_BK: Tensor, like: ActionSpec, has_B: Tensor) -> Tensor:
+    def _predict(self, context: Context, x_BKX: Tensor, t_BK: Tensor, like: ActionSpec) -> Tensor:
         (B, K), N, dtype = t_BK.shape, self.config.codes, context.follows.x_BSD.dtype
         code_BKNV, action_BKTA = self._part(x_BKX)
         # What does not exist is 0 going in: a wider robot in the roster changes nothing for a narrow one.
         step_BKTD = self.action_in((action_BKTA * like.mask_BTA[:, None]).to(dtype), like.embodiment_B) + self.step_TD
         step_BKTD = step_BKTD * like.mask_BTA.any(-1)[:, None, :, None]
-        code_BKND = (self.code_in(code_BKNV.to(dtype)) + self.code_ND) * has_B[:, None, None, None]
+        code_BKND = self.code_in(code_BKNV.to(dtype)) + self.code_ND
         x_BKSD = torch.cat([code_BKND, step_BKTD], dim=2)
         time_BKD = time_embedding(self.path.clock(t_BK), x_BKSD.shape[-1]).to(dtype)
         x_BKSD = self.time_mix(torch.cat([x_BKSD, time_BKD[:, :, None].expand_as(x_BKSD)], dim=-1))
         if context.unread is not None:
             x_BKSD = x_BKSD + context.unread.sum() * 0
-        valid_BS = torch.cat([has_B[:, None].expand(B, N), like.mask_BTA.any(-1)], dim=1)
+        there_BT = like.mask_BTA.any(-1)
+        valid_BS = torch.cat([there_BT.new_ones(B, N), there_BT], dim=1)
         valid_BKS = valid_BS[:, None].expand(B, K, -1)
         suffix = suffix_tokens(context.follows, x_BKSD.flatten(1, 2), causal=False, samples=K, valid_BS=valid_BKS.flatten(1))
         later_S = (torch.arange(x_BKSD.shape[2], device=x_BKSD.device) >= N).long().repeat(K)
