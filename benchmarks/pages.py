@@ -345,7 +345,7 @@ def _sampling(results: Path) -> str:
         return f"{title}\nNot measured yet.\n"
     where = f"--suite {found['suite']}" + f" --tasks {found['tasks']}" * bool(found["tasks"])
     command = (
-        f"vla train-value runs/mine {where} --episodes 50 --out runs/mine/value.safetensors\n"
+        f"vla train-value runs/mine --suite {found['suite']} --episodes 30 --out runs/mine/value.safetensors\n"
         f"python -m benchmarks.sampling runs/mine {where} --episodes {found['episodes']} --value runs/mine/value.safetensors "
         f"--guidance {found['guidance']} --agree {found['agree']} --out runs/mine/sampling --json"
     )

@@ -1,6 +1,6 @@
 """What a policy that samples gains by how its chunks are drawn: the best of several by a value, as far as they agree, self-guidance.
 
-    vla train-value runs/mine --suite metaworld-objects --episodes 50 --out runs/mine/value.safetensors
+    vla train-value runs/mine --suite metaworld-objects --episodes 30 --out runs/mine/value.safetensors
     python -m benchmarks.sampling runs/mine --suite metaworld-objects --value runs/mine/value.safetensors --out runs/mine/sampling --json
 
 Each row is an evaluation of its own, of the same episodes, kept in the folder `--out`: the same command goes on from those that are there,
