@@ -83,7 +83,7 @@ def faster_with_one_thread(policy: Actor) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=20, help="of each of four tasks")
+    parser.add_argument("--episodes", type=int, default=40, help="of each of four tasks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
