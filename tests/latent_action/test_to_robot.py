@@ -13,6 +13,7 @@ from tests.latent_action.dots import CONFIG
 from tests.parts import TINY
 from vla.data.mixture import Mixture
 from vla.data.reader import Dataset
+from vla.decoders.base import total_loss
 from vla.decoders.latent import LatentActions
 from vla.decoders.latent_flow import LatentFlow
 from vla.decoders.parallel import Parallel
@@ -134,6 +135,19 @@ def test_codes_and_actions_are_denoised_together(recipe, tmp_path):
     assert code_BN.shape == (6, SIZES["codes"]) and int(code_BN.max()) < SIZES["vocabulary"] and action_BTA.isfinite().all()
 
 
+def test_a_sample_without_codes_learns_beside_their_tokens_as_acting_has_them(recipe, tmp_path):
+    job = assemble(replace(recipe, model=Model(TINY, LatentFlow(**SIZES))), None, tmp_path, "size", None)
+    batch = job.batch(job.train.samples(range(6)))
+    nothing_B = torch.zeros_like(batch.target.has_latent_B)
+    other_BN = (batch.target.latent_BN + 1) % SIZES["vocabulary"]
+    found = []
+    for latent_BN in (batch.target.latent_BN, other_BN):
+        target = replace(batch.target, latent_BN=latent_BN, has_latent_B=nothing_B)
+        loss = total_loss(job.model(replace(batch, target=target), Noise(batch.position_B)))
+        found.append(torch.autograd.grad(loss, job.model.decoder.code_in.weight)[0])
+    assert found[0].abs().max() > 0 and torch.equal(*found)  # there, and noise whatever stands where no code is
+
+
 def test_actions_look_at_codes_and_codes_at_no_action(recipe, tmp_path):
     """Another robot action in the noise moves no code; another code moves the actions."""
     torch.manual_seed(0)
@@ -143,10 +157,9 @@ def test_actions_look_at_codes_and_codes_at_no_action(recipe, tmp_path):
     context = model.decoder.conditioning.prepare(model.backbone, model.prefix(batch))
     x_BKX = model.decoder._eps(Noise(batch.position_B), 1)
     codes = SIZES["codes"] * SIZES["vocabulary"]
-    all_B = torch.ones(6, dtype=torch.bool)
 
     def predict(x):
-        return model.decoder._predict(context, x, torch.full((6, 1), 0.5), batch.spec, all_B)
+        return model.decoder._predict(context, x, torch.full((6, 1), 0.5), batch.spec)
 
     with torch.no_grad():
         plain, moved_action, moved_code = x_BKX, x_BKX.clone(), x_BKX.clone()
