@@ -90,25 +90,17 @@ def write_clip(path: Path, height: int, width: int, count: int, group: str = "30
         container.mux(stream.encode())
 
 
-def decode(path: Path, to_rgb: bool) -> None:
-    """PyAV's own loop, on one thread."""
+def decode(path: Path, to_rgb: bool = False, threads: str | None = "NONE") -> None:
+    """PyAV's own loop. `threads`: which of FFmpeg's kinds it may use (NONE: this one alone; None: as PyAV has it)."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+        if threads == "NONE":
+            stream.codec_context.thread_count = 1
+        elif threads is not None:
+            stream.thread_type = threads
         for frame in container.decode(stream):
             if to_rgb:
                 frame.reformat(format="rgb24", threads=1).to_ndarray()  # its default starts threads for every frame
-
-
-def decode_folder(clips: list[Path], thread_type: str | None) -> None:
-    """PyAV's loop over many clips, one after the other."""
-    for clip in clips:
-        with av.open(str(clip)) as container:
-            stream = container.streams.video[0]
-            if thread_type is not None:
-                stream.thread_type = thread_type
-            for _ in container.decode(stream):
-                pass
 
 
 def card(store: str) -> Card:
@@ -139,10 +131,11 @@ def planes_of(path: Path) -> list[list[np.ndarray]]:
     return found
 
 
-def cpu_s(work: Callable[[], None]) -> float:
-    before = time.process_time()
+def spent_s(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of that clock."""
+    before = clock()
     work()
-    return time.process_time() - before
+    return clock() - before
 
 
 def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, float | int]:
@@ -160,9 +153,9 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
         at_s = (np.arange(frames) + 0.5) / RATE_HZ
         outs = iter(range(10**6))
         work: dict[str, Callable[[], object]] = {
-            "decode": lambda: decode(clip, to_rgb=False),
+            "decode": lambda: decode(clip),
             "decode_rgb": lambda: decode(clip, to_rgb=True),
-            "decode_fitting": lambda: decode(fit, to_rgb=False),
+            "decode_fitting": lambda: decode(fit),
             "encode": lambda: [simplejpeg.encode_jpeg_yuv_planes(*each, quality=QUALITY) for each in planes],
             "read": lambda: [None for _ in images_at(clip, at_s)],
             "convert": lambda: make_dataset(source, root / f"out{next(outs)}", "jpgs"),
@@ -171,7 +164,7 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
             "random_jpeg": lambda: draw(stored["jpgs"], frames),
             "random_mp4": lambda: draw(stored["mp4"], frames),
         }
-        rows = [{key: cpu_s(each) for key, each in work.items()} for _ in range(blocks)]  # type: ignore[arg-type]
+        rows = [{key: spent_s(each, time.process_time) for key, each in work.items()} for _ in range(blocks)]
         facts: dict[str, float | int] = {"height": height, "width": width, "frames": frames, "blocks": blocks}
         facts |= {
             f"{key}_fps": round((len(planes) if key == "encode" else frames) / statistics.median(row[key] for row in rows)) for key in work
@@ -197,23 +190,17 @@ def by_the_clock(height: int, width: int, frames: int, clips: int, rounds: int) 
         with (folder / "captions.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["path", "text"], *([path.name, "move"] for path in paths)])
         outs = iter(range(10**6))
-        work = {
-            "decode": lambda: decode_folder(paths, None),
-            "decode_threads": lambda: decode_folder(paths, "AUTO"),
+        work: dict[str, Callable[[], object]] = {
+            "decode": lambda: [decode(path, threads=None) for path in paths],
+            "decode_threads": lambda: [decode(path, threads="AUTO") for path in paths],
             "convert": lambda: make_dataset(folder, root / f"out{next(outs)}", "jpgs", workers=2),
         }
-        rows = [{key: clock_s(each) for key, each in work.items()} for _ in range(rounds)]
+        rows = [{key: spent_s(each, time.perf_counter) for key, each in work.items()} for _ in range(rounds)]
     facts: dict[str, float | int] = {"wall_frames": frames * clips, "wall_rounds": rounds}
     facts |= {f"wall_{key}_fps": round(frames * clips / statistics.median(row[key] for row in rows)) for key in work}
     for other in ("decode", "decode_threads"):
         facts[f"ratio_wall_convert_to_{other}"] = round(statistics.median(row[other] / row["convert"] for row in rows), 3)
     return facts
-
-
-def clock_s(work: Callable[[], None]) -> float:
-    before = time.perf_counter()
-    work()
-    return time.perf_counter() - before
 
 
 def main() -> None:
