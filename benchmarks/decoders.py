@@ -81,6 +81,7 @@ CONTEXT_BATCH = 4
 
 
 def samples(count: int, words: int) -> list[Sample]:
+    """Random: two cameras of 64 px, a state of 4 numbers, an instruction of so many words, a chunk of the horizon, four latent codes."""
     rng = np.random.default_rng(0)
     said = " ".join(f"w{n}" for n in range(words))
     made = []
@@ -122,6 +123,7 @@ class Bench:
 
 
 def measure(blocks: int, repeats: int) -> dict[str, Any]:
+    """A row a decoder, in interleaved blocks: training samples/s, ms of a call for one observation, actions/s; and K = 8 beside K = 1."""
     benches = {name: Bench(TINY, config, BATCH) for name, config in DECODERS.items()}
     train: dict[str, list[float]] = {name: [] for name in benches}
     call: dict[str, list[float]] = {name: [] for name in benches}
@@ -192,6 +194,7 @@ def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
 
 
 def seconds_of(run: Callable[[], None], repeats: int) -> float:
+    """Wall seconds of a run, a mean over `repeats`."""
     started = time.perf_counter()
     for _ in range(repeats):
         run()

@@ -54,6 +54,7 @@ EXTENSION = {"third_person": "jpg", "wrist": "wrist.jpg"}
 
 
 def robot(cameras: int) -> Embodiment:
+    """A robot of four numbers at 10 Hz with so many cameras."""
     return Embodiment("bench", ROLES[:cameras], Space(FIELDS), Space(FIELDS), Space(LEARNED), Fraction(10), 16, ((-9.0, 9.0),) * 4)
 
 
@@ -68,6 +69,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def episodes(images: list[bytes], of: Embodiment, steps: int, length: int) -> Iterator[Episode]:
+    """Episodes of `length` steps, `steps` in all; frames are the JPEGs `images` in turn."""
     rng = np.random.default_rng(1)
     rows = rng.uniform(size=(length, 4))
     for number in range(steps // length):
@@ -90,6 +92,7 @@ def episodes(images: list[bytes], of: Embodiment, steps: int, length: int) -> It
 
 
 def write(folder: Path, images: list[bytes], of: Embodiment, steps: int, length: int = 100) -> Path:
+    """A dataset of such episodes; returns its folder."""
     with ShardWriter(folder, DatasetInfo(name=folder.name, embodiment=of.to_json())) as writer:
         for episode in episodes(images, of, steps, length):
             writer.add(episode)
@@ -145,12 +148,14 @@ def look(images: np.ndarray) -> int:
 
 
 def ours(pipeline: Pipeline, workers: int) -> Iterator[None]:
+    """Yields after each batch of BATCH samples that the consumer has looked at."""
     for _, batch in pipeline.batches(batch_size=BATCH, collate=collate, workers=workers):
         look(batch["image"])
         yield
 
 
 def stock(path: Path, of: Embodiment, workers: int) -> Iterator[None]:
+    """As `ours`, by stock webdataset with its own decoding and loader processes."""
     import webdataset
 
     dataset = webdataset.WebDataset([str(path)] * workers, shardshuffle=False, empty_check=False).repeat().decode("rgb8").batched(BATCH)
@@ -193,6 +198,7 @@ class Meter:
 
 
 def measure(blocks: int, cameras: int) -> dict[str, float]:
+    """CPU seconds of all sides in `blocks` interleaved blocks, as rates (frames/s of a core) and ratios; see the top of this file."""
     of, images = robot(cameras), pictures(400)
     frames = BLOCK * BATCH * cameras
     with tempfile.TemporaryDirectory() as place:
@@ -257,6 +263,7 @@ def fast_place() -> np.ndarray:
 
 
 def decode(memory: list[bytes], start: int, count: int, out: np.ndarray | None) -> None:
+    """simplejpeg alone: JPEGs `start` to `start + count` (round again at the end), into `out` (H, W, 3) or fresh arrays."""
     for number in range(start, start + count):
         if out is None:
             simplejpeg.decode_jpeg(memory[number % len(memory)], colorspace="RGB")
@@ -265,6 +272,7 @@ def decode(memory: list[bytes], start: int, count: int, out: np.ndarray | None) 
 
 
 def take(side: Iterator[None], count: int) -> None:
+    """The next `count` batches of a side."""
     for _ in range(count):
         next(side)
 
@@ -279,6 +287,7 @@ def memory_growth(large: int) -> dict[str, float]:
 
 
 def draw(folder: Path) -> None:
+    """Prints the resident memory, MB, after 100 batches of a dataset."""
     pipeline = Pipeline(Mixture.of([folder], val_fraction=0.0), {"bench": robot(2)}, cache_bytes=0)
     for _, batch in pipeline.batches(batch_size=BATCH, count=100, collate=collate, prefetch=0):
         look(batch["image"])
@@ -300,6 +309,7 @@ def first_batch(datasets: int, steps: int) -> dict[str, float]:
 
 
 def first(root: Path) -> None:
+    """Prints seconds and peak memory from opening a mixture up to its first batch."""
     start = time.perf_counter()
     mixture = Mixture.load(root / "m.yaml", root, verify="size")
     pipeline = Pipeline(mixture, {"bench": robot(2)})
@@ -314,10 +324,12 @@ def first(root: Path) -> None:
 
 
 def resident_mb() -> float:
+    """Resident memory of this process, MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_mb() -> float:
+    """The most it has had, MB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -223,10 +223,12 @@ def main() -> int:
 
 
 def pages(results: Path = RESULTS) -> dict[Path, str]:
+    """Each page and its text."""
     return {ROOT / "docs" / "performance.md": performance(results), ROOT / "docs" / "results.md": evidence(results)}
 
 
 def performance(results: Path) -> str:
+    """A table a case: what was measured, what is asked, and whether that is met."""
     parts = [HEADER + "# Performance\n\nWhat was measured, as `benchmarks/results/` holds it; each table's command makes it again.\n"]
     for case in CASES:
         found = _load(results / case.file)
@@ -245,6 +247,7 @@ def performance(results: Path) -> str:
 
 
 def evidence(results: Path) -> str:
+    """What learned policies do in closed loop."""
     return "\n".join(
         [
             HEADER + "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",

@@ -77,6 +77,7 @@ def pictures(height: int, width: int, count: int) -> Iterator[np.ndarray]:
 
 
 def write_clip(path: Path, height: int, width: int, count: int, group: str = "30", between: str = "2") -> None:
+    """H.264 of so many frames at RATE_HZ beside a captions.csv; `group`: frames between key frames, `between`: B-frames in a row."""
     path.parent.mkdir(exist_ok=True)
     with (path.parent / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "text"], [path.name, "move"]])
@@ -104,18 +105,21 @@ def decode(path: Path, to_rgb: bool = False, threads: str | None = "NONE") -> No
 
 
 def card(store: str) -> Card:
+    """Of a folder of clips whose pictures are stored as `jpgs` or `mp4`."""
     facts = {"name": "bench", "title": "bench", "homepage": "none", "licence": "none", "citation": "none", "facts": ["made here"]}
     rest = {"format": "video", "source": {"name": "bench"}, "supervision": "none", "instruction": {"from": "text"}}
     return Card.from_json({**facts, **rest, "cameras": {"camera": {"from": "video", "store": store}}})
 
 
 def make_dataset(folder: Path, out: Path, store: str, image_size: int | None = SIZE, workers: int = 0) -> None:
+    """From clips to a finished dataset; `image_size`: pixels of the shorter side, None as it is; `workers`: reading processes."""
     settings = Settings(encoding=Encoding(image_size=image_size, quality=QUALITY), workers=workers)
     report = convert(partial(VideoFolder, folder), card(store), out, settings)
     assert not report.bad
 
 
 def draw(dataset: Dataset, count: int) -> None:
+    """Decodes so many frames of the first episode, at random."""
     rng = np.random.default_rng(1)
     for number in rng.integers(0, len(dataset.episode(0).cameras["camera"].step), count):
         decode_frame(dataset.frame(0, "camera", int(number)))
@@ -139,6 +143,7 @@ def spent_s(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, float | int]:
+    """CPU seconds of one clip through everything that this file compares, as frames/s and ratios."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         source, fitting = root / "source", root / "fitting"
@@ -226,6 +231,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, object]:
+    """Processor, load and versions."""
     versions = {module.__name__: module.__version__ for module in (av, np, simplejpeg)} | {"python": platform.python_version()}
     model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

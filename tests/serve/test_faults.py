@@ -495,10 +495,14 @@ def test_a_token_is_asked_of_every_protocol_and_the_wrong_one_gets_nowhere():
 
 @pytest.mark.faults
 def test_answers_that_nobody_reads_hold_up_no_one():
-    with serving(service(Echo(), limits=Limits(send_s=0.3))) as server, Lawful(server.address):
-        with connect(f"ws://{server.address}", compression=None, max_queue=1) as deaf, contextlib.suppress(WebSocketException, OSError):
-            for _ in range(300):
-                deaf.send(msgpack.packb(said(0.1), default=to_openpi))
+    with serving(service(Echo(), limits=Limits(send_s=0.3))) as server, Lawful(server.address) as lawful:
+        with connect(f"ws://{server.address}", compression=None, max_queue=1) as deaf:
+            with contextlib.suppress(WebSocketException, OSError):
+                for _ in range(300):
+                    deaf.send(msgpack.packb(said(0.1), default=to_openpi))
+            answered = lawful.answered
+            eventually(lambda: lawful.answered > answered + 3 or lawful.wrong)
+            assert not lawful.wrong
 
 
 @pytest.mark.faults

@@ -74,14 +74,14 @@ def dies(processes, shards, tmp_path, whole):
 
 
 def test_killed_inside_an_accumulation_and_inside_validation(dies):
-    dies(("microbatch", 15))  # the first of the two of step 8
-    dies(("validation", 2))
+    assert dies(("microbatch", 15)) == 1  # the first of the two of step 8
+    assert dies(("validation", 2)) == 1
 
 
 @pytest.mark.parametrize("quarter", range(4))
 def test_killed_at_each_of_40_steps(dies, quarter, shards):
     for step in range(1 + 10 * quarter, 11 + 10 * quarter):
-        dies(("step", step))
+        assert dies(("step", step)) == 1
     order = assemble(toy_run(**RUN), shards, shards).train.order
     epoch = sum(source.samples for source in order.sources)
     assert 8 < epoch < 8 * (STEPS - 2), "an epoch ends within the steps at which the run is killed"
@@ -94,17 +94,17 @@ def test_killed_at_50_random_times(dies, part):
 
 
 def test_killed_twice_and_three_times_inside_an_epoch(dies):
-    dies(("step", 7), ("step", 9))
-    dies(("step", 6), ("step", 6), ("step", 22))
-    dies(("step", 3), ("microbatch", 9), ("validation", 1))
+    assert dies(("step", 7), ("step", 9)) == 2
+    assert dies(("step", 6), ("step", 6), ("step", 22)) == 3
+    assert dies(("step", 3), ("microbatch", 9), ("validation", 1)) == 3
 
 
 def test_killed_inside_every_micro_batch_of_a_step_and_every_validation(dies):
     for number in (21, 22, 23, 24):
-        dies(("microbatch", number))
+        assert dies(("microbatch", number)) == 1
     for number in (1, 2, 3, 4):
-        dies(("validation", number))
-    dies(("step", 17), workers=2)
+        assert dies(("validation", number)) == 1
+    assert dies(("step", 17), workers=2) == 1
 
 
 def test_asked_to_stop_while_a_save_is_being_written(processes, shards, tmp_path):
