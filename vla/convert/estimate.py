@@ -96,6 +96,6 @@ def check_disk(needed: int, out: Path) -> None:
 def stored_bytes(episode: Episode) -> int:
     """About what an episode takes in a shard: its pictures, and its numbers twice."""
     stored = [pack_camera(frames) for frames in episode.frames.values()]
-    pictures = sum(len(member.data) + 24 * len(member.start) for member in stored)
+    pictures = sum(sum(map(len, member.pieces)) + 24 * len(member.start) for member in stored)
     numbers = sum(rows.nbytes for rows in (episode.state, episode.action, episode.time_s) if rows is not None)
     return pictures + 2 * numbers + 4096

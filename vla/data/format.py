@@ -126,16 +126,16 @@ def held_out(key_E: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def pack_frames(frames: Frames) -> tuple[bytes, np.ndarray]:
-    """Frames -> (member bytes, offsets (n + 1,) of each JPEG from the member's start)."""
+    """Frames -> (the bytes of a member before its JPEGs, which follow one after the other; offsets (n + 1,) of each from the member's
+    start)."""
     sizes = np.array([len(jpeg) for jpeg in frames.jpeg], dtype=np.int64)
     head = len(_JPGS_MAGIC) + 8 + 8 * len(sizes) + 8 * (len(sizes) + 1)
     offset = head + np.concatenate([[0], np.cumsum(sizes)]).astype("<i8")
-    table = _JPGS_MAGIC + struct.pack("<q", len(sizes)) + frames.step.astype("<i8").tobytes() + offset.tobytes()
-    return b"".join([table, *frames.jpeg]), offset
+    return _JPGS_MAGIC + struct.pack("<q", len(sizes)) + frames.step.astype("<i8").tobytes() + offset.tobytes(), offset
 
 
 def unpack_frames(data: bytes) -> Frames:
-    """The inverse of `pack_frames`; every length is checked before it is used."""
+    """The whole member of `pack_frames`, read; every length is checked before it is used."""
     if data[:8] != _JPGS_MAGIC or len(data) < 24:
         raise Damaged("not a .jpgs member: wrong magic or too short")
     (count,) = struct.unpack_from("<q", data, 8)
@@ -150,25 +150,33 @@ def unpack_frames(data: bytes) -> Frames:
 
 @dataclass(frozen=True)
 class Member:
-    """What one camera of a segment is stored as. `start`, `size`: where each frame's bytes lie in `data`; `key`: the frame at which
-    decoding of it begins, None for JPEG, where that is itself. `head`: what a video's decoder needs besides."""
+    """What one camera of a segment is stored as. `pieces`: its bytes, not joined, since that would copy every picture; `start`, `size`:
+    where each frame's lie in them; `key`: the frame at which decoding of it begins, None for JPEG, where that is itself. `head`: what a
+    video's decoder needs besides."""
 
-    data: bytes
+    pieces: tuple[bytes, ...]
     start: np.ndarray
     size: np.ndarray
     key: np.ndarray | None = None
     head: bytes = b""
 
+    def frames(self) -> Iterator[bytes | memoryview]:
+        """The bytes of each frame in turn."""
+        if self.key is None:
+            return iter(self.pieces[1:])
+        view = memoryview(self.pieces[0])
+        return (view[low : low + size] for low, size in zip(self.start.tolist(), self.size.tolist(), strict=True))
+
 
 def pack_camera(frames: Frames | VideoFrames) -> Member:
     """The member of a camera's frames, JPEG or video."""
     if isinstance(frames, Frames):
-        data, offset = pack_frames(frames)
-        return Member(data, offset[:-1], np.diff(offset))
+        head, offset = pack_frames(frames)
+        return Member((head, *frames.jpeg), offset[:-1], np.diff(offset))
     from vla.data.gop import packet_table
 
     table = packet_table(frames.mp4)
-    return Member(frames.mp4, table.start, table.size, table.key, table.head)
+    return Member((frames.mp4,), table.start, table.size, table.key, table.head)
 
 
 def pack_columns(columns: Mapping[str, np.ndarray]) -> bytes:

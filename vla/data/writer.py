@@ -179,11 +179,11 @@ class ShardWriter:
         rows = {"state": (self._state, episode.state), "action": (self._action, episode.action)}
         columns = fmt.named_columns(episode.time_s, rows)
         columns |= {f"step.{camera}": np.asarray(episode.frames[camera].step, np.int64) for camera in self._video}
-        members = [fmt.to_json(record, f"episode '{episode.id}'"), fmt.pack_columns(columns)]
+        members = [(fmt.to_json(record, f"episode '{episode.id}'"),), (fmt.pack_columns(columns),)]
         stored = [fmt.pack_camera(episode.frames[camera]) for camera in cameras]
         key = fmt.episode_key(self.info.name, segment.parent)
         names = list(fmt.member_names(episode.id, cameras, self._video))
-        return _Group(segment, key, names, [*members, *(member.data for member in stored)], stored)
+        return _Group(segment, key, names, [*members, *(member.pieces for member in stored)], stored)
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,13 @@ class _Group:
     segment: Segment
     key: int
     names: list[str]
-    members: list[bytes]
+    members: list[tuple[bytes, ...]]
     stored: list[fmt.Member]
 
     @property
     def bytes(self) -> int:
-        return sum(512 + len(data) + -len(data) % 512 for data in self.members)
+        sizes = [sum(map(len, pieces)) for pieces in self.members]
+        return sum(512 + size + -size % 512 for size in sizes)
 
 
 def write_segments(folder: Path, shards: Sequence[str]) -> dict[str, Any]:
@@ -226,21 +227,22 @@ class _Shard:
 
     def append(self, group: _Group) -> None:
         episode = group.segment.episode
-        for number, (name, data) in enumerate(zip(group.names, group.members, strict=True)):
+        for number, (name, pieces) in enumerate(zip(group.names, group.members, strict=True)):
             header = tarfile.TarInfo(name)
-            header.size = len(data)  # mtime 0, mode 0644, no owner: the same bytes everywhere
+            header.size = size = sum(map(len, pieces))  # mtime 0, mode 0644, no owner: the same bytes everywhere
             self._write(header.tobuf(tarfile.USTAR_FORMAT))
-            self._parts["member"].append((self.bytes, len(data), crc32(data)))
+            crc = 0
+            for piece in pieces:
+                crc = crc32(piece, crc)
+            self._parts["member"].append((self.bytes, size, crc))
             if number >= 2:
                 frames = episode.frames[self.cameras[number - 2]]
                 member = group.stored[number - 2]
                 self._parts["frame"].append(np.stack([frames.step, self.bytes + member.start, member.size], axis=-1))
-                view = memoryview(data)
-                ranges = zip(member.start.tolist(), (member.start + member.size).tolist(), strict=True)
-                self._parts["crc"].append(np.array([crc32(view[low:high]) for low, high in ranges], dtype="<u4"))
+                self._parts["crc"].append(np.array([crc32(frame) for frame in member.frames()], dtype="<u4"))
                 self._parts["key"].append(np.arange(len(member.start)) if member.key is None else member.key)
                 self._parts["head"].append(member.head)
-            self._write(data + bytes(-len(data) % 512))
+            self._write(*pieces, bytes(-size % 512))
         for span in episode.instructions:
             self._parts["span"].append((span.start, span.stop, self._texts.setdefault(span.text, len(self._texts))))
         for kind, values in (("time_s", episode.time_s), ("state", episode.state), ("action", episode.action)):
@@ -314,10 +316,11 @@ class _Shard:
             "member": np.array(self._parts["member"], np.int64).reshape(len(self.rows), -1, 3),
         }
 
-    def _write(self, data: bytes) -> None:
-        self._tar.write(data)
-        self._hash.update(data)
-        self.bytes += len(data)
+    def _write(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._tar.write(piece)
+            self._hash.update(piece)
+            self.bytes += len(piece)
 
     def _part(self, kind: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{kind}.part")
