@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one object, for programs")
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--blocks", type=int, default=7)
-    parser.add_argument("--clips", type=int, default=100, help="of --frames frames each, in the folder that is timed by the clock")
+    parser.add_argument("--clips", type=int, default=300, help="of --frames frames each, in the folder that is timed by the clock")
     parser.add_argument("--rounds", type=int, default=3, help="of that")
     parser.add_argument("--sizes", nargs="+", default=["224x224", "456x256", "640x480", "1920x1080"], help="width x height of the source")
     args = parser.parse_args()
