@@ -12,6 +12,7 @@ from tests.parts import DECODERS, SOURCES, TINY, contents, samples
 from vla.backbones.base import AttentionShape
 from vla.decoders.conditioning import CrossAttention, InContext, LayerKeysValues, Pooled
 from vla.decoders.dit import DiT
+from vla.decoders.dit_pass import Pass
 from vla.decoders.expert import Expert, ExpertShape
 from vla.decoders.mixture import ExpertMixture
 from vla.diffusion.base import Warm
@@ -43,11 +44,12 @@ def test_noise_samples_of_one_context_are_mutually_invisible(family, name):
     like, seen_BK = batch.spec, torch.zeros(B, K, dtype=torch.bool)
     with torch.no_grad():
         context = decoder.conditioning.prepare(model.backbone, model.prefix(batch))
-        together = decoder._predict(context, x_BKTA, t_BK, like, seen_BK, None)
+        together = Pass(decoder, context, like, seen_BK, None)(x_BKTA, t_BK)
         other_x, other_t = x_BKTA.clone(), t_BK.clone()
         other_x[:, 1], other_t[:, 1] = 3 - other_x[:, 1], 0.95
-        moved = decoder._predict(context, other_x, other_t, like, seen_BK, None)
-        alone = [decoder._predict(context, x_BKTA[:, k : k + 1], t_BK[:, k : k + 1], like, seen_BK[:, :1], None) for k in range(K)]
+        moved = Pass(decoder, context, like, seen_BK, None)(other_x, other_t)
+        apart = Pass(decoder, context, like, seen_BK[:, :1], None)
+        alone = [apart(x_BKTA[:, k : k + 1], t_BK[:, k : k + 1]) for k in range(K)]
     torch.testing.assert_close(together[:, [0, 2]], moved[:, [0, 2]], atol=1e-6 if family == "tiny" else 1e-5, rtol=0)
     assert (together[:, 1] - moved[:, 1])[like.mask_BTA].abs().max() > 1e-3
     torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=1e-5)
@@ -67,7 +69,7 @@ def test_a_dropped_context_is_not_seen_at_all(conditioning):
 
     def predict(of, dropped: bool):
         context = decoder.conditioning.prepare(model.backbone, model.prefix(of))
-        return decoder._predict(context, x_BKTA, t_BK, of.spec, torch.full((B, 1), dropped), None)
+        return Pass(decoder, context, of.spec, torch.full((B, 1), dropped), None)(x_BKTA, t_BK)
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,8 +90,8 @@ def test_guidance_extrapolates_from_the_null_prediction():
         found = model.sample(batch, noise)
         eps = noise.normal("eps", *batch.target.action_BTA.shape[1:])
         context = model.decoder.conditioning.prepare(model.backbone, model.prefix(batch))
-        run = lambda dropped: model.decoder._predict(  # noqa: E731
-            context, eps[:, None], torch.zeros(B, 1), batch.spec, torch.full((B, 1), dropped), None
+        run = lambda dropped: Pass(model.decoder, context, batch.spec, torch.full((B, 1), dropped), None)(  # noqa: E731
+            eps[:, None], torch.zeros(B, 1)
         )[:, 0]
         want = eps + run(True) + 1.5 * (run(False) - run(True))
     torch.testing.assert_close(found, want * batch.spec.mask_BTA)
@@ -249,3 +251,18 @@ def test_steps_that_do_not_exist_and_wrong_choices():
     nobody = ActionSpec(batch.spec.embodiment_B, torch.zeros_like(batch.spec.mask_BTA))
     with torch.no_grad():
         assert (model.decoder.sample(model.backbone, model.prefix(batch), nobody, Noise(batch.position_B)) == 0).all()
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_what_is_found_once_for_all_evaluations_is_what_each_would_find(name):
+    model, batch = made(DECODERS[name])
+    decoder, noise = model.decoder, Noise(batch.position_B)
+    grid = decoder.path.grid(2)
+    x_BKTA = decoder._pad(noise.normal("eps", *batch.target.action_BTA.shape[1:]))[:, None]
+    dropped = torch.zeros(len(x_BKTA), 1, dtype=torch.bool)
+    with torch.no_grad():
+        context = decoder.conditioning.prepare(model.backbone, model.prefix(batch))
+        planned = Pass(decoder, context, batch.spec, dropped, None, grid)
+        for step, now in enumerate(grid):
+            alone = Pass(decoder, context, batch.spec, dropped, None)(x_BKTA, torch.full_like(dropped, now, dtype=torch.float32))
+            torch.testing.assert_close(planned(x_BKTA, torch.zeros_like(dropped).float(), step), alone, atol=1e-5, rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from vla.diffusion.base import Warm
 from vla.diffusion.ddpm import DDPM, squared_cosine
 from vla.diffusion.flow import Flow
 from vla.errors import UserError
@@ -62,3 +63,12 @@ def test_noise_is_normal_uniform_and_keyed():
     assert not torch.equal(noise.normal("n", 7), noise.normal("m", 7))
     assert not torch.equal(noise.normal("n", 7), noise.fold(0).normal("n", 7))
     assert abs(np.corrcoef(noise.uniform("u", 1)[:-1, 0], noise.uniform("u", 1)[1:, 0])[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("start", [0.0, 0.4])
+@pytest.mark.parametrize("path", [Flow(), Flow(predict="data"), Flow(reverse=True), DDPM(), DDPM(steps=50, spacing="leading", eta=1.0)])
+def test_a_network_is_asked_at_the_times_of_the_grid_one_after_the_other(path, start):
+    path, eps, asked = path.build(), torch.randn(2, 3, 4), []
+    warm = Warm(torch.zeros(2, 3, 4), start) if start else None
+    path.solve(lambda x, t: (asked.append(t), x)[1], eps, 5, warm=warm, noise=Noise(torch.arange(2)))
+    assert torch.equal(torch.stack(asked), torch.tensor(path.grid(5, start))[:, None].expand(5, 2))

@@ -109,9 +109,14 @@ def resize(images_N3HW: Tensor, height: int, width: int, pixels: Pixels) -> Tens
 
 def normalize(images_N3HW: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor:
     """uint8 -> (x / 255 - mean) / std."""
-    mean = torch.tensor(pixels.mean, device=images_N3HW.device).view(3, 1, 1)
-    std = torch.tensor(pixels.std, device=images_N3HW.device).view(3, 1, 1)
+    mean, std = (per_channel(of, images_N3HW.device) for of in (pixels.mean, pixels.std))
     return ((images_N3HW / 255 - mean) / std).to(dtype)
+
+
+def per_channel(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(3, 1, 1), written on the device number by number: a copy from here would make it wait, and a recorded call (vla/recorded.py)
+    impossible."""
+    return torch.stack([torch.full((1, 1), value, device=device, dtype=dtype) for value in values])
 
 
 def fit_square(images_N3HW: Tensor, side: int, pixels: Pixels, dtype: torch.dtype) -> Tensor:
@@ -132,8 +137,8 @@ def letterbox(images_N3HW: Tensor, pixels: Pixels) -> Tensor:
     height, width = images_N3HW.shape[-2:]
     side = max(height, width)
     down, right = (side - height) // 2, (side - width) // 2
-    colour = torch.tensor([int(255 * level) for level in pixels.mean], device=images_N3HW.device, dtype=torch.uint8)
-    canvas = colour.view(1, 3, 1, 1).repeat(len(images_N3HW), 1, height + 2 * down, width + 2 * right)
+    colour = per_channel([int(255 * level) for level in pixels.mean], images_N3HW.device, torch.uint8)
+    canvas = colour[None].repeat(len(images_N3HW), 1, height + 2 * down, width + 2 * right)
     canvas[:, :, down : down + height, right : right + width] = images_N3HW
     return canvas
 

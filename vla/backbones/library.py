@@ -20,7 +20,7 @@ from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
 from vla.backbones.ego3d import Ego3D, Positions3D
 from vla.backbones.flash import dispatch
 from vla.backbones.four_bit import quantize
-from vla.backbones.images import Pixels, stack_images
+from vla.backbones.images import Pixels, per_channel, stack_images
 from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
 from vla.backbones.prompts import Prompt, PromptEncoder
 from vla.backbones.recording_cache import RecordingCache, watch
@@ -300,7 +300,7 @@ class LibraryBackbone(Backbone):
         """Features of the tower's grid, with what is known of where its patches lie. `images_N3HW`: as the tower takes them."""
         if self.ego3d is None:
             return features_NPD
-        mean, std = (torch.tensor(each, device=images_N3HW.device).view(3, 1, 1) for each in (pixels.mean, pixels.std))
+        mean, std = (per_channel(each, images_N3HW.device) for each in (pixels.mean, pixels.std))
         return features_NPD + self.ego3d(inputs, images_N3HW.float() * std + mean, features_NPD.dtype)
 
     def _set_attention(self, wanted: str) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla.backbones.images import per_channel
 from vla.errors import SchemaError, UnknownName, UserError
 
 NORMS = ("frozen", "group")
@@ -94,7 +95,7 @@ class ResNetStem(nn.Module):
         return pixels.contiguous()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(of, device=pixels.device, dtype=pixels.dtype).view(3, 1, 1) for of in (MEAN, STD))
+        mean, std = (per_channel(of, pixels.device, pixels.dtype) for of in (MEAN, STD))
         x = torch.addcmul((1 - 2 * mean) / (2 * std), self.laid_out(pixels), 1 / (2 * std))
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
         for n in range(1, 5):

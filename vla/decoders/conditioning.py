@@ -9,9 +9,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,26 @@ from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
 from vla.decoders.expert import Expert, ExpertShape
 from vla.errors import UnknownName, UserError
 
-Body = Callable[[Tokens, "Hidden | None", "Tensor | None"], Hidden]
-"""(noisy tokens, what they may look at, the condition of each group) -> their states."""
-
 DIT_SIZES = {"S": (384, 6, 4), "B": (768, 12, 12), "L": (1024, 24, 16)}
 """(width, depth, heads) of CogACT's action modules (`action_model/action_model.py`)."""
+
+
+class Body(Protocol):
+    """What runs noisy tokens: (tokens, what they may look at, the condition of each group) -> their states. `arrange` and `changes`, given
+    back, save what is the same each time that other embeddings run in the same places (vla/decoders/expert.py)."""
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: Hidden | None = None,
+        condition_BKD: Tensor | None = None,
+        arranged: Any = None,
+        changes: tuple[Tensor, ...] | None = None,
+    ) -> Hidden: ...
+
+    def arrange(self, tokens: Tokens, cache: Hidden | None) -> Any: ...
+
+    def changes(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,30 @@ class _InContext(Conditioning):
         self.width = width
 
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
-        return Context(lambda tokens, cache, _: backbone(tokens, cache=cache), prefix, backbone(prefix))
+        return Context(_ByBackbone(backbone), prefix, backbone(prefix))
+
+
+class _ByBackbone:
+    """A backbone as the body: it arranges tokens itself, and nothing in it adapts."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: Hidden | None = None,
+        condition_BKD: Tensor | None = None,
+        arranged: Any = None,
+        changes: tuple[Tensor, ...] | None = None,
+    ) -> Hidden:
+        return self.backbone(tokens, cache=cache)
+
+    def arrange(self, tokens: Tokens, cache: Hidden | None) -> None:
+        return None
+
+    def changes(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]:
+        return ()
 
 
 class _Cross(Conditioning):

@@ -7,19 +7,20 @@ each is a group of its own, so none sees another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.base import Backbone, Tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.conditioning import Build, Context, InContext
-from vla.decoders.dit_time import LevelMLP, PeriodMLP, time_embedding
-from vla.decoders.expert import hide
+from vla.decoders.dit_pass import Film, Pass
+from vla.decoders.dit_time import LevelMLP, PeriodMLP
 from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
 from vla.diffusion.base import Denoiser, Warm
@@ -32,9 +33,6 @@ from vla.types import ActionSpec, Loss, Prior, Target
 
 TIMES = ("mix", "token", "adaptive")
 TIME_FEATURES = ("levels", "periods")
-Film = Callable[[Tensor], Tensor]
-"""Noisy tokens (B, K, S, D) -> the same, modulated by something else than the context."""
-
 BALANCE_LEVELS = 64
 """Noise levels, drawn as training draws them, over which mixtures are kept in balance."""
 
@@ -125,13 +123,13 @@ class DiTDecoder(ActionDecoder):
         context = self.conditioning.prepare(backbone, prefix)
         # Unlabelled steps (past the end of an episode) do not exist here: what stands there must move nothing.
         labelled = ActionSpec(target.spec.embodiment_B, target.label_BTA)
-        pred_BKTA = self._predict(context, noisy.view(B, K, T, A), t_BK, labelled, self._dropped(context, noise), film)
+        pred_BKTA = Pass(self, context, labelled, self._dropped(context, noise), film)(noisy.view(B, K, T, A), t_BK)
         error_BKTA = (pred_BKTA.float() - want.view(B, K, T, A)).square()[..., : target.label_BTA.shape[2]]
         parts = {"denoise": (error_BKTA, target.label_BTA[:, None].expand_as(error_BKTA))}
         if self.config.experts > 1:
             # Over all noise levels rather than those of this batch: the same for every sample, whatever its neighbours.
             time_N = self.path.times(Noise(torch.zeros(1, dtype=torch.int64, device=t_BK.device)), BALANCE_LEVELS)[0]
-            balance = self.conditioning.expert.balance(self._time(time_N))
+            balance = self.conditioning.expert.balance(self.shown_time(time_N))
             parts["balance"] = (balance.expand(B), target.label_BTA.any(-1).any(-1))
         scale = {"denoise": 1.0, "balance": self.config.balance_scale}
         return make_loss(parts, {name: scale[name] for name in parts})
@@ -147,7 +145,8 @@ class DiTDecoder(ActionDecoder):
         prior: Prior | None = None,
     ) -> Tensor:
         """`warm`: a guess to start from instead of noise, such as the rest of the previous chunk. `prior`: actions to be pulled to."""
-        predict = self._denoiser(backbone, prefix, like, film).predict
+        grid = self.path.grid(self.config.evaluations, 0.0 if warm is None else warm.t)
+        predict = self._denoiser(backbone, prefix, like, film, grid).predict
         if prior is not None:
             predict = guided(self.path, predict, self._pad(prior.action_BTA), self._pad(prior.weight_BT[..., None] * like.mask_BTA))
         eps_BTA = noise.normal("eps", self.horizon, self.action_width)
@@ -162,19 +161,23 @@ class DiTDecoder(ActionDecoder):
             raise UserError(f"it denoises {self.action_width} numbers a step, more than its robots have: it cannot be composed with others")
         return self._denoiser(backbone, prefix, like, film)
 
-    def _denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None) -> Denoiser:
+    def _denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None, grid: Sequence[float] = ()) -> Denoiser:
+        """`grid`: the times that it will be asked at, one after the other, where that is certain."""
         context = self.conditioning.prepare(backbone, prefix)
         rows_B1 = like.embodiment_B[:, None]
-        seen, unseen = torch.zeros_like(rows_B1, dtype=torch.bool), torch.ones_like(rows_B1, dtype=torch.bool)
-
-        def run(x_BTA: Tensor, t_B: Tensor, dropped_BK: Tensor) -> Tensor:
-            return self._predict(context, x_BTA[:, None], t_B[:, None], like, dropped_BK, film)[:, 0].float()
+        seen = Pass(self, context, like, torch.zeros_like(rows_B1, dtype=torch.bool), film, grid)
+        unseen = None
+        if self.config.guidance != 1:
+            unseen = Pass(self, context, like, torch.ones_like(rows_B1, dtype=torch.bool), film, grid)
+        turns = itertools.count()
 
         def predict(x_BTA: Tensor, t_B: Tensor) -> Tensor:
-            found_BTA = run(x_BTA, t_B, seen)
-            if self.config.guidance == 1:
+            step = next(turns) if len(grid) else None
+            x_BKTA, t_BK = x_BTA[:, None], t_B[:, None]
+            found_BTA = seen(x_BKTA, t_BK, step)[:, 0].float()
+            if unseen is None:
                 return found_BTA
-            null_BTA = run(x_BTA, t_B, unseen)
+            null_BTA = unseen(x_BKTA, t_BK, step)[:, 0].float()
             return null_BTA + self.config.guidance * (found_BTA - null_BTA)
 
         return Denoiser(predict, self.path, self.config.evaluations)
@@ -194,75 +197,7 @@ class DiTDecoder(ActionDecoder):
         dropped_BK = noise.uniform("drop", K) < self.config.condition_dropout
         return dropped_BK if context.cache is None else dropped_BK[:, :1].expand(-1, K)
 
-    def _predict(self, context: Context, x_BKTA: Tensor, t_BK: Tensor, like: ActionSpec, dropped_BK: Tensor, film: Film | None) -> Tensor:
-        B, K, T, A = x_BKTA.shape
-        dtype = context.follows.x_BSD.dtype
-        # What does not exist is 0 going in: a wider robot in the roster changes nothing for a narrow one.
-        there_BTA = like.mask_BTA.any(-1, keepdim=True) if self.config.padded_width else like.mask_BTA
-        x_BKTA = (x_BKTA * there_BTA[:, None]).to(dtype)
-        # Steps that do not exist here are empty, so that sharing a token with a real one tells nothing.
-        step_BKTD = (self.action_in(x_BKTA, like.embodiment_B) + self.step_TD) * like.mask_BTA.any(-1)[:, None, :, None]
-        x_BKSD = self.fold.fold(step_BKTD)
-        if self.time_mix is not None:
-            time_BKD = time_embedding(self.path.clock(t_BK), x_BKSD.shape[-1]).to(dtype)
-            x_BKSD = self.time_mix(torch.cat([x_BKSD, time_BKD[:, :, None].expand_as(x_BKSD)], dim=-1))
-        if film is not None:
-            x_BKSD = film(x_BKSD)
-        if context.unread is not None:
-            x_BKSD = x_BKSD + context.unread.sum() * 0
-        lead_BKLD, lead_valid_BKL, condition_BKD = self._lead(context, t_BK, like, dropped_BK, dtype)
-        valid_BKS = torch.cat([lead_valid_BKL, self.fold.valid(like.mask_BTA)[:, None].expand(B, K, -1)], dim=2)
-        suffix = self._suffix(context, torch.cat([lead_BKLD, x_BKSD], dim=2), valid_BKS)
-        cache = context.cache if self.null_D is None or context.cache is None else hide(context.cache, dropped_BK[:, 0])
-        hidden = context.body(suffix, cache, condition_BKD)
-        out_BKSD = hidden.last(len(suffix)).unflatten(1, (K, -1))[:, :, lead_BKLD.shape[2] :]
-        return self.out(self.fold.unfold(out_BKSD), like).view(B, K, T, A)
-
-    def _lead(
-        self, context: Context, t_BK: Tensor, like: ActionSpec, dropped_BK: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The tokens before the actions of each noise sample (state, then time, summary or null), which are valid, and the condition."""
-        B, K = t_BK.shape
-        tokens, valid = [], []
-
-        def lead(x: Tensor, valid_BKL: Tensor) -> None:
-            tokens.append(x.expand(B, K, *x.shape[2:]).to(dtype))
-            valid.append(valid_BKL.expand(B, K, x.shape[2]))
-
-        if self.state_in is not None:
-            state_BFP, state_valid_BF = context.follows.given["state_BFP"], context.follows.given["state_valid_BF"]
-            lead(self.state_in(state_BFP.to(dtype), like.embodiment_B)[:, None], state_valid_BF[:, None])
-        summary_BKD = None
-        if context.summary_BD is not None:
-            summary_BKD = context.summary_BD[:, None].expand(B, K, -1)
-            if self.null_D is not None:
-                summary_BKD = torch.where(dropped_BK[..., None], self.null_D.to(dtype), summary_BKD)
-        time_BKD = None if self.time_in is None else self._time(t_BK).to(dtype)
-        condition_BKD, always = time_BKD, torch.ones_like(dropped_BK)[:, :, None]
-        if self.config.time == "token":
-            assert time_BKD is not None
-            lead((time_BKD if summary_BKD is None else time_BKD + summary_BKD)[:, :, None], always)
-        elif summary_BKD is not None and self.config.time == "adaptive":
-            assert time_BKD is not None
-            condition_BKD = time_BKD + summary_BKD
-        elif summary_BKD is not None:
-            lead(summary_BKD[:, :, None], always)
-        if self.null_D is not None and summary_BKD is None:
-            lead(self.null_D.expand(B, K, 1, -1), dropped_BK[:, :, None])
-        if not tokens:
-            return t_BK.new_zeros(B, K, 0, self.step_TD.shape[-1], dtype=dtype), always[:, :, :0], condition_BKD
-        return torch.cat(tokens, dim=2), torch.cat(valid, dim=2), condition_BKD
-
-    def _time(self, t: Tensor) -> Tensor:
+    def shown_time(self, t: Tensor) -> Tensor:
         """Times (...,) -> (..., width), where they are not mixed into the actions."""
         assert self.time_in is not None
         return self.time_in(self.path.clock(t) if self.config.time_features == "periods" else self.path.level(t))
-
-    def _suffix(self, context: Context, x_BKSD: Tensor, valid_BKS: Tensor) -> Tokens:
-        """A group per noise sample; the state is a block of its own before the rest, as in pi0."""
-        K, S = valid_BKS.shape[1:]
-        suffix = suffix_tokens(context.follows, x_BKSD.flatten(1, 2), causal=False, samples=K, valid_BS=valid_BKS.flatten(1))
-        if self.state_in is None:
-            return suffix
-        after_S = (torch.arange(S, device=x_BKSD.device) >= context.follows.given["state_BFP"].shape[1]).long().repeat(K)
-        return replace(suffix, block_BS=suffix.block_BS + after_S)

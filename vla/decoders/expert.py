@@ -30,8 +30,23 @@ STYLES = ("llama", "gemma", "dit")
 EPS = 1e-6
 
 Mask = tuple[Tensor, Tensor]
-"""What is added to the scores, (B, 1, S, keys), and bool (B, 1, S, 1): queries that see anything. The others take nothing: some kernels
-make NaN of an empty row."""
+"""What is added to the scores, (B, 1, R S, keys), and bool (B, 1, R S, 1): queries that see anything. The others take nothing: some
+kernels make NaN of an empty row. R: query heads that share a key head, which stand in its rows one after the other, so that no key is
+copied for them."""
+
+Changes = tuple[Tensor, ...]
+"""What each adaptive norm makes of the condition, (B, K, 2 or 3 widths): two a layer, then the last one's."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What tokens in these places, after this cache, need besides their embeddings: for those who run other embeddings in the same places
+    again and again. `before`: keys and values of the cache per layer, None without one."""
+
+    seen: Tokens
+    masks: tuple[Mask, ...]
+    angles: tuple[Tensor, Tensor] | None
+    before: tuple[tuple[Tensor, Tensor], ...] | None
 
 
 @dataclass(frozen=True)
@@ -74,23 +89,46 @@ class Expert(nn.Module):
         self.norm = _Norm(shape, gate=False)
         self.gradient_checkpointing = False
 
-    def forward(self, tokens: Tokens, cache: Hidden | None = None, condition_BKD: Tensor | None = None) -> Hidden:
-        """`condition_BKD`: one per group of equally many tokens; what adaptive norms and mixtures depend on."""
-        seen = _places(tokens) if cache is None else _places(cache.tokens).cat(_places(tokens))
-        masks = self._masks(tokens, seen, cache)
-        angles = self._angles(tokens.position_BS, tokens.x_BSD.dtype)
+    def forward(
+        self,
+        tokens: Tokens,
+        cache: Hidden | None = None,
+        condition_BKD: Tensor | None = None,
+        arranged: Arrangement | None = None,
+        changes: Changes | None = None,
+    ) -> Hidden:
+        """`condition_BKD`: one per group of equally many tokens; what adaptive norms and mixtures depend on. `arranged`, `changes`: what
+        `arrange` and `changes` found for the same places and condition, where the caller has them already."""
+        here = arranged or self.arrange(tokens, cache)
+        if changes is None:
+            changes = self.changes(condition_BKD)
         x_BSD, layers, keys, values = tokens.x_BSD, [], [], []
         for layer, block in enumerate(self.blocks):
-            before = None if cache is None else (cache.keys[layer].to(x_BSD.dtype), cache.values[layer].to(x_BSD.dtype))
-            mask = masks[layer % len(masks)]
+            before = None if here.before is None else here.before[layer]
+            mask, own = here.masks[layer % len(here.masks)], changes[2 * layer : 2 * layer + 2]
             if self.gradient_checkpointing and self.training:
-                x_BSD, key, value = checkpoint(block, x_BSD, mask, angles, before, condition_BKD, use_reentrant=False)
+                x_BSD, key, value = checkpoint(block, x_BSD, mask, here.angles, before, condition_BKD, own, use_reentrant=False)
             else:
-                x_BSD, key, value = block(x_BSD, mask, angles, before, condition_BKD)
+                x_BSD, key, value = block(x_BSD, mask, here.angles, before, condition_BKD, own)
             layers.append(x_BSD)
             keys.append(key)
             values.append(value)
-        return Hidden(seen, self.norm(x_BSD, condition_BKD)[0], tuple(layers), tuple(keys), tuple(values))
+        return Hidden(here.seen, self.norm(x_BSD, changes[-1] if changes else None)[0], tuple(layers), tuple(keys), tuple(values))
+
+    def arrange(self, tokens: Tokens, cache: Hidden | None) -> Arrangement:
+        """Of tokens whose embeddings, but for their type, do not matter."""
+        seen, dtype = _places(tokens) if cache is None else _places(cache.tokens).cat(_places(tokens)), tokens.x_BSD.dtype
+        before = None if cache is None else tuple((k.to(dtype), v.to(dtype)) for k, v in zip(cache.keys, cache.values, strict=True))
+        return Arrangement(seen, self._masks(tokens, seen, cache), self._angles(tokens.position_BS, dtype), before)
+
+    def changes(self, condition_BKD: Tensor | None) -> Changes:
+        """What each norm makes of conditions, of one noise level or of several at once; () where norms do not adapt."""
+        if not self.shape.adaptive:
+            return ()
+        assert condition_BKD is not None, "adaptive norms need the condition they adapt to"
+        active_BKD = F.silu(condition_BKD)
+        norms = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
+        return tuple(norm.modulate(active_BKD) for norm in (*norms, self.norm))
 
     def remember(self, context: Tokens) -> Hidden:
         """States of `context_width` -> a cache of each layer's projections of them."""
@@ -102,9 +140,10 @@ class Expert(nn.Module):
         """The mean load-balancing loss of the mixtures over these conditions; a scalar, 1 when perfectly balanced."""
         return torch.stack([block.mlp.balance(condition_ND) for block in self.blocks]).mean()
 
-    def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Mask]:
+    def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> tuple[Mask, ...]:
         """One per layer of the repeating pattern."""
-        return [_mask(each, tokens.x_BSD.dtype) for each in self._seen(tokens, seen, cache)]
+        share = self.shape.heads // self.shape.kv_heads
+        return tuple(_mask(each.repeat(1, 1, share, 1), tokens.x_BSD.dtype) for each in self._seen(tokens, seen, cache))
 
     def _seen(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Tensor]:
         """bool (B, 1, S, keys) each."""
@@ -154,19 +193,20 @@ class _Block(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         before: tuple[Tensor, Tensor] | None,
         condition_BKD: Tensor | None,
+        changes: Changes,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        normed_BSD, gate = self.norm1(x_BSD, condition_BKD)
+        first, second = changes or (None, None)
+        normed_BSD, gate = self.norm1(x_BSD, first)
         q = _rotate(self.q(normed_BSD).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2), angles)
         pairs = [before] if before is not None and not self.self_only else []
         if self.kv is not None:
             pairs.append(self._split(self.kv(normed_BSD), angles))
         k, v = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
-        repeat = self.shape.heads // self.shape.kv_heads
-        wide_k, wide_v = (t if repeat == 1 else t.repeat_interleave(repeat, dim=1) for t in (k, v))
         added, anything = mask
-        attended = F.scaled_dot_product_attention(q, wide_k, wide_v, attn_mask=added) * anything
+        rows = q.reshape(len(q), self.shape.kv_heads, -1, self.shape.head_width)
+        attended = (F.scaled_dot_product_attention(rows, k, v, attn_mask=added) * anything).reshape(q.shape)
         x_BSD = x_BSD + gate(self.out(attended.transpose(1, 2).flatten(2)))
-        normed_BSD, gate = self.norm2(x_BSD, condition_BKD)
+        normed_BSD, gate = self.norm2(x_BSD, second)
         return x_BSD + gate(self.mlp(normed_BSD, condition_BKD)), k, v
 
     def _split(self, kv_BSX: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -175,7 +215,8 @@ class _Block(nn.Module):
 
 
 class _Norm(nn.Module):
-    """x, condition -> the normed x, and what the residual branch is multiplied by (a function, the identity unless adaptive)."""
+    """x, what `modulate` made of the condition -> the normed x, and what the residual branch is multiplied by (a function, the identity
+    unless adaptive)."""
 
     def __init__(self, shape: ExpertShape, gate: bool = True) -> None:
         super().__init__()
@@ -187,17 +228,15 @@ class _Norm(nn.Module):
             nn.init.normal_(self.modulate.weight, std=0.02)
             nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x_BSD: Tensor, condition_BKD: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def forward(self, x_BSD: Tensor, changes_BKX: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         D = x_BSD.shape[-1]
         if self.centred:
             normed = F.layer_norm(x_BSD, (D,), eps=EPS)
         else:
             normed = F.rms_norm(x_BSD.float(), (D,), None if self.weight_D is None else self.weight_D.float(), EPS).to(x_BSD.dtype)
-        if self.modulate is None:
+        if changes_BKX is None:
             return normed, _identity
-        assert condition_BKD is not None, "adaptive norms need the condition they adapt to"
-        changes_BKX = self.modulate(F.silu(condition_BKD))
-        changes_BSX = changes_BKX.repeat_interleave(x_BSD.shape[1] // condition_BKD.shape[1], dim=1)
+        changes_BSX = changes_BKX.repeat_interleave(x_BSD.shape[1] // changes_BKX.shape[1], dim=1)
         scale, shift, *gate = changes_BSX.chunk(3 if self.gated else 2, dim=-1)
         return normed * (1 + scale) + shift, (lambda y: y * gate[0]) if gate else _identity
 

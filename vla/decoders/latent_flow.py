@@ -89,7 +89,7 @@ class LatentFlowDecoder(ActionDecoder):
         noisy_BKX = self._join(torch.where(target.has_latent_B[:, None, None, None], code_BKNV, unknown_BKNV), action_BKTA)
         context = self.conditioning.prepare(backbone, prefix)
         labelled = ActionSpec(target.spec.embodiment_B, target.label_BTA)
-        pred_BKX = self._predict(context, noisy_BKX, t_BK, labelled)
+        pred_BKX = self._predict(context, noisy_BKX, t_BK, labelled, self._places(context, labelled, K))
         code_error, action_error = self._part((pred_BKX.float() - want_BX.unflatten(0, (B, K))).square())
         parts = {
             "denoise": (action_error, target.label_BTA[:, None].expand_as(action_error)),
@@ -109,9 +109,10 @@ class LatentFlowDecoder(ActionDecoder):
     ) -> tuple[Tensor, Tensor]:
         """Codes, int64 (B, N), and the actions that go with them, float32 (B, T, A). `prior`: actions to be pulled to."""
         context = self.conditioning.prepare(backbone, prefix)
+        places = self._places(context, like, 1)
 
         def predict(x_BX: Tensor, t_B: Tensor) -> Tensor:
-            return self._predict(context, x_BX[:, None], t_B[:, None], like)[:, 0].float()
+            return self._predict(context, x_BX[:, None], t_B[:, None], like, places)[:, 0].float()
 
         asked: Predict = predict
         warm = None
@@ -140,8 +141,18 @@ class LatentFlowDecoder(ActionDecoder):
         code, action = x_BKX[..., :count], x_BKX[..., count:]
         return code.unflatten(-1, (self.config.codes, -1)), action.unflatten(-1, (self.horizon, self.action_width))
 
-    def _predict(self, context: Context, x_BKX: Tensor, t_BK: Tensor, like: ActionSpec) -> Tensor:
-        (B, K), N, dtype = t_BK.shape, self.config.codes, context.follows.x_BSD.dtype
+    def _places(self, context: Context, like: ActionSpec, samples: int) -> tuple[Tokens, Any]:
+        """Where the tokens of a pass stand, without embeddings, and what `context.body` arranges for them: the same at every evaluation."""
+        there_BT, N = like.mask_BTA.any(-1), self.config.codes
+        valid_BS = torch.cat([there_BT.new_ones(len(there_BT), N), there_BT], dim=1)
+        none_BS0 = context.follows.x_BSD.new_empty(len(there_BT), samples * valid_BS.shape[1], 0)
+        suffix = suffix_tokens(context.follows, none_BS0, causal=False, samples=samples, valid_BS=valid_BS.repeat(1, samples))
+        later_S = (torch.arange(valid_BS.shape[1], device=valid_BS.device) >= N).long().repeat(samples)
+        suffix = replace(suffix, block_BS=suffix.block_BS + later_S)
+        return suffix, context.body.arrange(suffix, context.cache)
+
+    def _predict(self, context: Context, x_BKX: Tensor, t_BK: Tensor, like: ActionSpec, places: tuple[Tokens, Any]) -> Tensor:
+        K, N, dtype = t_BK.shape[1], self.config.codes, context.follows.x_BSD.dtype
         code_BKNV, action_BKTA = self._part(x_BKX)
         # What does not exist is 0 going in: a wider robot in the roster changes nothing for a narrow one.
         step_BKTD = self.action_in((action_BKTA * like.mask_BTA[:, None]).to(dtype), like.embodiment_B) + self.step_TD
@@ -152,11 +163,7 @@ class LatentFlowDecoder(ActionDecoder):
         x_BKSD = self.time_mix(torch.cat([x_BKSD, time_BKD[:, :, None].expand_as(x_BKSD)], dim=-1))
         if context.unread is not None:
             x_BKSD = x_BKSD + context.unread.sum() * 0
-        there_BT = like.mask_BTA.any(-1)
-        valid_BS = torch.cat([there_BT.new_ones(B, N), there_BT], dim=1)
-        valid_BKS = valid_BS[:, None].expand(B, K, -1)
-        suffix = suffix_tokens(context.follows, x_BKSD.flatten(1, 2), causal=False, samples=K, valid_BS=valid_BKS.flatten(1))
-        later_S = (torch.arange(x_BKSD.shape[2], device=x_BKSD.device) >= N).long().repeat(K)
-        hidden = context.body(replace(suffix, block_BS=suffix.block_BS + later_S), context.cache, None)
+        suffix = places[0].with_x(x_BKSD.flatten(1, 2))
+        hidden = context.body(suffix, context.cache, arranged=places[1])
         out_BKSD = hidden.last(len(suffix)).unflatten(1, (K, -1))
         return self._join(self.code_out(out_BKSD[:, :, :N]), self.out(out_BKSD[:, :, N:], like.embodiment_B))

@@ -92,7 +92,7 @@ class ReasoningDecoder(ActionDecoder):
             x_B1D = self.text_in(shown_B1).to(prefix.x_BSD.dtype)
             hidden = backbone(places.slice(n, n + 1).with_x(x_B1D, going_B1), cache=hidden)
             logits_B1C = self.head(hidden.last(1)).float()
-            logits_B1C[..., NONE] = -torch.inf
+            logits_B1C[..., NONE].fill_(-torch.inf)
             shown_B1 = logits_B1C.argmax(-1).masked_fill(~going_B1, NONE)
             ids.append(shown_B1)
             states.append(hidden.last(1))

@@ -48,8 +48,12 @@ class Path(ABC):
         """(data, standard normal, times) -> (noisy data, what the network should predict)."""
 
     @abstractmethod
+    def grid(self, evaluations: int, start: float = 0.0) -> list[float]:
+        """The times at which `solve` asks its network, in turn: once each, from `start` (a warm start's `t`) on."""
+
+    @abstractmethod
     def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
-        """From standard normal `eps` to data in `evaluations` calls of `predict`.
+        """From standard normal `eps` to data in `evaluations` calls of `predict`, at the times of `grid`.
 
         Deterministic; a path that adds noise on the way draws it from `noise`, which it then needs.
         """

@@ -48,6 +48,9 @@ class DDPMPath(Path):
     def __init__(self, config: DDPM) -> None:
         self.config = config
         self.alphas_cumprod_K = squared_cosine(config.steps)
+        # For sampling, which must not ask the device for them.
+        self._kept: list[float] = self.alphas_cumprod_K.tolist()
+        self._times: list[float] = self._time(torch.arange(config.steps, device="cpu")).tolist()
 
     def times(self, noise: Noise, samples: int) -> Tensor:
         return self._time(noise.integers("time", self.config.steps, samples))
@@ -57,6 +60,9 @@ class DDPMPath(Path):
         signal, disturbance = kept.sqrt(), (1 - kept).sqrt()
         want = {"noise": eps, "data": data, "velocity": signal * eps - disturbance * data}[self.config.predict]
         return signal * data + disturbance * eps, want
+
+    def grid(self, evaluations: int, start: float = 0.0) -> list[float]:
+        return [self._times[level] for level in self.levels(evaluations, start)]
 
     def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
         x, levels = eps, self.levels(evaluations, 0.0 if warm is None else warm.t)
@@ -74,8 +80,7 @@ class DDPMPath(Path):
 
     def step(self, x: Tensor, out: Tensor, level: int, following: int, fresh: Tensor | None = None) -> Tensor:
         """One step from `level` to `following` (-1: data), given the network's output (Song et al. 2021, eq. 12 and 16)."""
-        kept = float(self.alphas_cumprod_K[level])
-        after = float(self.alphas_cumprod_K[following]) if following >= 0 else 1.0
+        kept, after = self._kept[level], self._kept[following] if following >= 0 else 1.0
         data = self._data(x, out, math.sqrt(kept), math.sqrt(1 - kept))
         if self.config.clip is not None:
             data = data.clamp(-self.config.clip, self.config.clip)

@@ -62,16 +62,17 @@ class FlowPath(Path):
         t = spread(t, data)
         return (1 - t) * eps + t * data, data if self.config.predict == "data" else self._sign * (data - eps)
 
-    def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
+    def grid(self, evaluations: int, start: float = 0.0) -> list[float]:
         if evaluations < 1:
             raise UserError(f"{evaluations} evaluations of a flow; choose at least 1")
-        x, start = eps, 0.0
+        return [start + step * (1 - start) / evaluations for step in range(evaluations)]
+
+    def solve(self, predict: Predict, eps: Tensor, evaluations: int, *, warm: Warm | None = None, noise: Noise | None = None) -> Tensor:
+        x, times = eps, self.grid(evaluations, 0.0 if warm is None else warm.t)
         if warm is not None:
-            start = warm.t
-            x = self.corrupt(warm.guess_BTA, eps, torch.full((len(eps),), start, device=eps.device))[0]
-        size = (1 - start) / evaluations
-        for step in range(evaluations):
-            now = start + step * size
+            x = self.corrupt(warm.guess_BTA, eps, torch.full((len(eps),), warm.t, device=eps.device))[0]
+        size = (1 - times[0]) / evaluations
+        for now in times:
             out = predict(x, torch.full((len(x),), now, device=x.device))
             # The last step of a data prediction lands on it exactly: 1 - now = size.
             velocity = (out - x) / (1 - now) if self.config.predict == "data" else self._sign * out

@@ -1,0 +1,156 @@
+"""Recorded calls, without a GPU: what may be recorded, that a playback reads what is given now, and that others run as they are.
+
+Playing back is stood in for by running the same call on the held inputs: what a graph does, but for the kernels.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.parts import DECODERS, SOURCES, contents, samples
+from vla.noise import Noise
+from vla.policy import Policy
+from vla.recorded import MOST, Recorded, Watch, cuda_graph
+
+REFUSED = {
+    "tokens": "looks at a number",
+    "tokens_from_prefix": "looks at a number",
+    "tokens_coarse": "looks at a number",
+    "mixture": "looks at a number (nonzero)",
+}
+"""Decoders whose next operation depends on a number that they found, and what is said of them."""
+
+
+class Recorder:
+    def __init__(self):
+        self.recordings = 0
+
+    def __call__(self, call):
+        self.recordings += 1
+        return call
+
+
+def made(name):
+    torch.manual_seed(0)
+    holds = contents(DECODERS[name])
+    model = holds.build().eval()
+    return model, lambda seed, count=3: holds.collate(model).samples(samples(count, seed, unlabelled=False), SOURCES)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_is_recorded_or_says_why_not(name):
+    model, batch = made(name)
+    recorder = Recorder()
+    recorded = Recorded(model, recorder)
+    with torch.inference_mode():
+        for seed in (1, 2, 3):
+            given = batch(seed)
+            noise = Noise(given.position_B)
+            torch.testing.assert_close(recorded.sample(given, noise), model.sample(given, noise))
+    assert recorder.recordings == (0 if name in REFUSED else 1)
+    assert all(REFUSED.get(name, "nothing") in reason for reason in recorded.refused)
+    assert bool(recorded.refused) == (name in REFUSED)
+
+
+def test_each_shape_and_seed_has_a_recording_and_the_oldest_go():
+    model, batch = made("parallel")
+    recorder = Recorder()
+    recorded = Recorded(model, recorder)
+    few, more = batch(1, 2), batch(1, 3)
+    for given, seed in ((few, 0), (more, 0), (few, 1), (few, 0)):
+        recorded.sample(given, Noise(given.position_B, seed))
+    assert recorder.recordings == 3
+    for seed in range(2, 2 + MOST):
+        recorded.sample(few, Noise(few.position_B, seed))
+    recorded.sample(few, Noise(few.position_B, 0))
+    assert recorder.recordings == 3 + MOST + 1
+
+
+def test_where_only_the_look_at_the_images_cannot_be_recorded_the_rest_is():
+    model, batch = made("flow")
+    embed = model.backbone.embed
+    model.backbone.embed = lambda inputs: (inputs["image_BVFHW3"].flatten().nonzero(), embed(inputs))[1]
+    recorder = Recorder()
+    recorded = Recorded(model, recorder)
+    for seed in (1, 2, 3):
+        given = batch(seed)
+        with torch.inference_mode():
+            torch.testing.assert_close(recorded.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
+    assert recorder.recordings == 1 and recorded.refused == ("it looks at a number (nonzero)",)
+
+
+def test_a_recording_that_says_something_else_never_serves():
+    model, batch = made("parallel")
+    recorded = Recorded(model, lambda call: lambda: -call())
+    for seed in (1, 2):
+        given = batch(seed)
+        with torch.inference_mode():
+            torch.testing.assert_close(recorded.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
+    assert all("other numbers (cosine -1.0000)" in reason for reason in recorded.refused)
+
+
+def test_a_failed_recording_is_a_plain_call():
+    model, batch = made("parallel")
+
+    def fails(call):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    recorded, given = Recorded(model, fails), batch(1)
+    for _ in range(2):
+        recorded.sample(given, Noise(given.position_B))
+    assert recorded.refused == ("recording failed: operation not permitted when stream is capturing",)
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda x: x + 1, set()),
+        (lambda x: x[torch.ones(2, dtype=torch.int64)], set()),
+        (lambda x: x.where(x > 0, -torch.inf), set()),
+        (lambda x: x.sum().item(), {"looks at a number (_local_scalar_dense)"}),
+        (lambda x: bool((x > 0).all()), {"looks at a number (_local_scalar_dense)"}),
+        (lambda x: x[x > 0], {"chooses by a mask"}),
+        (lambda x: x.nonzero(), {"looks at a number (nonzero)"}),
+        (lambda x: x * torch.tensor([1.0, 2.0]), {"brings a number along (torch.tensor)"}),
+        (lambda x: x.to("meta"), {"moves a tensor to the meta"}),
+    ],
+)
+def test_what_a_recording_could_not_repeat_is_seen(call, found):
+    x = torch.tensor([1.0, -1.0])
+    with Watch("cpu") as watch:
+        call(x)
+    assert watch.found == found
+
+
+def test_a_hastened_policy_acts_as_before_and_needs_no_gpu(tmp_path):
+    torch.manual_seed(0)
+    holds = contents(DECODERS["flow_cross"])
+    policy = Policy(holds, holds.build())
+    seen = [sample.observation for sample in samples(2, unlabelled=False)]
+    before = policy.act_batch(seen, [1, 2])
+    after = policy.hasten().act_batch(seen, [1, 2])
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(torch.from_numpy(other.action_TA), torch.from_numpy(one.action_TA), atol=1e-5, rtol=1e-5)
+    again = Policy.load(policy.save_pretrained(tmp_path / "policy"), verify=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), policy.model.state_dict().values(), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
+def test_a_graph_without_a_gpu_is_an_error_in_words():
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        cuda_graph(lambda: torch.zeros(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in REFUSED])
+def test_a_graph_gives_what_the_call_gives(name):
+    model, batch = made(name)
+    model = model.to("cuda")
+    recorded = Recorded(model)
+    for seed in (1, 2, 3):
+        given = batch(seed).to("cuda")
+        noise = Noise(given.position_B)
+        with torch.inference_mode():
+            torch.testing.assert_close(recorded.sample(given, noise), model.sample(given, noise), atol=1e-4, rtol=1e-4)
+    assert recorded.refused == ()
