@@ -1,8 +1,11 @@
-"""Linear maps of one input, as one product: queries, keys and values; gate and up.
+"""Linear maps for acting: those of one input as one product, and weights that lie as a CPU reads them.
 
-Their weights become rows of one matrix, in place: names, checkpoints and numbers stay as they were (each weight is a view of its rows),
-and no memory is added. The first of them that is called computes all, and the others take their share of it. For acting: whoever trains
-the parts, or moves them to another device or precision, separates them again.
+Queries, keys and values, and gate and up, become rows of one matrix, in place: names, checkpoints and numbers stay as they were (each
+weight is a view of its rows), and no memory is added. The first of them that is called computes all, and the others take their share of
+it. Whoever trains the parts, or moves them to another device or precision, separates them again.
+
+On a CPU the weights of narrow maps are stored by columns: the product of a few tokens waits for memory, and then reads it in order (a fifth
+to a third less time for ten tokens of 256 numbers, nothing for hundreds of tokens; of wider maps some lose).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("q", "kv"), ("gate_proj", "up_proj"))
 """Names of maps that read the same input, in transformers' classes and in ours."""
+NARROW = 256
+"""Numbers in the input of a map whose weight is stored by columns, at most."""
 
 
 class Share(nn.Linear):
@@ -31,7 +36,7 @@ class Product:
     """The maps together. `weight_OI`: theirs, one below the other."""
 
     def __init__(self, parts: Sequence[Share]) -> None:
-        self.weight_OI, self.bias_O = torch.cat([part.weight.data for part in parts]), None
+        self.weight_OI, self.bias_O = _laid_out(torch.cat([part.weight.data for part in parts])), None
         if parts[0].bias is not None:
             self.bias_O = torch.cat([part.bias.data for part in parts])
         self.sizes = [part.out_features for part in parts]
@@ -57,7 +62,8 @@ class Product:
 
 
 def fuse(model: nn.Module) -> int:
-    """Joins the siblings in every module of a model, where they are plain maps of equal inputs; how many products came of it."""
+    """Joins the siblings in every module of a model, where they are plain maps of equal inputs; how many products came of it. On a CPU
+    narrow maps are laid out anew."""
     count = 0
     for module in list(model.modules()):
         for names in SIBLINGS:
@@ -67,7 +73,16 @@ def fuse(model: nn.Module) -> int:
                     each.__class__ = Share
                 Product([each for each in maps if isinstance(each, Share)])
                 count += 1
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Linear and id(module.weight) not in tables:
+            module.weight.data = _laid_out(module.weight.data)
     return count
+
+
+def _laid_out(weight_OI: Tensor) -> Tensor:
+    by_columns = weight_OI.device.type == "cpu" and weight_OI.shape[1] <= NARROW
+    return weight_OI.t().contiguous().t() if by_columns else weight_OI
 
 
 def _alike(maps: Sequence[nn.Linear]) -> bool:

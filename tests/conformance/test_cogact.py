@@ -55,6 +55,7 @@ def timestep_embedding(level: int, width: int = 256):
 def test_the_denoiser_is_the_published_one(decoder):
     from vla.backbones.base import prefix_tokens
     from vla.decoders.conditioning import Context
+    from vla.decoders.dit_pass import Pass
 
     draw = torch.Generator().manual_seed(1)
     x_BKTA, z_BD = torch.randn(B, K, T, A, generator=draw), torch.randn(B, D, generator=draw)
@@ -63,7 +64,7 @@ def test_the_denoiser_is_the_published_one(decoder):
     like = ActionSpec(torch.zeros(B, dtype=torch.int64), torch.ones(B, T, A, dtype=torch.bool))
     dropped_BK = torch.tensor([[False, True], [False, False], [True, False]])
     with torch.no_grad():
-        found = decoder._predict(context, x_BKTA, 1 - (level_BK + 1) / 100, like, dropped_BK, None)
+        found = Pass(decoder, context, like, dropped_BK, None)(x_BKTA, 1 - (level_BK + 1) / 100)
         for b in range(B):
             for k in range(K):
                 z_D = decoder.null_D if dropped_BK[b, k] else z_BD[b]

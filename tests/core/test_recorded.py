@@ -142,7 +142,7 @@ def test_a_graph_without_a_gpu_is_an_error_in_words():
         cuda_graph(lambda: torch.zeros(1))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", [name for name in DECODERS if name not in REFUSED])
 def test_a_graph_gives_what_the_call_gives(name):
     model, batch = made(name)

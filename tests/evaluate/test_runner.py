@@ -178,6 +178,16 @@ def test_a_checkpoint_for_another_robot_is_refused_with_what_it_has(tmp_path):
         evaluate(tmp_path / "fetch", TOY)
 
 
+def test_a_hastened_checkpoint_does_the_same_and_the_result_says_so(toy, tmp_path):
+    folder = save_checkpoint(tmp_path / "toy", toy.contents, toy.model.state_dict())
+    plain, quick = (evaluate(folder, TOY, ["easy"], 3, hasten=hasten) for hasten in (False, True))
+    assert [(row.success, row.steps) for row in quick.rows] == [(row.success, row.steps) for row in plain.rows]
+    assert quick.policy["hastened"] and "hastened" not in plain.policy
+    for nothing_to_hasten in ("hold", toy):
+        with pytest.raises(UserError, match="hasten is for a checkpoint"):
+            evaluate(nothing_to_hasten, TOY, ["easy"], 1, hasten=True)
+
+
 def test_a_robot_that_means_other_numbers_is_refused(toy):
     from dataclasses import replace
 

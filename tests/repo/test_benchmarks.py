@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 
 import pytest
+import torch
 
-from benchmarks import peers
+from benchmarks import inference, peers
 from benchmarks.pages import performance
 
 
@@ -23,3 +25,34 @@ def test_without_lerobot_the_result_and_the_page_say_so(tmp_path, monkeypatch):
 def test_our_side_of_the_comparison_acts(name, frames, horizon):
     ours = peers.Ours(name, peers.Data.random(1, frames, 32, horizon))
     assert ours.call().shape == (1, horizon, peers.WIDTH)
+
+
+def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
+    words = ["inference", "--json", "--only", "act", "openvla", "--blocks", "1", "--calls", "1", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", words)
+    inference.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["rows"]) == {case.name for case in inference.CASES if case.preset in ("act", "openvla")}
+    assert found["ceilings"]["tflops_per_s"] > 0 and found["ceilings"]["gb_per_s"] > 0
+    for row in found["rows"].values():
+        assert row["cosine"] > 0.999 and 0 < row["share_of_limit"] < 1 and row["refused"] == ["no GPU: nothing is recorded"]
+    monkeypatch.setattr("sys.argv", [*words, "--size", "published"])
+    monkeypatch.setattr(inference, "memory_bytes", lambda device: 1 << 30)
+    inference.main()
+    row = json.loads(capsys.readouterr().out)["rows"]["7B token by token, 7 tokens, 1 image"]
+    assert "needs about 88" in row["could_not_run"] and "this machine has 1" in row["could_not_run"]
+
+
+def test_the_least_time_of_a_product_is_that_of_its_bytes_or_of_its_operations():
+    a, b = torch.zeros(64, 32), torch.zeros(32, 16)
+    for flops_per_s, bytes_per_s, seconds in ((1.0, 1e9, 2 * 64 * 32 * 16), (1e12, 1.0, 4 * (64 * 32 + 32 * 16 + 64 * 16))):
+        with torch.inference_mode(), inference.Roofline(inference.Ceilings(flops_per_s, bytes_per_s)) as roofline:
+            torch.relu(a @ b)
+        assert roofline.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
+def test_without_a_gpu_the_result_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["inference", "--device", "cuda", "--json"])
+    inference.main()
+    assert json.loads(capsys.readouterr().out)["could_not_run"] == "no CUDA device"

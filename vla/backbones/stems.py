@@ -89,10 +89,11 @@ class ResNetStem(nn.Module):
             setattr(self, f"layer{n}", nn.Sequential(first, _Block(wide[n], wide[n], 1, config.norm)))
         self.points = nn.Conv2d(512, config.keypoints, 1) if config.keypoints else None
         self.width = 2 * config.keypoints or 512
+        self.to(memory_format=torch.channels_last)  # as the images come; either layout wants its own of every weight
 
     def laid_out(self, pixels: Tensor) -> Tensor:
-        """As `LightStem.laid_out`; channels last, as they come, would turn every weight around in each call."""
-        return pixels.contiguous()
+        """As `LightStem.laid_out`: a twentieth of a training step less than channels first."""
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
         mean, std = (per_channel(of, pixels.device, pixels.dtype) for of in (MEAN, STD))

@@ -164,21 +164,23 @@ class DiTDecoder(ActionDecoder):
     def _denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, film: Film | None, grid: Sequence[float] = ()) -> Denoiser:
         """`grid`: the times that it will be asked at, one after the other, where that is certain."""
         context = self.conditioning.prepare(backbone, prefix)
-        rows_B1 = like.embodiment_B[:, None]
-        seen = Pass(self, context, like, torch.zeros_like(rows_B1, dtype=torch.bool), film, grid)
-        unseen = None
-        if self.config.guidance != 1:
-            unseen = Pass(self, context, like, torch.ones_like(rows_B1, dtype=torch.bool), film, grid)
-        turns = itertools.count()
+        seen_B1 = torch.zeros_like(like.embodiment_B[:, None], dtype=torch.bool)
+        guides = self.config.guidance != 1
+        # Without a cache to hide, what sees the context and what does not are two groups of one pass, which reads the weights once.
+        asks = [torch.cat([seen_B1, ~seen_B1], dim=1)] if guides and context.cache is None else [seen_B1, ~seen_B1][: 1 + guides]
+        passes, turns = [Pass(self, context, like, dropped_BK, film, grid) for dropped_BK in asks], itertools.count()
 
         def predict(x_BTA: Tensor, t_B: Tensor) -> Tensor:
             step = next(turns) if len(grid) else None
-            x_BKTA, t_BK = x_BTA[:, None], t_B[:, None]
-            found_BTA = seen(x_BKTA, t_BK, step)[:, 0].float()
-            if unseen is None:
-                return found_BTA
-            null_BTA = unseen(x_BKTA, t_BK, step)[:, 0].float()
-            return null_BTA + self.config.guidance * (found_BTA - null_BTA)
+            found = []
+            for one in passes:
+                B, K = one.dropped_BK.shape
+                found.append(one(x_BTA[:, None].expand(B, K, -1, -1), t_B[:, None].expand(B, K), step).float())
+            out_BKTA = torch.cat(found, dim=1)
+            if not guides:
+                return out_BKTA[:, 0]
+            seen_BTA, unseen_BTA = out_BKTA.unbind(1)
+            return unseen_BTA + self.config.guidance * (seen_BTA - unseen_BTA)
 
         return Denoiser(predict, self.path, self.config.evaluations)
 

@@ -28,19 +28,18 @@ Film = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Shown:
-    """Noise levels as the network sees them, (B or 1, K, ...) each, None where it does not: mixed into the actions, as a token before
-    them, and as what norms and mixtures depend on, with what the norms make of it."""
+    """Noise levels as the network sees them, None where it does not: (B or 1, times, K or 1, ...) each, or (B or 1, K or 1, ...) of one of
+    the times. `mixed` into the actions, as a `token` before them, as the `condition` that norms and mixtures depend on, and the `changes`
+    that the norms make of it."""
 
-    mixed_BKD: Tensor | None
-    token_BKD: Tensor | None
-    condition_BKD: Tensor | None
+    mixed: Tensor | None
+    token: Tensor | None
+    condition: Tensor | None
     changes: tuple[Tensor, ...]
 
-    def at(self, group: int, rows: int) -> _Shown:
-        """One of the groups, for so many rows."""
-        one = lambda x: None if x is None else x[:, group : group + 1].expand(rows, -1, -1)  # noqa: E731
-        changes = tuple(x[:, group : group + 1] for x in self.changes)
-        return _Shown(one(self.mixed_BKD), one(self.token_BKD), one(self.condition_BKD), changes)
+    def at(self, time: int) -> _Shown:
+        one = lambda x: None if x is None else x[:, time]  # noqa: E731
+        return _Shown(one(self.mixed), one(self.token), one(self.condition), tuple(x[:, time] for x in self.changes))
 
 
 class Pass:
@@ -67,29 +66,29 @@ class Pass:
         hides = net.null_D is not None and context.cache is not None
         self.cache = hide(context.cache, dropped_BK[:, 0]) if hides and context.cache is not None else context.cache
         self.arranged = context.body.arrange(self.suffix, self.cache)
-        rows = 1 if self.summary_BKD is None else B
         # Written on the device, number by number: what is copied there makes a recorded call impossible (vla/recorded.py).
-        times = [torch.full((rows, 1), now, dtype=torch.float32, device=dropped_BK.device) for now in grid]
+        times = [torch.full((1, 1, 1), now, dtype=torch.float32, device=dropped_BK.device) for now in grid]
         self.planned = self._show(torch.cat(times, dim=1)) if times else None
 
     def __call__(self, x_BKTA: Tensor, t_BK: Tensor, step: int | None = None) -> Tensor:
         net, (B, K, T, A) = self.net, x_BKTA.shape
-        shown = self._show(t_BK) if step is None or self.planned is None else self.planned.at(step, B)
+        shown = self._show(t_BK[:, None]).at(0) if step is None or self.planned is None else self.planned.at(step)
         x_BKTA = (x_BKTA * self.there_B1TA).to(self.dtype)
         # Steps that do not exist here are empty, so that sharing a token with a real one tells nothing.
         step_BKTD = (net.action_in(x_BKTA, self.like.embodiment_B) + net.step_TD) * self.exists_B1T1
         x_BKSD = net.fold.fold(step_BKTD)
         if net.time_mix is not None:
-            assert shown.mixed_BKD is not None
-            x_BKSD = net.time_mix(torch.cat([x_BKSD, shown.mixed_BKD[:, :, None].expand_as(x_BKSD)], dim=-1))
+            assert shown.mixed is not None
+            x_BKSD = net.time_mix(torch.cat([x_BKSD, shown.mixed[:, :, None].expand_as(x_BKSD)], dim=-1))
         if self.film is not None:
             x_BKSD = self.film(x_BKSD)
         if self.context.unread is not None:
             x_BKSD = x_BKSD + self.context.unread.sum() * 0
-        timed = [] if shown.token_BKD is None else [shown.token_BKD[:, :, None]]
+        timed = [] if shown.token is None else [shown.token[:, :, None]]
         parts = [*(x for x, _ in self.before), *timed, *(x for x, _ in self.after), x_BKSD]
         suffix = self.suffix.with_x(torch.cat([part.expand(B, K, *part.shape[2:]).to(self.dtype) for part in parts], dim=2).flatten(1, 2))
-        hidden = self.context.body(suffix, self.cache, shown.condition_BKD, self.arranged, shown.changes)
+        condition_BKD = None if shown.condition is None else shown.condition.expand(B, K, -1)
+        hidden = self.context.body(suffix, self.cache, condition_BKD, self.arranged, shown.changes)
         out_BKSD = hidden.last(len(suffix)).unflatten(1, (K, -1))[:, :, self.led :]
         return net.out(net.fold.unfold(out_BKSD), self.like).view(B, K, T, A)
 
@@ -118,20 +117,20 @@ class Pass:
     def _always(self) -> Tensor:
         return torch.ones_like(self.dropped_BK)[:, :, None]
 
-    def _show(self, t_BK: Tensor) -> _Shown:
-        """Times (B or 1, K) -> what the network sees of them; (B, K) of them where the context has a summary."""
-        net, config, mixed_BKD, token_BKD = self.net, self.net.config, None, None
+    def _show(self, t: Tensor) -> _Shown:
+        """Times (B or 1, times, K or 1)."""
+        net, mixed, token = self.net, None, None
         if net.time_mix is not None:
-            mixed_BKD = time_embedding(net.path.clock(t_BK), net.conditioning.width).to(self.dtype)
-        time_BKD = None if net.time_in is None else net.shown_time(t_BK).to(self.dtype)
-        condition_BKD = time_BKD
-        if config.time != "mix":
-            assert time_BKD is not None
-            # In groups of their own a noise sample's summary may be the null one; one sample's is that of all times of a grid.
-            both_BKD = time_BKD if self.summary_BKD is None else time_BKD + self.summary_BKD
-            token_BKD = both_BKD if config.time == "token" else None
-            condition_BKD = time_BKD if config.time == "token" else both_BKD
-        return _Shown(mixed_BKD, token_BKD, condition_BKD, self.context.body.changes(condition_BKD))
+            mixed = time_embedding(net.path.clock(t), net.conditioning.width).to(self.dtype)
+        condition = None if net.time_in is None else net.shown_time(t).to(self.dtype)
+        if net.config.time != "mix":
+            assert condition is not None
+            both = condition if self.summary_BKD is None else condition + self.summary_BKD[:, None]
+            if net.config.time == "token":
+                token = both
+            else:
+                condition = both
+        return _Shown(mixed, token, condition, self.context.body.changes(condition))
 
     def _places(self, valid_BKS: Tensor) -> Tokens:
         """A group per noise sample; the state is a block of its own before the rest, as in pi0. Without embeddings."""

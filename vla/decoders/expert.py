@@ -201,7 +201,7 @@ class _Block(nn.Module):
         pairs = [before] if before is not None and not self.self_only else []
         if self.kv is not None:
             pairs.append(self._split(self.kv(normed_BSD), angles))
-        k, v = (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
+        k, v = pairs[0] if len(pairs) == 1 else (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
         added, anything = mask
         rows = q.reshape(len(q), self.shape.kv_heads, -1, self.shape.head_width)
         attended = (F.scaled_dot_product_attention(rows, k, v, attn_mask=added) * anything).reshape(q.shape)

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from vla.policy import Policy
 
 
-def resolve(policy: str | Path | Actor | Expert, suite: Suite, device: str) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
-    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length)."""
+def resolve(
+    policy: str | Path | Actor | Expert, suite: Suite, device: str, hasten: bool = False
+) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
+    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length). `hasten`: `Policy.hasten`."""
+    if hasten and not (isinstance(policy, (str, Path)) and policy not in BASELINES):
+        raise UserError("hasten is for a checkpoint; leave it out")
     if isinstance(policy, str) and policy in BASELINES:
         return baseline(policy, suite.embodiment), {"name": policy}, suite.embodiment
     if isinstance(policy, (str, Path)):
-        return _load(Path(policy), suite, device)
+        return _load(Path(policy), suite, device, hasten)
     contents = getattr(policy, "contents", None)
     facts = {"name": type(policy).__name__.lower()}
     if contents is None:
@@ -72,7 +76,7 @@ class Sampling:
         return Several(actor, self.samples, value, agreement), told
 
 
-def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, Any], Embodiment]:
+def _load(folder: Path, suite: Suite, device: str, hasten: bool) -> tuple[Policy, dict[str, Any], Embodiment]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
     from vla.checkpoint import acting, sha256
@@ -84,6 +88,8 @@ def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, An
     if robot is not next(known for known in policy.contents.embodiments if known.name == robot.name):
         robots = tuple(robot if known.name == robot.name else known for known in policy.contents.embodiments)
         policy = Policy(replace(policy.contents, embodiments=robots), policy.model)
+    if hasten:
+        policy.hasten()
     model = policy.contents.model
     facts = {
         "name": str(folder),
@@ -92,6 +98,7 @@ def _load(folder: Path, suite: Suite, device: str) -> tuple[Policy, dict[str, An
         "decoder": model.decoder.kind,
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "device": device,
+        **({"hastened": True} if hasten else {}),
         "offsets_s": list(policy.contents.offsets_s),
     }
     size = getattr(model.backbone, "image_size", None)
