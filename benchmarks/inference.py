@@ -85,19 +85,8 @@ _TOWER |= {"num_attention_heads": 3, "image_size": SIDE, "patch_size": 14, "visi
 SMALL = {"model_type": "paligemma", "text_config": _TEXT, "vision_config": _TOWER, "projection_dim": 256, "hidden_size": 256}
 SMALL |= {"vocab_size": 512, "image_token_index": 261}
 """PaliGemma's own classes, an eighth as wide: what a CPU runs."""
-SPECIAL: tuple[str, ...] = (
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<bos>",
-    "<eos>",
-    "<image>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-)
-SPECIAL += ("<|image_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+SPECIAL: tuple[str, ...] = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>")
+SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
 
 @dataclass(frozen=True)
