@@ -34,13 +34,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: its result file, the command that makes it, what it measures, and its rows."""
+    """One benchmark: its result file, the command that makes it, what it measures, and its rows; or the `columns` (heading, key) of the
+    rows that the result itself has."""
 
     title: str
     file: str
     command: str
     what: str
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
@@ -52,6 +54,15 @@ SPEEDUP = (
     Row("episodes", "episodes"),
     Row("successes, the loop", "successes_loop"),
     Row("successes, ours", "successes_project"),
+)
+INFERENCE = (
+    ("parameters", "parameters"),
+    ("plain, ms", "plain_ms"),
+    ("hastened, ms", "hastened_ms"),
+    ("transformers, ms", "peer_ms"),
+    ("limit, ms", "limit_ms"),
+    ("share of the limit", "share_of_limit"),
+    ("goal on an H200, ms", "goal_ms_h200"),
 )
 VIDEO_SIZES = ("224x224", "456x256", "640x480")
 
@@ -140,6 +151,22 @@ CASES = (
             Row("speed of training", "diffusion.train_ratio", "x", at_least=1.0),
             Row("- lerobot's optimizer fused like ours", "diffusion.train_fused_ratio", "x"),
         ),
+    ),
+    Case(
+        "Published heads on a small PaliGemma",
+        "inference.json",
+        "python -m benchmarks.inference --json",
+        "A call with random weights: plain, by `Policy.hasten`, by transformers' own class of the same sizes where it has one, and the sum "
+        "of the least times of all products, convolutions and attentions at the best matrix product and copy of the same machine. Nothing "
+        "is recorded without a GPU.",
+        columns=INFERENCE,
+    ),
+    Case(
+        "Published sizes on a GPU",
+        "inference_cuda.json",
+        "python -m benchmarks.inference --size published --device cuda --json",
+        "The same at the models' real sizes, in bf16, calls recorded.",
+        columns=INFERENCE,
     ),
     Case(
         "The first action",
@@ -241,12 +268,22 @@ def performance(results: Path) -> str:
             lines.append("Not measured yet.\n")
         elif failed:
             lines.append(f"Could not run: {failed}.\n")
+        elif case.columns:
+            lines.append("| | " + " | ".join(heading for heading, _ in case.columns) + " |\n|---" + "|---" * len(case.columns) + "|")
+            lines += [_cells(name, row, case.columns) for name, row in found["rows"].items()]
+            lines.append(_machine(found))
         else:
             lines.append("| | measured | asked | |\n|---|---|---|---|")
             lines += [_row(row, _at(found, row.key)) for row in case.rows]
             lines.append(_machine(found))
         parts.append("\n".join(lines))
     return "\n".join(parts)
+
+
+def _cells(name: str, row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> str:
+    if "could_not_run" in row:
+        return f"| {name} | could not run: {row['could_not_run']} |" + " |" * (len(columns) - 1)
+    return f"| {name} | " + " | ".join(f"{row[key]:,}" if key in row else "" for _, key in columns) + " |"
 
 
 def evidence(results: Path) -> str:

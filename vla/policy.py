@@ -13,6 +13,7 @@ from torch import Tensor
 from vla.checkpoint import Contents, acting, load_model, save_checkpoint
 from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
+from vla.float8 import multiplies, to_float8
 from vla.fused import fuse
 from vla.model import VLA
 from vla.noise import Noise
@@ -29,6 +30,7 @@ class Policy:
         self._robots = {robot.name: robot for robot in contents.embodiments}
         self._calls = 0
         self._recorded: Recorded | None = None
+        self._rounded = False
 
     @staticmethod
     def load(folder: str | Path, device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
@@ -43,12 +45,23 @@ class Policy:
             check(acting(Path(folder)), policy.contents, policy._verifying)
         return policy
 
-    def hasten(self) -> Policy:
+    def hasten(self, float8: bool = False) -> Policy:
         """Makes calls quicker; the actions stay what they were, up to rounding. Maps of one input become one product (vla/fused.py), and on
         a GPU each shape of batch is recorded at its first call, which takes longer, and played back from then on (vla/recorded.py). Not
-        for a policy that is trained on."""
-        fuse(self.model)
-        if next(self.model.parameters()).is_cuda:
+        for a policy that is trained on.
+
+        `float8`: maps in 8 bits instead (vla/float8.py), whose actions are close and not the same: evaluate it so. UserError where the
+        device has no such products.
+        """
+        device = next(self.model.parameters()).device
+        if float8:
+            if not multiplies(device):
+                raise UserError(f"float8 needs a GPU of compute capability 8.9 or later, not {device}; leave it out")
+            to_float8(self.model)
+            self._rounded = True
+        else:
+            fuse(self.model)
+        if device.type == "cuda":
             self._recorded = Recorded(self.model)
         return self
 
@@ -61,6 +74,8 @@ class Policy:
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
         """Writes a checkpoint that acts alone, with golden actions; from 5 GB on in several files, unless said otherwise."""
+        if self._rounded:
+            raise UserError("the weights of this policy were rounded to 8 bits: save it before `hasten(float8=True)`")
         from vla.golden import GOLDEN, record
         from vla.weights import MAX_SHARD_BYTES
 

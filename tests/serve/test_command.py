@@ -141,6 +141,7 @@ def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
         (["no/such/folder"], "no checkpoint at no/such/folder"),
         (["--policy", "hold"], "--policy hold needs --embodiment"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--hasten"], "--hasten is for a checkpoint"),
+        (["no/such/folder", "--float8"], "--float8 goes with --hasten"),
         (["--policy", "replay"], "needs --episode"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--host", "0.0.0.0"], "give a token"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--host", "0.0.0.0", "--token-file", "SHORT"], "at least 16"),

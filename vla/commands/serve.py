@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
     parser.add_argument("--hasten", action="store_true", help="quicker calls; on a GPU the first of each batch size takes longer")
+    parser.add_argument("--float8", action="store_true", help="with --hasten, on a GPU: 8-bit products; actions are close, not the same")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
 
@@ -126,6 +127,8 @@ def _policy(args: argparse.Namespace) -> tuple[Actor, Embodiment, dict[str, Any]
     what = args.policy or args.checkpoint
     if what is None or (args.policy and args.checkpoint):
         raise UserError(f"give a checkpoint folder, or --policy {', '.join(WITHOUT_CHECKPOINT)}")
+    if args.float8 and not args.hasten:
+        raise UserError("--float8 goes with --hasten")
     if args.episode and what != "replay":
         raise UserError("--episode is for --policy replay")
     if what in WITHOUT_CHECKPOINT:
@@ -160,7 +163,7 @@ def _checkpoint(folder: Path, args: argparse.Namespace) -> tuple[Actor, Embodime
 
     policy = Policy.load(folder, args.device, args.seed)
     if args.hasten:
-        policy.hasten()
+        policy.hasten(args.float8)
     robots = {robot.name: robot for robot in policy.contents.embodiments}
     if args.embodiment is None and len(robots) > 1:
         raise UserError(f"the checkpoint knows several robots; give --embodiment, one of {', '.join(robots)}")
