@@ -24,7 +24,8 @@ class Collate:
     """`inputs`: the backbone's own collate. `normalizers`: per robot, stored by value in the checkpoint. `codes`: latent codes per
     sample that the decoder wants (0: none). `text`: tokens of reasoning that it says (0: none). `goal_share`: of the samples with a
     `future`, which are told what to do by that image instead of words (vla/goals.py). `pairs`: see each sample told the other way too.
-    `state_in_words`: the instruction goes on with the newest state (`state_words`)."""
+    `state_in_words`: the instruction goes on with the newest state (`state_words`). `unseen`: observations have no images, and need none:
+    what a backbone makes of them is known (vla/train/features.py)."""
 
     embodiments: tuple[Embodiment, ...]
     normalizers: Mapping[str, RobotNormalizer]
@@ -34,6 +35,7 @@ class Collate:
     goal_share: float = 0.0
     pairs: bool = False
     state_in_words: bool = False
+    unseen: bool = False
 
     def __post_init__(self) -> None:
         for robot in self.embodiments:
@@ -53,7 +55,7 @@ class Collate:
         robots = [self.embodiments[roster.index(obs.embodiment)] if obs.embodiment else None for obs in observations]
         for obs in observations:
             _check(obs)
-        observations = [_ordered(obs, robot) if robot else obs for obs, robot in zip(observations, robots, strict=True)]
+        observations = [_ordered(obs, robot) if robot and not self.unseen else obs for obs, robot in zip(observations, robots, strict=True)]
         B, F = len(observations), len(observations[0].offsets_s)
         state_BFP = np.zeros((B, F, roster.state_width), dtype=np.float32)
         state_mask_BP = np.zeros((B, roster.state_width), dtype=bool)
@@ -72,7 +74,7 @@ class Collate:
                 observations[row] = replace(obs, instruction=spoken)
         index_B = np.array([roster.index(robot.name) if robot else 0 for robot in robots], dtype=np.int64)
         return Batch(
-            inputs=self.inputs(observations),
+            inputs={} if self.unseen else self.inputs(observations),
             state_BFP=torch.from_numpy(state_BFP),
             state_mask_BP=torch.from_numpy(state_mask_BP),
             spec=ActionSpec(torch.from_numpy(index_B), torch.from_numpy(mask_BTA)),

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vla.alignment import Align
-from vla.backbones.base import Tokens
-from vla.decoders.joint import OncePerPrefix
+from vla.backbones.base import Hidden, Tokens
+from vla.backbones.remembered import Reads, hidden_of
+from vla.decoders.joint import OncePerPrefix, behind
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.state import StateTokens
@@ -53,6 +54,9 @@ class VLA(nn.Module):
     def forward(self, batch: Batch, noise: Noise) -> Loss:
         """`noise` keyed by `batch.position_B`: the same loss whatever the rank or the neighbours."""
         assert batch.target is not None
+        if batch.seen is not None:
+            known = self._known(batch, batch.seen)
+            return self.decoder.loss(known, known.prefix, batch.target, noise)
         prefix = self.prefix(batch)
         if self.align is None:
             return self.decoder.loss(self.backbone, prefix, batch.target, noise)
@@ -80,7 +84,23 @@ class VLA(nn.Module):
 
     def prefix(self, batch: Batch) -> Tokens:
         """Observation and proprioception as group-0 tokens."""
-        seen = self.backbone.embed(batch.inputs)
+        return self._with_state(self.backbone.embed(batch.inputs), batch)
+
+    @property
+    def reads(self) -> Reads:
+        """What has to be known of a pass over the observation, so that it need not run: proprioception runs behind it."""
+        return self.decoder.reads if self.state_in is None else replace(self.decoder.reads, keys_values=True, last=False)
+
+    def _known(self, batch: Batch, seen: Mapping[str, Tensor]) -> OncePerPrefix:
+        """The backbone on a prefix whose observation has run."""
+        hidden: Hidden = hidden_of(seen, self.reads, self.backbone.attention.layers)
+        prefix = self._with_state(hidden.tokens, batch)
+        if self.state_in is not None:
+            state = prefix.slice(len(hidden.tokens), len(prefix))
+            hidden = behind(hidden, self.backbone(state, cache=hidden), prefix)
+        return OncePerPrefix(self.backbone, prefix, hidden)
+
+    def _with_state(self, seen: Tokens, batch: Batch) -> Tokens:
         valid_BF = batch.state_mask_BP.any(-1, keepdim=True).expand(batch.state_BFP.shape[:2])
         if self.state_in is None:
             return replace(seen, given={**seen.given, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})

@@ -235,7 +235,8 @@ class Batch(_Tensors):
     """Tensors of B samples of any mixture of embodiments.
 
     `inputs`: the backbone's own (uint8 images, token ids, masks); `state_BFP` float32 normalised with `state_mask_BP` bool. `pair`: for
-    models that align goals.
+    models that align goals. `seen`: what a backbone that stands still has made of the observations (vla/backbones/remembered.py), instead
+    of `inputs`, which are then empty.
     """
 
     inputs: Mapping[str, Tensor]
@@ -246,6 +247,7 @@ class Batch(_Tensors):
     source_B: Tensor
     position_B: Tensor
     pair: Pair | None = None
+    seen: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
+from vla.backbones.remembered import rows_of
 from vla.backbones.tiny import Tiny
 from vla.decoders.base import total_loss
 from vla.decoders.conditioning import _LayerKeysValues
@@ -237,6 +238,31 @@ def test_cached_equals_uncached(made_sharing):
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None), actions])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_remembered_equals_computed(made_sharing):
+    """On a frozen backbone, what a pass over the observation left, kept as rows, gives the loss and gradients that the pass gives."""
+    model, collate = made_sharing
+    model.backbone.requires_grad_(False)
+    batch = batch_of(collate, samples(5))
+    noise, found = Noise(batch.position_B, 2), []
+    for each in (batch, remembered(model, batch)):
+        model.zero_grad()
+        loss = total_loss(model(each, noise))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 1
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def remembered(model, batch):
+    with torch.no_grad():
+        rows = rows_of(model.backbone(model.backbone.embed(batch.inputs)), model.reads)
+    seen = {name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
+    length_B1 = torch.tensor([[len(row["position_BS"])] for row in rows])
+    seen["valid_BS"] = torch.arange(seen["position_BS"].shape[1]) < length_B1
+    return replace(batch, inputs={}, seen={**seen, "x_BSD": torch.full_like(seen["state_BSD"], torch.nan)})
 
 
 def once(backbone, prefix):

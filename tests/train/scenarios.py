@@ -22,6 +22,7 @@ from vla.errors import UserError
 from vla.model import Model
 from vla.noise import Noise
 from vla.train.engine import make_engine
+from vla.train.features import Features
 from vla.train.job import assemble
 from vla.train.log import Watch
 from vla.train.loop import train
@@ -49,6 +50,12 @@ def run_until_step(root: str, out: str, until: int, zero: int = 0, resume: bool 
     asks = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     watch = _Killer(until, signal.SIGTERM) if asks else None
     return 75 if train(run, Path(out), resume=resume, data_root=Path(root), near=Path(root), watch=watch).stopped else 0
+
+
+def with_features(root: str, out: str, folder: str) -> int:
+    """Trains the toy run on a frozen backbone, whose features lie in `folder` ('': without)."""
+    run = toy_run(freeze=("backbone",), validate_every=0, features=Features(folder) if folder else None)
+    return 75 if train(run, Path(out), data_root=Path(root), near=Path(root)).stopped else 0
 
 
 def command(words: list[str], said: str) -> int:

@@ -43,7 +43,7 @@ def write_shards(root: Path) -> Path:
         info = DatasetInfo(name=name, embodiment=one.to_json(), supervision=supervision)
         with ShardWriter(root / name, info) as writer:
             for number in range(12):
-                writer.add(_episode(f"{name}{number}", one, supervision, number))
+                writer.add(episode(f"{name}{number}", one, supervision, number))
     (root / "toy.yaml").write_text(MIXTURE)
     return root
 
@@ -58,7 +58,7 @@ def toy_run(**changes) -> Run:
     return Run(**{**settings, **changes})
 
 
-def _episode(name: str, one: Embodiment, supervision: str, seed: int) -> Episode:
+def episode(name: str, one: Embodiment, supervision: str, seed: int) -> Episode:
     rng = np.random.default_rng(seed)
     steps = 10
     images = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(steps)]

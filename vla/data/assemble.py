@@ -7,7 +7,7 @@ each stage runs with its own code in the processor's caches. What is wrong with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ from vla.types import Observation, Sample
 
 BAD = (BadSample, Damaged, SchemaError)
 """What one sample may fail with while the others go on; SchemaError is what `check_episode` would have refused, from another writer."""
+
+Known = Callable[[str, str, int, str], bool]
+"""(source, episode, step, instruction): whether what that sample's pictures show is known, so that they need not be read."""
 
 MAX_STRETCH = 2.0
 """Frames further apart than this many times the gap of a pair are no pair: the video has a hole there, or too few frames a second."""
@@ -48,6 +51,7 @@ class Draft:
         "seen",
         "state_FP",
         "step",
+        "text",
         "valid_T",
     )
 
@@ -62,6 +66,7 @@ class Draft:
         self.step: int
         self.seen: list[int]  # its steps with a history: the last is `step`
         self.state_FP: np.ndarray
+        self.text: str
         self.valid_T: np.ndarray
         self.sample: Sample
 
@@ -71,10 +76,17 @@ _View = tuple[Draft, str, dict[str, np.ndarray], Sequence[Any], list[Any]]
 
 
 class Assembler:
-    """`at`, int64 (1,): the position that is being made, for whoever watches a loader process."""
+    """`at`, int64 (1,): the position that is being made, for whoever watches a loader process. `known`: asked of each sample."""
 
-    def __init__(self, seed: int, history_s: tuple[float, ...], future_gap_s: tuple[float, float] | None, cache: FrameCache) -> None:
-        self.seed, self.history_s, self.future_gap_s, self.cache = seed, history_s, future_gap_s, cache
+    def __init__(
+        self,
+        seed: int,
+        history_s: tuple[float, ...],
+        future_gap_s: tuple[float, float] | None,
+        cache: FrameCache,
+        known: Known | None = None,
+    ) -> None:
+        self.seed, self.history_s, self.future_gap_s, self.cache, self.known = seed, history_s, future_gap_s, cache, known
         self.at = np.zeros(1, np.int64)
 
     def build(self, drafts: Sequence[Draft], canvas: Canvas | None = None, gap_s: float | None = None) -> None:
@@ -117,6 +129,9 @@ class Assembler:
                 draft.anchor, draft.ahead = self._pair(draft.position, episode, draft.anchor)
             draft.step = step = episode.anchors.item(draft.anchor)
             draft.seen = [step] if len(self.history_s) == 1 else history_steps(episode, step, self.history_s)
+            texts = episode.instructions(step)
+            drawn = int(mix(self.seed, draft.position, 0x7E87)[0] % len(texts)) if len(texts) > 1 else 0
+            draft.text = texts[drawn] if texts else ""
         except BAD as error:
             draft.error = error
 
@@ -150,8 +165,11 @@ class Assembler:
 
     def _read(self, draft: Draft, views: list[_View]) -> None:
         """Reads what the cameras show at the draft's step and its history."""
-        if draft.error is None:
+        if draft.error is None and not self._knows(draft):
             self._read_steps(draft, draft.seen, draft.images, views)
+
+    def _knows(self, draft: Draft) -> bool:
+        return self.known is not None and self.known(draft.feed.source.name, draft.episode.id, draft.step, draft.text)
 
     def _read_ahead(self, draft: Draft, views: list[_View]) -> None:
         if draft.error is None:
@@ -241,13 +259,11 @@ class Assembler:
         if draft.ahead is not None and draft.future is not None:
             future = {role: image_FHW3[0] for role, image_FHW3 in draft.future.items()}
             gap_s = float(episode.time_s[episode.anchors[draft.ahead]] - episode.time_s[step])
-        texts = episode.instructions(step)
-        text = texts[0] if len(texts) == 1 else texts[int(mix(self.seed, draft.position, 0x7E87)[0] % len(texts))] if texts else ""
         observation = _made(
             Observation,
             images=draft.images,
             state=draft.state_FP,
-            instruction=text,
+            instruction=draft.text,
             embodiment=feed.robot.name if feed.robot else "",
             offsets_s=self.history_s,
             geometry={},

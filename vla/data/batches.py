@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from vla.errors import UserError
 from vla.types import Sample
 
 Collate = Callable[[list[Sample]], Any]
+Made = TypeVar("Made")
 LOOK_AHEAD = 4096
 """Positions that are looked up in the order at once; a look-up of one costs nearly as much as of a thousand."""
 
@@ -64,7 +65,7 @@ def batches(
     if workers:
         made = from_workers(job.make, partial(pipeline.begin_worker, workers), pipeline.where, count, workers, prefetch, timeout_s)
     elif prefetch:
-        made = _from_thread(_here(job, count), prefetch)
+        made = from_thread(_here(job, count), prefetch)
     else:
         made = _here(job, count)
     try:
@@ -124,7 +125,7 @@ def _here(job: _Job, count: int | None) -> Generator[_Made, None, None]:
     yield from job.make(iter(range(sys.maxsize if count is None else count)), Ring().canvas)
 
 
-def _from_thread(made: Iterator[_Made], ahead: int) -> Generator[_Made, None, None]:
+def from_thread(made: Iterator[Made], ahead: int) -> Generator[Made, None, None]:
     """The same batches, made by a thread that stays `ahead` in front; its errors are raised here."""
     with ThreadPoolExecutor(1, thread_name_prefix="vla-loader") as pool:
         pending = deque(pool.submit(next, made, None) for _ in range(ahead))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from vla.data.assemble import Assembler, Draft
+from vla.data.assemble import Assembler, Draft, Known
 from vla.data.feed import Feed
 from vla.data.images import FrameCache
 from vla.data.memory import Canvas
@@ -138,6 +139,12 @@ class Pipeline:
         if draft.error is not None:
             raise draft.error
         return draft.sample
+
+    def leaving_out(self, known: Known) -> Pipeline:
+        """The same samples, those without images for which `known(source, episode, step, instruction)` says that they are not needed."""
+        other = copy.copy(self)
+        other.assembler = Assembler(self.seed, self.history_s, self.future_gap_s, self.cache, known)
+        return other
 
     def batches(self, start_position: int = 0, **options: Any) -> Iterator[tuple[np.ndarray, Any]]:
         """See `vla.data.batches.batches`, which this calls with `self`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens
+from vla.backbones.remembered import Reads
 from vla.diffusion.base import Denoiser
 from vla.errors import UserError
 from vla.noise import Noise
@@ -25,7 +26,8 @@ class ActionDecoder(nn.Module, ABC):
     `latent_codes`: how many latent-action codes per sample it learns from, beside actions. `fits`: chunks that `fit` wants to see
     before the first step of training (a codec's edges or codebook), 0 for none. `takes_state`: it reads proprioception itself, from
     what the prefix is `given` (`state_BFP`, `state_valid_BF`), which then has no tokens of it. `text_tokens`: of reasoning, which it says
-    before it acts. `shares_prefix`: it leaves the prefix's states as they are without it, so that others may use them too.
+    before it acts. `shares_prefix`: it leaves the prefix's states as they are without it, so that others may use them too. `reads`: what it
+    looks at of the prefix's `Hidden`, where less than all: so much less has to be kept of a pass over the prefix.
     """
 
     latent_codes: int = 0
@@ -33,6 +35,7 @@ class ActionDecoder(nn.Module, ABC):
     fits: int = 0
     takes_state: bool = False
     shares_prefix: bool = True
+    reads: Reads = Reads()
 
     def bind(self, backbone: Backbone) -> None:
         """Builds what needs more of the backbone's sizes than its width; called once, before any weight is loaded."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.tokens import CodeTokens
@@ -36,6 +37,8 @@ class ParallelClasses:
 
 class ClassesDecoder(ActionDecoder):
     """A bidirectional suffix of N equal ids at N places. Deterministic: the noise is unused."""
+
+    reads = Reads(layers=())
 
     def __init__(self, config: ParallelClasses, width: int, roster: Roster) -> None:
         super().__init__()

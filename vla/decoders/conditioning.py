@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.base import Backbone, Hidden, Tokens, prefix_tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.decoders.expert import Expert, ExpertShape
 from vla.errors import UnknownName, UserError
 
@@ -58,10 +59,11 @@ class Context:
 
 
 class Conditioning(nn.Module, ABC):
-    """`width`: of the noisy tokens it runs on. `expert`: its own transformer, if it has one."""
+    """`width`: of the noisy tokens it runs on. `expert`: its own transformer, if it has one. `reads`: as an `ActionDecoder`'s."""
 
     width: int
     expert: Expert
+    reads: Reads = Reads()
 
     def bind(self, backbone: Backbone) -> None:
         """Builds what needs the backbone's own sizes; called once, before any weight is loaded."""
@@ -161,6 +163,8 @@ class LayerKeysValues:
 
 
 class _InContext(Conditioning):
+    reads = Reads(layers=())
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
@@ -196,6 +200,7 @@ class _Cross(Conditioning):
     def __init__(self, config: CrossAttention, width: int, asks: Build) -> None:
         super().__init__()
         self.config, self.width = config, config.width
+        self.reads = Reads(keys_values=False, layers=() if config.layer is None else (config.layer,))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         shape = _shape(config, asks, context_width=width, interleaved=config.interleaved)
         self.expert = Expert(shape)
@@ -215,6 +220,7 @@ class _Pooled(Conditioning):
         self.context_in = nn.Linear(width, config.width)
         self.expert = Expert(_shape(config, asks))
         self.query_1D = nn.Parameter(torch.randn(1, width) * 0.5) if config.read == "query" else None
+        self.reads = Reads(keys_values=config.read == "query", layers=(), last=config.read == "last")
 
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
         if self.query_1D is None:
@@ -226,10 +232,13 @@ class _Pooled(Conditioning):
             x_B1D = self.query_1D.expand(len(prefix.x_BSD), -1, -1).to(prefix.x_BSD.dtype)
             pooled_BD = backbone(prefix.cat(suffix_tokens(prefix, x_B1D, causal=False))).last(1)[:, 0]
         summary_BD = self.context_in(self.norm(pooled_BD))
-        return Context(self.expert, prefix.slice(0, 1).with_x(summary_BD[:, None]), None, summary_BD)
+        alone = prefix_tokens(summary_BD[:, None], prefix.valid_BS.new_ones(len(summary_BD), 1))
+        return Context(self.expert, replace(alone, given=prefix.given), None, summary_BD)
 
 
 class _LayerKeysValues(Conditioning):
+    reads = Reads(layers=())
+
     def __init__(self, config: LayerKeysValues, asks: Build) -> None:
         super().__init__()
         self.config, self.asks, self.width = config, asks, config.width

@@ -91,6 +91,7 @@ class DiTDecoder(ActionDecoder):
         self.takes_state = config.state_in_suffix
         self.path = config.path.build()
         self.conditioning = config.conditioning.build(width, Build(config.time == "adaptive", config.experts, config.top_k))
+        self.reads = self.conditioning.reads
         inner = self.conditioning.width
         self.fold = StepFold(roster.horizon, config.steps_per_token, inner, reads=True)
         self.action_in = Bank(len(roster), self.action_width, inner, axes=("A", None))

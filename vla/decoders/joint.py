@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +74,7 @@ class JointDecoder(ActionDecoder):
         self.takes_state = decoders[0].takes_state
         self.text_tokens = max(decoder.text_tokens for decoder in decoders)
         self.fits = max(decoder.fits for decoder in decoders)
+        self.reads = reduce(or_, (decoder.reads for decoder in decoders))
 
     def bind(self, backbone: Backbone) -> None:
         for decoder in self.parts.values():
@@ -133,12 +136,14 @@ class _Continued(Tokens):
 
 class OncePerPrefix:
     """Stands for a backbone while several decoders use it on one prefix, which runs once; a pass over prefix and suffix becomes one
-    over the suffix after the prefix's cache. By the contract of backbones, both are equal. Give the decoders `prefix`."""
+    over the suffix after the prefix's cache. By the contract of backbones, both are equal. Give the decoders `prefix`.
 
-    def __init__(self, backbone: Backbone, prefix: Tokens) -> None:
+    `hidden`: what that pass left, where it is known."""
+
+    def __init__(self, backbone: Backbone, prefix: Tokens, hidden: Hidden | None = None) -> None:
         self.backbone, self.width = backbone, backbone.width
         self.prefix = _Prefix(*prefix._core(), extras=prefix.extras, given=prefix.given)
-        self.hidden: Hidden = backbone(prefix)
+        self.hidden: Hidden = backbone(prefix) if hidden is None else hidden
 
     @property
     def attention(self) -> AttentionShape:
@@ -161,13 +166,17 @@ class OncePerPrefix:
             return self.hidden
         assert isinstance(tokens, _Continued) and tokens.prefix is self.prefix, "a decoder's tokens are the prefix, or follow it"
         assert tokens.suffix is not None
-        after = self.backbone(tokens.suffix, cache=self.hidden)
-        return replace(
-            after,
-            tokens=tokens,
-            x_BSD=torch.cat([self.hidden.x_BSD, after.x_BSD], dim=1),
-            layers=tuple(torch.cat(pair, dim=1) for pair in zip(self.hidden.layers, after.layers, strict=True)),
-        )
+        return behind(self.hidden, self.backbone(tokens.suffix, cache=self.hidden), tokens)
+
+
+def behind(before: Hidden, after: Hidden, tokens: Tokens) -> Hidden:
+    """One pass over all `tokens`, from one over the first of them and one over the rest, whose cache that was."""
+    return replace(
+        after,
+        tokens=tokens,
+        x_BSD=torch.cat([before.x_BSD, after.x_BSD], dim=1),
+        layers=tuple(torch.cat(pair, dim=1) for pair in zip(before.layers, after.layers, strict=True)),
+    )
 
 
 class _Insulated(OncePerPrefix):

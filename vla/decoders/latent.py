@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.noise import Noise
@@ -49,6 +50,8 @@ class LatentActions:
 
 class LatentDecoder(ActionDecoder):
     """Queries for codes inside the backbone; attention pooling to actions after it, or queries for them as well."""
+
+    reads = Reads(layers=())
 
     def __init__(self, config: LatentActions, width: int, roster: Roster) -> None:
         super().__init__()

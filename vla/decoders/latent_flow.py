@@ -60,6 +60,7 @@ class LatentFlowDecoder(ActionDecoder):
         self.horizon, self.action_width = roster.horizon, roster.action_width
         self.path = config.path.build()
         self.conditioning = config.conditioning.build(width, Build())
+        self.reads = self.conditioning.reads
         inner = self.conditioning.width
         self.code_ND = nn.Parameter(torch.randn(config.codes, inner) * 0.5)
         self.code_in, self.code_out = nn.Linear(config.vocabulary, inner), nn.Linear(inner, config.vocabulary)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.noise import Noise
 from vla.roster import Roster
@@ -50,6 +51,8 @@ class LatentWords:
 
 class LatentWordsDecoder(ActionDecoder):
     """A causal suffix start, c_0, ..., c_{N-2} that predicts c_0, ..., c_{N-1}; its states are what the readout asks."""
+
+    reads = Reads(layers=())
 
     def __init__(self, config: LatentWords, width: int, roster: Roster) -> None:
         super().__init__()

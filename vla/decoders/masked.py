@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.codecs.bins import Bins
 from vla.decoders.base import ActionDecoder, join, make_loss
 from vla.decoders.tokens import CodeTokens
@@ -51,6 +52,8 @@ class MaskedDiffusion:
 
 class MaskedDecoder(ActionDecoder):
     """One bidirectional suffix of N codes, some of them the mask id; the prefix runs once per chunk, unless the two are one sequence."""
+
+    reads = Reads(layers=())
 
     def __init__(self, config: MaskedDiffusion, width: int, roster: Roster) -> None:
         super().__init__()

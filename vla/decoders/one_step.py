@@ -48,7 +48,7 @@ class OneStepDecoder(ActionDecoder):
         super().__init__()
         self.teacher: DiTDecoder = config.teacher.build(width, roster)
         self.student: DiTDecoder = replace(config.teacher, evaluations=1, guidance=1.0).build(width, roster)
-        self.takes_state = self.teacher.takes_state
+        self.takes_state, self.reads = self.teacher.takes_state, self.teacher.reads
 
     def bind(self, backbone: Backbone) -> None:
         self.teacher.bind(backbone)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.fold import StepFold
 from vla.decoders.heads import Linear
@@ -52,6 +53,8 @@ class Parallel:
 
 class ParallelDecoder(ActionDecoder):
     """A bidirectional suffix, unfolded to T steps, then the head. Deterministic: the noise is unused."""
+
+    reads = Reads(layers=())
 
     def __init__(self, config: Parallel, width: int, roster: Roster) -> None:
         super().__init__()

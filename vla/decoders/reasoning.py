@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.decoders.base import ActionDecoder
 from vla.decoders.dit import DiT, DiTDecoder, Film
 from vla.decoders.joint import OncePerPrefix
@@ -45,7 +46,7 @@ class ReasoningDecoder(ActionDecoder):
         super().__init__()
         self.config, self.text_tokens = config, config.length
         self.action: DiTDecoder = config.action.build(width, roster)
-        self.takes_state = self.action.takes_state
+        self.takes_state, self.reads = self.action.takes_state, self.action.reads | Reads(layers=())
         self.text_in = nn.Embedding(VOCABULARY, width)
         self.head = nn.Linear(width, VOCABULARY)
         self.film = nn.Linear(width, 2 * self.action.conditioning.width, bias=False)

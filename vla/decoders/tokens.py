@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Hidden, Tokens, suffix_tokens
+from vla.backbones.remembered import Reads
 from vla.bank import Bank
 from vla.codecs.base import Codec, hold
 from vla.codecs.bins import Bins
@@ -127,6 +128,8 @@ class TokensDecoder(ActionDecoder):
     A place exists iff the code it predicts does, and shows the last code before it that exists: so a narrow robot's sequence is the
     same in a roster with wider ones.
     """
+
+    reads = Reads(layers=())
 
     def __init__(self, config: AutoregressiveTokens, width: int, roster: Roster) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from vla.model import VLA, Model
 from vla.noise import Noise
 from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
+from vla.train.features import Memory
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Sample, Target, cat
@@ -34,7 +35,7 @@ from vla.types import Batch, Sample, Target, cat
 @dataclass
 class Job:
     """`train`, `held_out` (None without held-out episodes): the samples by position. `facts`: what a resumed run must find unchanged
-    beside its settings. `notes`: lines for people."""
+    beside its settings. `notes`: lines for people. `memory`: where training batches have their observations from, instead of pictures."""
 
     contents: Contents
     model: VLA
@@ -44,6 +45,7 @@ class Job:
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
     goal_share: float = 0.0
+    memory: Memory | None = None
 
     @cached_property
     def collate(self) -> Collate:
@@ -62,6 +64,12 @@ class Job:
         """CPU tensors of samples."""
         return self.collate.samples(samples, self.sources)
 
+    def training_batch(self, positions: range) -> Batch:
+        """The samples at these positions as a step has them."""
+        if self.memory is None:
+            return self.batch(self.train.samples(positions))
+        return self.memory.typed(self.memory.collate(self.memory.pipeline.samples(positions)))
+
     def checkpoint(self, step: int) -> Contents:
         """What the acting checkpoint of a step says beside its weights."""
         return replace(self.contents, run={**self.contents.run, "step": step})
@@ -73,19 +81,20 @@ def step_batches(run: Run, job: Job, ranks: Ranks, start: int) -> Generator[list
     Step s takes positions s * batch_size and on; micro-batch m of rank r the (m * world + r)-th run of them. So together the ranks
     see each position once, whatever their number.
     """
-    micro = run.microbatches(ranks.world)
-    made = job.train.batches(
+    micro, memory = run.microbatches(ranks.world), job.memory
+    made = (job.train if memory is None else memory.pipeline).batches(
         start * run.batch_size,
         batch_size=run.batch_size // ranks.world // micro,
-        collate=job.batch,
+        collate=job.batch if memory is None else memory.collate,
         count=(run.steps - start) * micro,
         rank=ranks.rank,
         world=ranks.world,
         workers=run.workers,
         prefetch=2 * micro,
     )
-    for _, batch in made:
-        yield [batch, *(next(made)[1] for _ in range(micro - 1))]
+    for _, first in made:
+        batches = [first, *(next(made)[1] for _ in range(micro - 1))]
+        yield batches if memory is None else [memory.typed(batch) for batch in batches]
 
 
 def augmented(augment: Augment, job: Job, batch: Batch, noise: Noise) -> Batch:

@@ -17,6 +17,7 @@ from vla.train.agreement import Agreement
 from vla.train.checkpoint import Progress
 from vla.train.clock import Clock, Pace
 from vla.train.engine import Engine, Update, make_engine
+from vla.train.features import remember
 from vla.train.job import Job, assemble, augmented, step_batches
 from vla.train.log import Books, Log, Watch, memory_mb
 from vla.train.picture import save_picture
@@ -86,6 +87,8 @@ def train(
         stack.callback(log.close)
         if ranks.first and not found.name:
             save_picture(out / "first_batch.png", job, job.train.samples(range(min(run.batch_size, 8))))
+        if run.features is not None:
+            job.memory = remember(run, job, ranks, start.step, watch.say if ranks.first else lambda line: None)
         pace = announce(run, job, engine, start, out, watch.say if ranks.first else lambda line: None)
         clock = Clock(engine.phases, start.seconds, start.step, job.model.backbone, ranks)
         stack.callback(clock.close)

@@ -16,6 +16,7 @@ from vla.errors import UserError
 from vla.model import VLA
 from vla.noise import Noise
 from vla.train.engine import freeze
+from vla.train.features import refuse
 from vla.train.flops import count_on_meta
 from vla.train.job import Job, assemble
 from vla.train.memory import activation_bytes, estimate, parameters_by_part
@@ -41,6 +42,8 @@ def dry_run(run: Run, data_root: Path | None, near: Path, world: int) -> list[st
     run.check(world)
     job = assemble(run, data_root, near, most_parameters=MOST_BUILT)
     freeze(job.model, run.freeze)
+    if run.features is not None:
+        refuse(run, job.model)
     return [*describe(run, job, world), *forecast(run, job, world)]
 
 

@@ -46,7 +46,8 @@ def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say
     world, device = engine.ranks.world, engine.ranks.device
     micro = run.microbatches(world)
     size = run.batch_size // world // micro
-    batch = job.batch(job.train.samples(range(size))).to(device)
+    first = min(start.step, run.steps - 1) * run.batch_size
+    batch = job.training_batch(range(first, first + size)).to(device)
     with counted() as operations:  # the first pass warms up
         engine.forward(batch, Noise(batch.position_B, run.seed))
     began = time.perf_counter()

@@ -18,6 +18,7 @@ from vla.errors import UnknownName, UserError
 from vla.latent_action.run import LatentRun
 from vla.model import Model
 from vla.normalize import METHODS, Method
+from vla.train.features import Features
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
 from vla.train.ranks import TIMEOUT_S
 
@@ -37,6 +38,7 @@ HARMLESS += (
     "timeout_s",
     "compiled",
     "source_gradients",
+    "features",
 )
 """Settings that a resumed run may change without asking: they alter no update beyond the rounding of sums."""
 
@@ -56,7 +58,8 @@ class Run:
     not finite). `max_skips`: skipped updates in a row before the run stops.
     `keep_last`, `keep_best`: checkpoints that stay, the newest and those with the lowest held-out loss. `async_save`: save while training
     goes on, for another copy of its state in the host's memory. `timeout_s`: how long ranks wait for one that says nothing.
-    `compiled`: torch.compile on the layers (plain torch).
+    `compiled`: torch.compile on the layers (plain torch). `features`: with a frozen backbone, what it makes of each observation is computed
+    once and kept on disk (vla/train/features.py).
     `augment`: what training images go through (`vla.data.augment`: PI0, OPENVLA, OCTO, or your own); validation and acting never.
     `probe`: validating also asks what other instructions do to the loss, in two more forward passes a batch (vla/train/probe.py).
     `source_gradients`: validating also asks whose gradient a batch's is, in a backward pass for each source (vla/train/validate.py).
@@ -98,6 +101,7 @@ class Run:
     spike_sigmas: float = 10.0
     timeout_s: float = TIMEOUT_S
     compiled: bool = False
+    features: Features | None = None
     zero: Zero | None = None
     workers: int = 0
     threads: int = 0
