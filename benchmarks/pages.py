@@ -64,6 +64,16 @@ INFERENCE = (
     ("share of the limit", "share_of_limit"),
     ("goal on an H200, ms", "goal_ms_h200"),
 )
+TRAINING = (
+    ("parameters", "parameters"),
+    ("batch", "batch"),
+    ("GFLOP a sample", "gflop_a_sample"),
+    ("samples/s", "plain_samples_per_s"),
+    ("compiled, samples/s", "compiled_samples_per_s"),
+    ("transformers, samples/s", "peer_samples_per_s"),
+    ("MFU", "plain_mfu"),
+    ("MFU, compiled", "compiled_mfu"),
+)
 VIDEO_SIZES = ("224x224", "456x256", "640x480")
 
 CASES = (
@@ -167,6 +177,20 @@ CASES = (
         "python -m benchmarks.inference --size published --device cuda --json",
         "The same at the models' real sizes, in bf16, calls recorded.",
         columns=INFERENCE,
+    ),
+    Case(
+        "Training steps on a small PaliGemma",
+        "training.json",
+        "python -m benchmarks.training --json",
+        "Forward, backward and AdamW with random weights; MFU is against the best matrix product of the same machine.",
+        columns=TRAINING,
+    ),
+    Case(
+        "Training steps at published sizes on a GPU",
+        "training_cuda.json",
+        "python -m benchmarks.training --size published --device cuda --batch 32 --compiled --json",
+        "The same at the models' real sizes, in bf16.",
+        columns=TRAINING,
     ),
     Case(
         "The first action",

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import inference, peers
+from benchmarks import inference, peers, published, training
 from benchmarks.pages import performance
 
 
@@ -27,6 +27,7 @@ def test_our_side_of_the_comparison_acts(name, frames, horizon):
     assert ours.call().shape == (1, horizon, peers.WIDTH)
 
 
+@pytest.mark.thorough
 def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
     words = ["inference", "--json", "--only", "act", "openvla", "--blocks", "1", "--calls", "1", "--threads", "1"]
     monkeypatch.setattr("sys.argv", words)
@@ -42,7 +43,7 @@ def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
             and row["refused"] == ["no GPU: nothing is recorded"]
         )
     monkeypatch.setattr("sys.argv", [*words, "--size", "published"])
-    monkeypatch.setattr(inference, "memory_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(published, "memory_bytes", lambda device: 1 << 30)
     inference.main()
     row = json.loads(capsys.readouterr().out)["rows"]["7B token by token, 7 tokens, 1 image"]
     assert "needs about 88" in row["could_not_run"] and "this machine has 1" in row["could_not_run"]
@@ -51,13 +52,23 @@ def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
 def test_the_least_time_of_a_product_is_that_of_its_bytes_or_of_its_operations():
     a, b = torch.zeros(64, 32), torch.zeros(32, 16)
     for flops_per_s, bytes_per_s, seconds in ((1.0, 1e9, 2 * 64 * 32 * 16), (1e12, 1.0, 4 * (64 * 32 + 32 * 16 + 64 * 16))):
-        with torch.inference_mode(), inference.Roofline(inference.Ceilings(flops_per_s, bytes_per_s)) as roofline:
+        with torch.inference_mode(), inference.Roofline(published.Ceilings(flops_per_s, bytes_per_s)) as roofline:
             torch.relu(a @ b)
         assert roofline.seconds == pytest.approx(seconds)
 
 
+@pytest.mark.thorough
+def test_a_training_step_is_measured_beside_transformers(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["training", "--json", "--only", "pi0", "--blocks", "1", "--batch", "1", "--threads", "1"])
+    training.main()
+    (row,) = json.loads(capsys.readouterr().out)["rows"].values()
+    assert row["batch"] == 1 and row["gflop_a_sample"] > 10 and row["plain_mfu"] > 0
+    assert row["peer_samples_per_s"] > 0 and row["speed_over_peer"] > 0
+
+
+@pytest.mark.parametrize("benchmark", [inference, training])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
-def test_without_a_gpu_the_result_says_so(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["inference", "--device", "cuda", "--json"])
-    inference.main()
+def test_without_a_gpu_the_result_says_so(benchmark, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark", "--device", "cuda", "--json"])
+    benchmark.main()
     assert json.loads(capsys.readouterr().out)["could_not_run"] == "no CUDA device"
