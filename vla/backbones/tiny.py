@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
+from vla.backbones.images import Shown
 from vla.backbones.stems import LightStem, ResNet18, ResNetStem
 from vla.backbones.transformer import Transformer
 from vla.errors import SchemaError, UnknownName
@@ -116,10 +117,10 @@ class TinyBackbone(Backbone):
         return [zlib.crc32(word.encode()) % (self.config.words - 1) + 1 for word in found]
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        image = inputs["image_BVFHW3"]
-        B, V, Fr = image.shape[:3]
+        (B, V, Fr), shown = inputs["image_BVFHW3"].shape[:3], Shown.of(inputs)
+        image = shown.inputs["image_BVFHW3"]
         pixels = self.stem.laid_out(image.flatten(0, 2).permute(0, 3, 1, 2)).to(self.image_in.weight.dtype).div_(127.5).sub_(1)
-        seen = self.image_in(self.stem(pixels)).unflatten(0, (B, V, Fr))
+        seen = shown.placed(self.image_in(self.stem(pixels)).unflatten(0, (-1, Fr))).unflatten(0, (B, V))
         age_BFD = self.age_in(inputs["age_BF"].to(seen.dtype)[..., None])
         seen = (seen + self.role_in(inputs["role_BV"])[:, :, None, None] + age_BFD[:, None, :, None]).flatten(1, 3)
         seen_valid = inputs["image_valid_BV"].repeat_interleave(seen.shape[1] // V, dim=1)
