@@ -59,12 +59,12 @@ SKIP = 5
 """First steps of a run that count for nothing."""
 
 
-def write_shards(root: Path, episodes: int = 24, steps: int = 20) -> Mixture:
+def write_shards(root: Path, episodes: int = 24, steps: int = 20, side: int = 64) -> Mixture:
     """A dataset of noise for the bench robot, as the loader reads it."""
     rng = np.random.default_rng(0)
     with ShardWriter(root / "bench", DatasetInfo(name="bench", embodiment=ROBOT.to_json(), supervision="actions")) as writer:
         for number in range(episodes):
-            images = [simplejpeg.encode_jpeg(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(steps)]
+            images = [simplejpeg.encode_jpeg(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(steps)]
             frames = {"front": Frames(np.arange(steps), tuple(images))}
             numbers = rng.normal(size=(2, steps, 7))
             span = (Span("do it", 0, steps),)

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vla.alignment import Align
-from vla.backbones.base import Hidden, Tokens
+from vla.backbones.base import Hidden, Tokens, by_length, one_of_few
 from vla.backbones.remembered import Reads, hidden_of
+from vla.decoders.base import summed
 from vla.decoders.joint import OncePerPrefix, behind
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.state import StateTokens
-from vla.types import Batch, Loss, Prior
+from vla.types import Batch, Loss, Prior, Target
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class VLA(nn.Module):
         self.decoder = config.decoder.build(self.backbone.width, roster)
         self.decoder.bind(self.backbone)
         self.align = None if config.align is None else config.align.build(self.backbone.width)
+        self.apart = False
+        """Whether a batch may take as many passes as it has groups of lengths. Not where ranks must make the same passes (ZeRO-3)."""
         if self.decoder.takes_state:
             self.state_in = None
 
@@ -59,7 +63,7 @@ class VLA(nn.Module):
             return self.decoder.loss(known, known.prefix, batch.target, noise)
         prefix = self.prefix(batch)
         if self.align is None:
-            return self.decoder.loss(self.backbone, prefix, batch.target, noise)
+            return self._loss(prefix, batch.target, noise)
         assert batch.pair is not None, "the collate function of a model that aligns gives pairs"
         shared = OncePerPrefix(self.backbone, prefix)
         view, seen = (shared, shared.prefix) if self.decoder.shares_prefix else (self.backbone, prefix)
@@ -84,7 +88,19 @@ class VLA(nn.Module):
 
     def prefix(self, batch: Batch) -> Tokens:
         """Observation and proprioception as group-0 tokens."""
-        return self._with_state(self.backbone.embed(batch.inputs), batch)
+        tokens = self._with_state(self.backbone.embed(batch.inputs), batch)
+        return tokens.padded(one_of_few(len(tokens))) if self.backbone.few_sizes else tokens
+
+    def _loss(self, prefix: Tokens, target: Target, noise: Noise) -> Loss:
+        """The decoder's; rows of much different lengths in passes of their own, so that robots of one camera do not pay for three."""
+        groups = by_length(prefix.valid_BS) if self.apart and not self.backbone.few_sizes and not prefix.valid_BS.is_meta else []
+        if len(groups) < 2:
+            return self.decoder.loss(self.backbone, prefix, target, noise)
+        losses = []
+        for rows_N, length in groups:
+            some = Noise(noise.key_B[rows_N], noise.seed)
+            losses.append(self.decoder.loss(self.backbone, prefix.chosen(rows_N, length), target[rows_N], some))
+        return summed(losses, torch.cat([rows_N for rows_N, _ in groups]))
 
     @property
     def reads(self) -> Reads:

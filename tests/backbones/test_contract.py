@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, ROBOTS, observation
-from vla.backbones.base import Tokens, suffix_tokens, visible
+from vla.backbones.base import Tokens, by_length, one_of_few, suffix_tokens, visible
+from vla.backbones.images import Shown
 
 ALL = {**BACKBONES, **FAMILIES}
 
@@ -75,6 +78,50 @@ def test_padding_changes_nothing(made):
     states = backbone(alone).x_BSD[alone.valid_BS]
     padded = backbone(prefix).x_BSD[:1][prefix.valid_BS[:1]]
     torch.testing.assert_close(states, padded, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("few_sizes", [False, True])
+def test_a_view_that_a_row_lacks_is_not_run_and_changes_nothing(made, monkeypatch, few_sizes):
+    backbone, _ = made
+    rng, ran, of = np.random.default_rng(0), [], Shown.of
+
+    def recorded(*args):
+        ran.append(of(*args))
+        return ran[-1]
+
+    monkeypatch.setattr(Shown, "of", recorded)
+    monkeypatch.setattr("vla.backbones.images.one_of_few", lambda count: count + 1)
+    one, two = (replace(ROBOTS[0], cameras=cameras) for cameras in (("third_person",), ("third_person", "wrist")))
+    rows = [observation(robot, rng) for robot in (one, two, one, replace(ROBOTS[0], cameras=("wrist",)))]
+    backbone.few_sizes = few_sizes
+    together = backbone.embed(backbone.collate(rows))
+    assert 5 <= len(ran[0].inputs["image_BVFHW3"]) <= 5 + few_sizes and len(ran[0].at_N) == 5
+    for number, row in enumerate(rows):
+        alone = backbone.embed(backbone.collate([row]))
+        assert ran[-1].at_N is None  # nothing is missing
+        torch.testing.assert_close(
+            together.x_BSD[number][together.valid_BS[number]], alone.x_BSD[0][alone.valid_BS[0]], atol=1e-5, rtol=1e-5
+        )
+    backbone.few_sizes = False
+
+
+def test_rows_of_much_different_lengths_are_told_apart_where_it_spares_enough():
+    def groups(lengths, **least):
+        valid_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return [(rows.tolist(), length) for rows, length in by_length(valid_BS, **least)]
+
+    assert groups([260, 770, 258, 600, 770]) == [([1, 3, 4], 770), ([0, 2], 260)]
+    assert groups([770, 700, 650]) == [([0, 1, 2], 770)]  # nothing shorter than three quarters
+    assert groups([6, 4, 4, 6]) == [([0, 1, 2, 3], 6)]  # a few tokens
+    assert groups([6, 4, 4, 6], least_saved=4) == [([0, 3], 6), ([1, 2], 4)]
+    assert groups([6], least_saved=1) == [([0], 6)]
+
+
+def test_of_few_sizes_none_is_an_eighth_too_large():
+    sizes = [one_of_few(length) for length in range(1, 2049)]
+    assert all(length <= size < 1.125 * length + 1e-9 for length, size in enumerate(sizes, start=1))
+    assert len(set(sizes[512:1024])) == 8 and sizes == sorted(sizes)
 
 
 def test_hand_worked_mask():

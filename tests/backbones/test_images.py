@@ -17,11 +17,11 @@ def seen(**sizes: tuple[int, int]) -> Observation:
     return Observation(images, np.zeros((1, 2)), "open", "narrow")
 
 
-def test_views_of_one_size_need_no_sizes():
+def test_views_of_one_size_need_no_sizes_and_missing_ones_are_told():
     inputs, roles = stack_images([seen(front=(8, 6), wrist=(8, 6)), seen(front=(8, 6))], ())
-    assert (
-        set(inputs) == {"image_BVFHW3"} and inputs["image_BVFHW3"].shape == (2, 2, 1, 8, 6, 3) and roles == [["front", "wrist"], ["front"]]
-    )
+    assert set(inputs) == {"image_BVFHW3", "image_valid_BV"} and roles == [["front", "wrist"], ["front"]]
+    assert inputs["image_BVFHW3"].shape == (2, 2, 1, 8, 6, 3) and inputs["image_valid_BV"].tolist() == [[True, True], [True, False]]
+    assert set(stack_images([seen(front=(8, 6))] * 2, ())[0]) == {"image_BVFHW3"}  # nothing is missing
 
 
 def test_sizes_are_kept_where_they_differ():

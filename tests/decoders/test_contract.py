@@ -9,6 +9,7 @@ import torch
 
 from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, DECODERS, ROBOTS, SOURCES, contents, samples
+from vla.backbones.base import by_length
 from vla.backbones.remembered import rows_of
 from vla.backbones.tiny import Tiny
 from vla.decoders.base import total_loss
@@ -252,6 +253,43 @@ def test_remembered_equals_computed(made_sharing):
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 1
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_sizes_of_which_there_are_few_change_nothing(made, monkeypatch):
+    """Prefixes, and stacks of images, filled up for layers that are compiled for their size."""
+    model, collate = made
+    batch, found = batch_of(collate, samples(5)), []
+    monkeypatch.setattr("vla.model.one_of_few", lambda length: length + 3)
+    for few in (False, True):
+        model.backbone.few_sizes = few
+        model.zero_grad()
+        loss = total_loss(model(batch, Noise(batch.position_B, 2)))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_rows_in_passes_by_length_are_those_in_one(made, monkeypatch):
+    model, collate = made
+    rows = samples(6)
+    for number, cameras in enumerate((("third_person",), (), ("wrist",))):
+        seen = rows[2 * number].observation
+        monkeypatch.setattr("vla.collate._ordered", lambda obs, robot: obs)
+        images = {role: image for role, image in seen.images.items() if role in cameras}
+        rows[2 * number] = replace(rows[2 * number], observation=replace(seen, images=images))
+    batch, found = batch_of(collate, rows), []
+    monkeypatch.setattr("vla.model.by_length", lambda valid_BS: by_length(valid_BS, 1))
+    assert len(by_length(model.prefix(batch).valid_BS, 1)) > 1
+    for apart in (False, True):
+        model.apart = apart
+        model.zero_grad()
+        loss = model(batch, Noise(batch.position_B, 2))
+        total_loss(loss).backward()
+        found.append([loss.sample_sum_B, loss.sample_weight_B, total_loss(loss).detach()])
+        found[-1] += [p.grad.clone() for p in model.parameters() if p.grad is not None]
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 

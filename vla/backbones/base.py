@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.errors import UserError
 from vla.types import Observation
+
+LEAST_SAVED = 512
+"""Tokens. Fewer cost a large model no time: a pass over some hundred waits for its weights."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,25 @@ class Tokens:
         x_BSD, valid_BS, block_BS, group_BS, position_BS = (t.repeat_interleave(samples, dim=0) for t in self._core())
         return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, extras, given)
 
+    def padded(self, length: int) -> Tokens:
+        """The same, then tokens that nobody sees and that take no position, up to `length`."""
+        more = (0, length - len(self))
+        x_BSD, extras = (F.pad(self.x_BSD, (0, 0, *more)), {n: F.pad(t, (0, 0) * (t.dim() - 2) + more) for n, t in self.extras.items()})
+        valid_BS, block_BS, group_BS, position_BS = (F.pad(t, more) for t in self._core()[1:])
+        return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, extras, self.given)
+
+    def chosen(self, rows: Tensor, length: int) -> Tokens:
+        """These rows alone, each with its valid tokens first, in their order; the first `length` of them."""
+        order_BS = (~self.valid_BS[rows]).int().argsort(dim=1, stable=True)[:, :length]
+
+        def pick(tensor: Tensor) -> Tensor:
+            index = order_BS.view(*order_BS.shape, *[1] * (tensor.dim() - 2))
+            return tensor[rows].gather(1, index.expand(-1, -1, *tensor.shape[2:]))
+
+        extras, given = {n: pick(t) for n, t in self.extras.items()}, {n: t[rows] for n, t in self.given.items()}
+        x_BSD, valid_BS, block_BS, group_BS, position_BS = map(pick, self._core())
+        return Tokens(x_BSD, valid_BS, block_BS, group_BS, position_BS, extras, given)
+
     def with_x(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> Tokens:
         """The same places with other embeddings (and validity)."""
         return replace(self, x_BSD=x_BSD, valid_BS=self.valid_BS if valid_BS is None else valid_BS)
@@ -85,6 +108,29 @@ class Tokens:
             return self.extras[name]
         like = other.extras[name]
         return like.new_zeros(*self.x_BSD.shape[:2], *like.shape[2:])
+
+
+def one_of_few(length: int) -> int:
+    """The length rounded up to one of eight in an octave, so that padding is an eighth at most."""
+    step = max(1 << length.bit_length() - 4, 1) if length > 8 else 1
+    return -(-length // step) * step
+
+
+def by_length(valid_BS: Tensor, least_saved: int = LEAST_SAVED) -> list[tuple[Tensor, int]]:
+    """Rows in groups that are worth a pass of their own, each with the length of its longest: (rows int64, length).
+
+    In a group no row is shorter than three quarters of the longest, unless a group of its own would spare fewer than `least_saved` tokens.
+    One group with all rows where nothing is to be gained. On a GPU it waits for the lengths.
+    """
+    length_B, at = valid_BS.sum(1).sort(descending=True, stable=True)
+    lengths, rows = length_B.tolist(), at.tolist()
+    groups = [[0]]
+    for place, length in enumerate(lengths[1:], start=1):
+        longest, rest = lengths[groups[-1][0]], len(lengths) - place
+        if length < 0.75 * longest and (longest - length) * rest >= least_saved:
+            groups.append([])
+        groups[-1].append(place)
+    return [(torch.tensor(sorted(rows[p] for p in group), device=at.device), lengths[group[0]]) for group in groups]
 
 
 def prefix_tokens(x_BSD: Tensor, valid_BS: Tensor, causal: bool = False) -> Tokens:
@@ -186,9 +232,11 @@ class AttentionShape:
 
 
 class Backbone(nn.Module, ABC):
-    """A vision-language transformer under the one rule of attention. `width`: D of its hidden states."""
+    """A vision-language transformer under the one rule of attention. `width`: D of its hidden states. `few_sizes`: prefixes, and stacks of
+    images, are padded to `one_of_few` sizes, for layers that are compiled for each (`Run(compiled=True)`); numbers stay as they are."""
 
     width: int
+    few_sizes: bool = False
 
     @property
     def attention(self) -> AttentionShape:

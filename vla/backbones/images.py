@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vla.backbones.base import one_of_few
 from vla.errors import SchemaError, UnknownName
 from vla.types import Observation
 
@@ -54,7 +55,8 @@ def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) 
 
     Views stand in the order of the roster `cameras`, in which an unknown role is an error; without a roster, in that of the observation.
     Rows with fewer views are filled up with empty ones at the end. There is always one view: a rank without images must run the tower too.
-    Where sizes differ, images stand in the upper left corner and `image_size_BV2` says how large they are.
+    Where sizes differ, images stand in the upper left corner and `image_size_BV2` says how large they are. Where rows lack views,
+    `image_valid_BV` says which are there.
     """
     frames = len(observations[0].offsets_s)
     for obs in observations:
@@ -77,7 +79,46 @@ def stack_images(observations: Sequence[Observation], cameras: tuple[str, ...]) 
             image[row, view, :, : pixels.shape[1], : pixels.shape[2]] = pixels
             size_BV2[row, view] = pixels.shape[1:3]
     found = {"image_BVFHW3": torch.from_numpy(image)}
+    counts = [len(row) for row in roles]
+    if min(counts) < views:
+        found["image_valid_BV"] = torch.arange(views) < torch.tensor(counts)[:, None]
     return found | ({"image_size_BV2": torch.from_numpy(size_BV2)} if len(sizes) > 1 else {}), roles
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Inputs of a tower with a row for each view that is there, instead of one for each sample: an empty view costs as much as another.
+
+    `inputs`: what has a view axis, as its name says, is (N, 1, ...), all else (N, ...) of the view's sample. `at_N`: which of the B x V
+    views they are; None where all are there and `inputs` are as they came. After `at_N` there may be more rows, which stand for nothing.
+    """
+
+    inputs: Mapping[str, Tensor]
+    at_N: Tensor | None
+    views: tuple[int, int]
+
+    @staticmethod
+    def of(inputs: Mapping[str, Tensor], few_sizes: bool = False) -> Shown:
+        """By `image_valid_BV`, without which all are taken to be there; on a GPU it waits for that. One view at least is there, so that a
+        rank without images runs the tower too. `few_sizes`: as many rows as `one_of_few` says."""
+        there_BV = inputs.get("image_valid_BV")
+        B, V = inputs["image_BVFHW3"].shape[:2]
+        if there_BV is None or there_BV.is_meta or bool(there_BV.all()):  # what has no numbers is counted as if all were there
+            return Shown(inputs, None, (B, V))
+        at_N = there_BV.flatten().nonzero()[:, 0]
+        at_N = at_N if len(at_N) else at_N.new_zeros(1)
+        wanted = min(one_of_few(len(at_N)), B * V) if few_sizes else len(at_N)
+        all_N = F.pad(at_N, (0, wanted - len(at_N)))
+        sample_N, view_N = all_N // V, all_N % V
+        pick = lambda name, t: t[sample_N, view_N, None] if name.rpartition("_")[2].startswith("BV") else t[sample_N]  # noqa: E731
+        return Shown({name: pick(name, tensor) for name, tensor in inputs.items()}, at_N, (B, V))
+
+    def placed(self, features: Tensor) -> Tensor:
+        """What a tower made of the rows, (N, ...), in the places of all B V views, (B V, ...); zero where there is none."""
+        if self.at_N is None:
+            return features
+        empty = features.new_zeros(self.views[0] * self.views[1], *features.shape[1:])
+        return empty.index_copy(0, self.at_N, features[: len(self.at_N)])
 
 
 def by_size(inputs: Mapping[str, Tensor], prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:

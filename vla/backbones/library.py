@@ -20,7 +20,7 @@ from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
 from vla.backbones.ego3d import Ego3D, Positions3D
 from vla.backbones.flash import dispatch
 from vla.backbones.four_bit import quantize
-from vla.backbones.images import Pixels, per_channel, stack_images
+from vla.backbones.images import Pixels, Shown, per_channel, stack_images
 from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
 from vla.backbones.prompts import Prompt, PromptEncoder
 from vla.backbones.recording_cache import RecordingCache, watch
@@ -213,15 +213,17 @@ class LibraryBackbone(Backbone):
         return inputs
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        """Words and image features in their places; group 0. Every module runs, also for a batch without images."""
+        """Words and image features in their places; group 0. Every module runs, also for a batch without images; views that a row lacks
+        do not."""
         words_BSD = self.language.embed_tokens(inputs["token_BS"])
-        features, more = self._see(inputs, self._longest(inputs))
+        shown, longest = Shown.of(inputs, self.few_sizes), self._longest(inputs)
+        features, more = self._see(shown.inputs, longest)
         patch_BS = inputs["patch_BS"]
-        B, S = patch_BS.shape
+        (B, S), frames = patch_BS.shape, inputs["image_BVFHW3"].shape[2]
         from_image = (patch_BS >= 0)[..., None]
 
         def put(features_IPD: Tensor, words: Tensor | None) -> Tensor:
-            row_BMD = features_IPD.reshape(B, -1, features_IPD.shape[-1])
+            row_BMD = shown.placed(features_IPD.unflatten(0, (-1, frames))).reshape(B, -1, features_IPD.shape[-1])
             there = row_BMD.gather(1, patch_BS.clamp(min=0)[..., None].expand(-1, -1, row_BMD.shape[-1]))
             return torch.where(from_image, there.to(words_BSD.dtype), torch.zeros_like(there) if words is None else words)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
+from vla.backbones.images import Shown
 from vla.backbones.stems import LightStem, ResNet18, ResNetStem
 from vla.backbones.transformer import Transformer
 from vla.errors import SchemaError, UnknownName
@@ -81,7 +82,7 @@ class TinyBackbone(Backbone):
         return parts[name]
 
     def collate(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
-        """`image_BVFHW3` uint8, `image_valid_BV`, `role_BV`, `age_BF` (seconds, <= 0), `word_BL`, `word_valid_BL`."""
+        """`image_BVFHW3` uint8, `role_BV`, `age_BF` (seconds, <= 0), `word_BL`, `word_valid_BL`; `image_valid_BV` where rows lack views."""
         views = max(len(obs.images) for obs in observations)
         frames = max(len(obs.offsets_s) for obs in observations)
         side = self.config.image_size
@@ -103,7 +104,7 @@ class TinyBackbone(Backbone):
         word = word[:, :longest]
         return {
             "image_BVFHW3": torch.from_numpy(image),
-            "image_valid_BV": torch.from_numpy(valid),
+            **({} if valid.all() else {"image_valid_BV": torch.from_numpy(valid)}),
             "role_BV": torch.from_numpy(role),
             "age_BF": torch.from_numpy(age),
             "word_BL": torch.from_numpy(word),
@@ -116,13 +117,14 @@ class TinyBackbone(Backbone):
         return [zlib.crc32(word.encode()) % (self.config.words - 1) + 1 for word in found]
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        image = inputs["image_BVFHW3"]
-        B, V, Fr = image.shape[:3]
+        (B, V, Fr), shown = inputs["image_BVFHW3"].shape[:3], Shown.of(inputs)
+        image = shown.inputs["image_BVFHW3"]
         pixels = self.stem.laid_out(image.flatten(0, 2).permute(0, 3, 1, 2)).to(self.image_in.weight.dtype).div_(127.5).sub_(1)
-        seen = self.image_in(self.stem(pixels)).unflatten(0, (B, V, Fr))
+        seen = shown.placed(self.image_in(self.stem(pixels)).unflatten(0, (-1, Fr))).unflatten(0, (B, V))
         age_BFD = self.age_in(inputs["age_BF"].to(seen.dtype)[..., None])
         seen = (seen + self.role_in(inputs["role_BV"])[:, :, None, None] + age_BFD[:, None, :, None]).flatten(1, 3)
-        seen_valid = inputs["image_valid_BV"].repeat_interleave(seen.shape[1] // V, dim=1)
+        there_BV = inputs.get("image_valid_BV", torch.ones_like(inputs["role_BV"], dtype=torch.bool))
+        seen_valid = there_BV.repeat_interleave(seen.shape[1] // V, dim=1)
         text = self.word_in(inputs["word_BL"])
         x_BSD = torch.cat([text, seen], dim=1)
         prefix = prefix_tokens(x_BSD, torch.cat([inputs["word_valid_BL"], seen_valid], dim=1))

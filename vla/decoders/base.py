@@ -7,7 +7,7 @@ cached prefix. So nothing elsewhere knows which decoder it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,19 @@ def make_loss(parts: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, fl
     assert first is not None
     error_BN, weight_BN = (t.flatten(1) if t.dim() > 1 else t[:, None] for t in first)
     return Loss(sums, scale, error_BN.sum(1), weight_BN.sum(1))
+
+
+def summed(losses: Sequence[Loss], rows_B: Tensor) -> Loss:
+    """The loss of a batch from those of its parts; `rows_B`: which of the batch's rows theirs are, one part after another."""
+    parts = {
+        name: WeightedSum(
+            torch.stack([loss.parts[name].sum for loss in losses]).sum(), torch.stack([loss.parts[name].weight for loss in losses]).sum()
+        )
+        for name in losses[0].parts
+    }
+    back_B = rows_B.argsort()
+    sums_B, weights_B = (torch.cat([getattr(loss, name) for loss in losses])[back_B] for name in ("sample_sum_B", "sample_weight_B"))
+    return Loss(parts, losses[0].scale, sums_B, weights_B)
 
 
 def total_loss(loss: Loss, weights: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vla.backbones.base import Backbone
 from vla.decoders.base import total_loss
 from vla.errors import UnknownName, UserError
+from vla.model import VLA
 from vla.noise import Noise
 from vla.train.clock import Phases
 from vla.train.memory import part_of
@@ -24,6 +26,9 @@ from vla.train.moments import MOMENTS, moments, set_moments
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Loss, WeightedSum
+
+MOST_GRAPHS = 64
+"""Sizes that one kind of layer is compiled for: lengths of some octaves, in training and in validating, by themselves and after a cache."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ class LocalEngine(Engine):
         self.named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self.trained = [p for _, p in self.named]
         self.optimizer = run.optim.build(self.module.named_parameters())
+        if isinstance(model, VLA):
+            model.apart = True  # no rank waits for another within a pass
         if run.compiled:
             compile_layers(self.module)
         self.shadow = [p.detach().clone() for p in self.trained] if run.ema_decay is not None else None
@@ -266,11 +273,20 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """torch.compile on each layer of each stack of layers: one graph serves all layers of a kind, and what lies between stays eager."""
+    """torch.compile on each layer of each stack of layers: one graph serves all layers of a kind, and what lies between stays eager.
+
+    Each is compiled for the sizes that it meets, of which backbones then keep few: graphs for any size are slower on a GPU, and on a CPU
+    torch 2.13 makes some whose backward pass fails at the next length.
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)  # past it a layer would run uncompiled, with a warning
     for module in model.modules():
+        if isinstance(module, Backbone):
+            module.few_sizes = True
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                layer.compile()
+                layer.compile(dynamic=False)
 
 
 def make_engine(run: Run, model: nn.Module, ranks: Ranks) -> Engine:

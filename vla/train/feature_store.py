@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +112,12 @@ class Store:
         part.write_text(text)
         os.replace(part, self.folder / name)
 
-    def read(self, keys: Sequence[tuple[int, int]], longest: int = 0) -> dict[str, Tensor]:
-        """Rows of several samples: `length_B` int64, and uint8 (B, S, bytes) by column, zero behind a row's end; S is the longest row's
-        length, or `longest` if that is more. NotKept where one is missing, Damaged where its bytes are not those that were written."""
+    def read(self, keys: Sequence[tuple[int, int]], fit: Callable[[int], int] = int) -> dict[str, Tensor]:
+        """Rows of several samples: `length_B` int64, and uint8 (B, S, bytes) by column, zero behind a row's end; S is `fit` of the
+        longest row's length. NotKept where one is missing, Damaged where its bytes are not those that were written."""
         found = [self._row(key) for key in keys]
         lengths = [len(row[0]) for row in found]
-        S = max([longest, 1, *lengths])
+        S = fit(max([1, *lengths]))
         out = {name: np.zeros((len(keys), S, column.bytes), np.uint8) for name, column in self.columns.items()}
         for number, row in enumerate(found):
             for into, part in zip(out.values(), row, strict=True):

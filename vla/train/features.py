@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vla import __version__
-from vla.backbones.base import Hidden, visible
+from vla.backbones.base import Hidden, one_of_few, visible
 from vla.backbones.remembered import rows_of
 from vla.config import check_types, to_json
 from vla.data.batches import LOOK_AHEAD, from_thread
@@ -103,7 +103,8 @@ class Memory:
         """A batch whose observations are features, still as bytes (`typed`)."""
         batch = self._collate.samples(samples, self._job.sources)
         try:
-            return replace(batch, seen=self._store.read([self.key(sample) for sample in samples]))
+            fit = one_of_few if self._job.model.backbone.few_sizes else int
+            return replace(batch, seen=self._store.read([self.key(sample) for sample in samples], fit))
         except NotKept as error:
             lost = next(sample for sample in samples if not self._store.has(self.key(sample)))
             at = f"source '{lost.source}', episode '{lost.episode}' step {lost.step}"
