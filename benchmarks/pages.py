@@ -74,6 +74,14 @@ TRAINING = (
     ("MFU", "plain_mfu"),
     ("MFU, compiled", "compiled_mfu"),
 )
+FEATURES = {
+    "paligemma/pooled": "small PaliGemma, pooled on the last token",
+    "paligemma/parallel": "small PaliGemma, parallel decoding",
+    "paligemma/per_layer": "small PaliGemma, keys and values of each layer",
+    "paligemma/cross": "small PaliGemma, cross-attention",
+    "resnet18/parallel": "ResNet-18, parallel decoding",
+    "resnet18/cross": "ResNet-18, cross-attention",
+}
 VIDEO_SIZES = ("224x224", "456x256", "640x480")
 
 CASES = (
@@ -191,6 +199,40 @@ CASES = (
         "python -m benchmarks.training --size published --device cuda --batch 32 --compiled --json",
         "The same at the models' real sizes, in bf16.",
         columns=TRAINING,
+    ),
+    Case(
+        "Features of a frozen backbone",
+        "features.json",
+        "python -m benchmarks.features --json --steps 12",
+        "Samples a second of a run whose observations were kept by an earlier one, over those of the same run without; random weights, one "
+        "thread.",
+        tuple(
+            row
+            for name, what in FEATURES.items()
+            for row in (
+                Row(what, f"{name}.speedup", "x"),
+                Row("- an observation on disk", f"{name}.kb", "kB"),
+                Row("- largest difference of losses", f"{name}.loss_difference", at_most=1e-5),
+            )
+        ),
+    ),
+    Case(
+        "Robots of different lengths",
+        "views.json",
+        "python -m benchmarks.views --rounds 5 --batch-size 6 --json",
+        "A training step on robots of one, one and three cameras: all as wide as the widest, or views and tokens that a sample lacks left "
+        "out. One thread.",
+        tuple(
+            row
+            for name, what in (("paligemma", "a small PaliGemma"), ("tiny", "the tiny backbone"))
+            for row in (
+                Row(f"{what}: a step", f"{name}.speedup.views_and_tokens", "x"),
+                Row("- images a sample, as the widest", f"{name}.images.filled_up"),
+                Row("- images a sample, now", f"{name}.images.views_and_tokens"),
+                Row("- tokens a sample, as the widest", f"{name}.tokens.filled_up"),
+                Row("- tokens a sample, now", f"{name}.tokens.views_and_tokens"),
+            )
+        ),
     ),
     Case(
         "The first action",

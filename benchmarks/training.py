@@ -38,6 +38,7 @@ def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[st
     device, size = torch.device(args.device), args.batch
     model, holds = built(case, args.size, device, torch.float32)
     batch: Batch = holds.collate(model.train()).samples(samples(holds, size), {"bench": 0}).to(device)
+    model.apart, model.backbone.all_reached = True, False  # as the local engine has it
     noise = Noise(batch.position_B)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
     with torch.no_grad(), autocast(), counted() as operations:

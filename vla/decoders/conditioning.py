@@ -209,7 +209,7 @@ class _Cross(Conditioning):
         hidden = backbone(prefix)
         x_BSD = hidden.x_BSD if self.config.layer is None else hidden.layers[self.config.layer]
         context = prefix.with_x(self.norm(x_BSD))
-        return Context(self.expert, context, self.expert.remember(context), unread=hidden.x_BSD)
+        return Context(self.expert, context, self.expert.remember(context), unread=_unread(backbone, hidden))
 
 
 class _Pooled(Conditioning):
@@ -263,7 +263,11 @@ class _LayerKeysValues(Conditioning):
 
     def prepare(self, backbone: Backbone, prefix: Tokens) -> Context:
         hidden = backbone(prefix)
-        return Context(self.expert, prefix, hidden, unread=hidden.x_BSD)
+        return Context(self.expert, prefix, hidden, unread=_unread(backbone, hidden))
+
+
+def _unread(backbone: Backbone, hidden: Hidden) -> Tensor | None:
+    return hidden.x_BSD if backbone.all_reached and hidden.x_BSD.requires_grad else None
 
 
 def _shape(config: CrossAttention | Pooled, asks: Build, **more: object) -> ExpertShape:

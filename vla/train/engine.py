@@ -132,7 +132,7 @@ class LocalEngine(Engine):
         self.trained = [p for _, p in self.named]
         self.optimizer = run.optim.build(self.module.named_parameters())
         if isinstance(model, VLA):
-            model.apart = True  # no rank waits for another within a pass
+            model.apart, model.backbone.all_reached = True, False  # no rank waits for another within a pass
         if run.compiled:
             compile_layers(self.module)
         self.shadow = [p.detach().clone() for p in self.trained] if run.ema_decay is not None else None
