@@ -76,6 +76,10 @@ class Ceilings:
         took = min(timed(lambda: b.copy_(a), device) for _ in range(7))
         return Ceilings(peak, 2 * a.numel() * 4 / took)
 
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The best of both: on a machine that others use too, a moment may be a slow one."""
+        return Ceilings(max(self.flops_per_s, other.flops_per_s), max(self.bytes_per_s, other.bytes_per_s))
+
 
 def tokenizer() -> str:
     """Bytes, and the special tokens of all families: prompts of random models need no words."""
@@ -208,7 +212,6 @@ def table(cases: Sequence[Case], args: argparse.Namespace, copies: int, measure:
     prepare_torchvision()
     device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
     ceilings = Ceilings.measured(device, dtype)
-    found["ceilings"] = {"tflops_per_s": round(ceilings.flops_per_s / 1e12, 3), "gb_per_s": round(ceilings.bytes_per_s / 1e9, 2)}
     found["rows"] = {}
     for case in cases:
         if args.only and case.preset not in args.only:
@@ -217,11 +220,13 @@ def table(cases: Sequence[Case], args: argparse.Namespace, copies: int, measure:
         if needed > there:
             row: Mapping[str, Any] = {"could_not_run": f"needs about {needed / 1e9:.0f} GB; this machine has {there / 1e9:.0f}"}
         else:
+            ceilings = ceilings.or_better(Ceilings.measured(device, dtype))
             row = measure(case, args, ceilings)
         found["rows"][case.name] = row
         gc.collect()
         if not args.json:
             print(case.name, *(f"{key} {value}" for key, value in row.items()), sep="\n  ")
+    found["ceilings"] = {"tflops_per_s": round(ceilings.flops_per_s / 1e12, 3), "gb_per_s": round(ceilings.bytes_per_s / 1e9, 2)}
     if args.json:
         print(json.dumps(found, indent=1))
 

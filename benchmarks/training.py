@@ -95,7 +95,7 @@ def step(model: nn.Module, loss_of: Callable[[], torch.Tensor]) -> Callable[[], 
 
 
 def main() -> None:
-    parser = arguments(__doc__, blocks=3, calls=1)
+    parser = arguments(__doc__, blocks=7, calls=1)
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--compiled", action="store_true", help="also with compiled layers, which takes minutes to begin")
     args = parser.parse_args()

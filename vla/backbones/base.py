@@ -232,9 +232,12 @@ class AttentionShape:
 
 
 class Backbone(nn.Module, ABC):
-    """A vision-language transformer under the one rule of attention. `width`: D of its hidden states. `few_sizes`: prefixes, and stacks of
-    images, are padded to `one_of_few` sizes, for layers that are compiled for each (`Run(compiled=True)`); numbers stay as they are. `all_reached`: every parameter has a gradient,
-    if only of zeros, because ZeRO waits for it; where nobody waits, what nothing looks at is spared its backward pass."""
+    """A vision-language transformer under the one rule of attention. `width`: D of its hidden states.
+
+    `few_sizes`: prefixes, and stacks of images, are padded to `one_of_few` sizes, for layers that are compiled for each
+    (`Run(compiled=True)`); numbers stay as they are. `all_reached`: every parameter has a gradient, if only of zeros, because ZeRO waits
+    for it; where nobody waits, what nothing looks at is spared its backward pass.
+    """
 
     width: int
     few_sizes: bool = False
