@@ -33,14 +33,14 @@ from vla.train.flops import counted
 from vla.types import Batch
 
 CASES = (
-    Case("7B token by token, 7 tokens, 1 image", "openvla", 1, 28, peer="generate"),
-    Case("7B parallel, 56 tokens, 1 image", "openvla_oft", 1, 9),
-    Case("7B parallel, 56 tokens, 2 images", "openvla_oft", 2, 15),
-    Case("7B parallel, 1 image, 16 observations at once", "openvla_oft", 1, 133, batch=16),
-    Case("7B discrete diffusion, 56 tokens, 2 images, 12 evaluations", "discrete_diffusion_vla", 2, 58),
-    Case("7B discrete diffusion, 4 evaluations", "discrete_diffusion_vla", 2, 27, 4),
+    Case("OpenVLA, 7 tokens one by one, 1 image", "openvla", 1, 28, peer="generate"),
+    Case("OpenVLA-OFT, 56 tokens at once, 1 image", "openvla_oft", 1, 9),
+    Case("OpenVLA-OFT, 2 images", "openvla_oft", 2, 15),
+    Case("OpenVLA-OFT, 1 image, 16 observations at once", "openvla_oft", 1, 133, batch=16),
+    Case("Discrete Diffusion VLA, 2 images, 12 evaluations", "discrete_diffusion_vla", 2, 58),
+    Case("Discrete Diffusion VLA, 2 images, 4 evaluations", "discrete_diffusion_vla", 2, 27, 4),
     Case("pi0, 2 images, chunk of 50, 10 steps", "pi0", 2, 8, peer="pi0"),
-    Case("CogACT 7B, 10 steps, guided", "cogact_b", 1, 9),
+    Case("CogACT, 10 steps, guided", "cogact_b", 1, 9),
     Case("GR00T N1.7's sizes, 2 images, 4 steps", "gr00t_n1", 2, 9),
     Case("ACT", "act", 2, 1.5),
     Case("Diffusion Policy, 10 steps", "diffusion_policy", 2, 1.5),

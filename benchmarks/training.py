@@ -30,7 +30,7 @@ from vla.types import Batch
 
 CASES = (
     Case("pi0, 2 images", "pi0", 2, 0.45, peer="pi0"),
-    Case("7B parallel, 2 images", "openvla_oft", 2, 0.45),
+    Case("OpenVLA-OFT, 2 images", "openvla_oft", 2, 0.45),
 )
 
 

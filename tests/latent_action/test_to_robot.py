@@ -156,10 +156,10 @@ def test_actions_look_at_codes_and_codes_at_no_action(recipe, tmp_path):
     batch = job.batch(job.train.samples(range(6)))
     context = model.decoder.conditioning.prepare(model.backbone, model.prefix(batch))
     x_BKX = model.decoder._eps(Noise(batch.position_B), 1)
-    codes = SIZES["codes"] * SIZES["vocabulary"]
+    codes, places = SIZES["codes"] * SIZES["vocabulary"], model.decoder._places(context, batch.spec, 1)
 
     def predict(x):
-        return model.decoder._predict(context, x, torch.full((6, 1), 0.5), batch.spec)
+        return model.decoder._predict(context, x, torch.full((6, 1), 0.5), batch.spec, places)
 
     with torch.no_grad():
         plain, moved_action, moved_code = x_BKX, x_BKX.clone(), x_BKX.clone()

@@ -45,7 +45,7 @@ def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [*words, "--size", "published"])
     monkeypatch.setattr(published, "memory_bytes", lambda device: 1 << 30)
     inference.main()
-    row = json.loads(capsys.readouterr().out)["rows"]["7B token by token, 7 tokens, 1 image"]
+    row = json.loads(capsys.readouterr().out)["rows"]["OpenVLA, 7 tokens one by one, 1 image"]
     assert "needs about 88" in row["could_not_run"] and "this machine has 1" in row["could_not_run"]
 
 
