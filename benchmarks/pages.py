@@ -202,7 +202,7 @@ CASES = (
     Case(
         "Features of a frozen backbone",
         "features.json",
-        "python -m benchmarks.features --json --steps 12",
+        "python -m benchmarks.features --json --steps 10 --rounds 3",
         "Samples a second of a run whose observations were kept by an earlier one, over those of the same run without; random weights, one "
         "thread.",
         tuple(
