@@ -61,7 +61,7 @@ imports: setup
 site: setup ## the documentation as a site, into site/ (strict: a dead link is an error)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure what docs/performance.md shows (half an hour)
+bench: setup ## measure what docs/performance.md shows (an hour and more)
 	@$(BIN)/python -m benchmarks.pages --commands | while read -r command; do \
 	  echo "== $$command"; PATH="$(BIN):$$PATH" $$command $(ARGS) || echo "== failed: $$command" >&2; \
 	done
