@@ -13,6 +13,7 @@ from vla.decoders.dit import DiT
 from vla.diffusion.ddpm import DDPM
 from vla.errors import UserError
 from vla.execute.compose import Composed
+from vla.fused import Share
 from vla.normalize import Normalizer
 from vla.policy import Policy
 from vla.types import Continuation
@@ -35,6 +36,15 @@ def test_of_one_policy_twice_it_is_that_policy(name, seen):
     one = policy(DECODERS[name])
     both = Composed([one, one], [0.3, 0.7])
     for a, b in zip(both.act_batch(seen, [1, 2]), one.act_batch(seen, [1, 2]), strict=True):
+        np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)
+
+
+def test_hastened_it_is_hastened_in_all_its_parts(seen):
+    made = [policy(DECODERS["flow_cross"], seed) for seed in (0, 1)]
+    before = Composed(made, [0.5, 0.5]).act_batch(seen, [1, 2])
+    after = Composed(made, [0.5, 0.5]).hasten().act_batch(seen, [1, 2])
+    assert all(any(isinstance(module, Share) for module in each.model.modules()) for each in made)
+    for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)
 
 
