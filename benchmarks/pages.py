@@ -83,6 +83,9 @@ FEATURES = {
 }
 VIDEO_SIZES = ("224x224", "456x256", "640x480")
 
+MT10 = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
+MT50 = "## Fifty tasks in half an hour of one large GPU\n\nMeta-World's MT50 from scratch; the commands stand in `pretrain/mt50.py`.\n"
+
 CASES = (
     Case(
         "Loader",
@@ -358,7 +361,8 @@ def evidence(results: Path) -> str:
             HEADER + "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
             _demo(results),
             _decoders(results),
-            _mt10(results),
+            _meta_world(results, "mt10.json", MT10),
+            _meta_world(results, "mt50.json", MT50),
             _few_labels(results),
             _sampling(results),
             _latency(results),
@@ -403,10 +407,9 @@ def _decoders(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _mt10(results: Path) -> str:
-    """Ten tasks on two cores."""
-    head = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
-    found = _load(results / "mt10.json")
+def _meta_world(results: Path, file: str, head: str) -> str:
+    """All tasks of a suite, from `vla eval` and the minutes that it took."""
+    found = _load(results / file)
     if found is None:
         return head + "\nNot run yet.\n"
     took = " + ".join(f"{seconds / 60:.1f} ({name})" for name, seconds in found["wall_s"].items())
