@@ -1,13 +1,13 @@
-"""A call of published systems at their published sizes, with random weights: plain, by `Policy.hasten`, and at the machine's limit.
+"""A call of published systems, with random weights: plain, by `Policy.optimize_for_inference`, and at the machine's limit.
 
     python -m benchmarks.inference                        # every published head on a small PaliGemma; any machine
     python -m benchmarks.inference --size published --device cuda --json
 
 `limit_ms`: the sum over all matrix products, convolutions and attentions of the longer of two times, that for their operations at the
 device's best matrix product and that for the bytes that they read and write at its copy bandwidth, both measured in the same run. All else
-counts as free, so nothing can be quicker. `plain` and `hastened` run in turn, block by block; `cosine` compares their answers. Where
-`hastened` records nothing, `refused` says why. `peer_ms`: transformers' own class of the same size (`generate()` for what is decoded token
-by token, `sample_actions` for pi0), with weights of its own: that the numbers agree is tested in tests/conformance.
+counts as free, so nothing can be quicker. `plain` and `optimized` run in turn, block by block; `cosine` compares their answers. Where
+`optimized` captures nothing, `refused` says why. `peer_ms`: transformers' own class of the same size (`generate()` for what is decoded
+token by token, `sample_actions` for pi0), with weights of its own: that the numbers agree is tested in tests/conformance.
 A size that does not fit into the machine's memory is not run, and the row says so.
 """
 
@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.published import WIDTH, Case, Ceilings, arguments, built, pi0, repeat, samples, table, timed
+from vla.capture import Captured
 from vla.fused import fuse
 from vla.model import VLA
 from vla.noise import Noise
-from vla.recorded import Recorded
 from vla.train.flops import counted
 from vla.types import Batch
 
@@ -75,27 +75,27 @@ def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[st
     seen = [sample.observation for sample in samples(holds, case.batch)]
     batch = holds.collate(model.eval()).observations(seen).to(device)
     noise = Noise(torch.arange(case.batch, device=device))
-    hastened = copy.deepcopy(model)
-    fuse(hastened)
-    recorded = Recorded(hastened) if device.type == "cuda" else None
+    optimized = copy.deepcopy(model)
+    fuse(optimized)
+    captured = Captured(optimized) if device.type == "cuda" else None
     calls: dict[str, Callable[[], Tensor]] = {"plain": lambda: model.sample(batch, noise)}
-    calls["hastened"] = lambda: (recorded or hastened).sample(batch, noise)
+    calls["optimized"] = lambda: (captured or optimized).sample(batch, noise)
     with torch.inference_mode():
         with Roofline(ceilings) as roofline:
             model.sample(batch, noise)
         found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "goal_ms_h200": case.goal}
         found["limit_ms"] = round(1000 * roofline.seconds, 3)
         answers = {name: call().float().flatten() for name, call in calls.items()}
-        found["cosine"] = round(float(torch.cosine_similarity(answers["plain"], answers["hastened"], dim=0)), 6)
+        found["cosine"] = round(float(torch.cosine_similarity(answers["plain"], answers["optimized"], dim=0)), 6)
         peer = peer_of(case, model, batch, device, dtype)
         if peer is not None:
             calls["peer"] = peer
         found |= in_turn(calls, device, args.blocks, args.calls)
-    found["refused"] = list(recorded.refused) if recorded is not None else ["no GPU: nothing is recorded"]
-    found["share_of_limit"] = round(found["limit_ms"] / found["hastened_ms"], 3)
-    found["speedup"] = round(found["plain_ms"] / found["hastened_ms"], 3)
+    found["refused"] = list(captured.refused) if captured is not None else ["no GPU: nothing is captured"]
+    found["share_of_limit"] = round(found["limit_ms"] / found["optimized_ms"], 3)
+    found["speedup"] = round(found["plain_ms"] / found["optimized_ms"], 3)
     if peer is not None:
-        found["speed_over_peer"] = round(found["peer_ms"] / found["hastened_ms"], 3)
+        found["speed_over_peer"] = round(found["peer_ms"] / found["optimized_ms"], 3)
     return found
 
 

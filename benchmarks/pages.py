@@ -58,7 +58,7 @@ SPEEDUP = (
 INFERENCE = (
     ("parameters", "parameters"),
     ("plain, ms", "plain_ms"),
-    ("hastened, ms", "hastened_ms"),
+    ("optimized, ms", "optimized_ms"),
     ("transformers, ms", "peer_ms"),
     ("limit, ms", "limit_ms"),
     ("share of the limit", "share_of_limit"),
@@ -176,16 +176,16 @@ CASES = (
         "Published heads on a small PaliGemma",
         "inference.json",
         "python -m benchmarks.inference --json",
-        "A call with random weights: plain, by `Policy.hasten`, by transformers' own class of the same sizes where it has one, and the sum "
-        "of the least times of all products, convolutions and attentions at the best matrix product and copy of the same machine. Nothing "
-        "is recorded without a GPU.",
+        "A call with random weights: plain, by `Policy.optimize_for_inference`, by transformers' own class of the same sizes where it has "
+        "one, and the sum of the least times of all products, convolutions and attentions at the best matrix product and copy of the same "
+        "machine. Nothing is captured without a GPU.",
         columns=INFERENCE,
     ),
     Case(
         "Published sizes on a GPU",
         "inference_cuda.json",
         "python -m benchmarks.inference --size published --device cuda --json",
-        "The same at the models' real sizes, in bf16, calls recorded.",
+        "The same at the models' real sizes, in bf16, calls captured as CUDA graphs.",
         columns=(*INFERENCE, ("goal on an H200, ms", "goal_ms_h200")),
     ),
     Case(

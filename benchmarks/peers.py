@@ -6,8 +6,8 @@
 lerobot's pins exclude this project's versions, hence the environment of its own; where it is not installed, the result says so. One
 process: in each block both sides act and train in turn, on the same images, states and chunks; medians over the blocks, ratios within a
 block (above 1: ours is faster). Both see by a ResNet-18 from random weights and denoise in the same number of evaluations. Ours act as
-`Policy.hasten` leaves them. Each side trains by the optimizer that its own trainer makes: fused AdamW, and lerobot's presets, which are
-not fused; `train_fused` is the same with a fused AdamW on both sides.
+`Policy.optimize_for_inference` leaves them. Each side trains by the optimizer that its own trainer makes: fused AdamW, and lerobot's
+presets, which are not fused; `train_fused` is the same with a fused AdamW on both sides.
 The peer runs at its best: `eval` and `inference_mode`, images that are floats already (ours convert bytes), no dropout, and ACT without its
 CVAE, whose encoder would train another 17M parameters that acting does not use. Parameters are those that act.
 """

@@ -2,7 +2,7 @@
 
 What      28M parameters, two 96 px cameras, proprioception and an instruction -> a chunk of 12 commands.
 Hardware  one GPU of 80 GB or more and 16 cores; pretrain/mt10.py is the same for two cores and ten tasks.
-Time      made to fit 30 minutes of an H200 in parts of under 10, each of which goes on where the last was stopped.
+Time      meant for 30 minutes of an H200, which nobody has timed, in parts of under 10, each of which goes on where the last was stopped.
 Expect    not run yet: it needs a GPU. The goal is 75% over the four groups of difficulty (SmolVLA 2.25B: 68.2, StarVLA 3B: 70.9).
 Command   vla collect --suite metaworld-mt50 --episodes 50 --noise-share 0.5 --image-size 96 --workers 16 --out data/mt50
           timeout 540 vla train pretrain/mt50.py --resume    (again until it says that it is done)

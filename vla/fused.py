@@ -4,8 +4,8 @@ Queries, keys and values, and gate and up, become rows of one matrix, in place: 
 weight is a view of its rows), and no memory is added. The first of them that is called computes all, and the others take their share of
 it. Whoever trains the parts, or moves them to another device or precision, separates them again.
 
-On a CPU the weights of narrow maps are stored by columns: the product of a few tokens waits for memory, and then reads it in order (a fifth
-to a third less time for ten tokens of 256 numbers, nothing for hundreds of tokens; of wider maps some lose).
+On a CPU the weights of narrow maps are stored by columns: the product of a few tokens waits for memory, and then reads it in order. That is
+less time for some ten tokens, the same for hundreds, and for wider maps sometimes more.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Noise:
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """float32 (B, *shape) in the open interval (0, 1)."""
         count = math.prod(shape)
-        # Written on the device: what is copied there makes a recorded call impossible (vla/recorded.py).
+        # Written on the device: what is copied there makes a captured call impossible (vla/capture.py).
         start = torch.full((), zlib.crc32(stream.encode()) + (self.seed << 32), dtype=torch.int64, device=self.key_B.device)
         row_B = _mix(_mix(start + _GOLDEN) ^ (self.key_B.long() * _GOLDEN))
         index_N = torch.arange(1, count + 1, device=self.key_B.device) * _GOLDEN

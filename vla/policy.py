@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla.capture import Captured
 from vla.checkpoint import Contents, acting, load_model, save_checkpoint
 from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
@@ -17,7 +18,6 @@ from vla.float8 import multiplies, to_float8
 from vla.fused import fuse
 from vla.model import VLA
 from vla.noise import Noise
-from vla.recorded import Recorded
 from vla.types import Batch, Chunk, Continuation, Observation, Prior
 
 
@@ -29,7 +29,7 @@ class Policy:
         self.collate = contents.collate(model)
         self._robots = {robot.name: robot for robot in contents.embodiments}
         self._calls = 0
-        self._recorded: Recorded | None = None
+        self._captured: Captured | None = None
         self._rounded = False
 
     @staticmethod
@@ -45,9 +45,9 @@ class Policy:
             check(acting(Path(folder)), policy.contents, policy._verifying)
         return policy
 
-    def hasten(self, float8: bool = False) -> Policy:
+    def optimize_for_inference(self, float8: bool = False) -> Policy:
         """Makes calls quicker; the actions stay what they were, up to rounding. Maps of one input become one product (vla/fused.py), and on
-        a GPU each shape of batch is recorded at its first call, which takes longer, and played back from then on (vla/recorded.py). Not
+        a GPU each shape of batch is captured at its first call, which takes longer, and replayed from then on (vla/capture.py). Not
         for a policy that is trained on.
 
         `float8`: maps in 8 bits instead (vla/float8.py), whose actions are close and not the same: evaluate it so. UserError where the
@@ -62,7 +62,7 @@ class Policy:
         else:
             fuse(self.model)
         if device.type == "cuda":
-            self._recorded = Recorded(self.model)
+            self._captured = Captured(self.model)
         return self
 
     @staticmethod
@@ -75,7 +75,7 @@ class Policy:
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
         """Writes a checkpoint that acts alone, with golden actions; from 5 GB on in several files, unless said otherwise."""
         if self._rounded:
-            raise UserError("the weights of this policy were rounded to 8 bits: save it before `hasten(float8=True)`")
+            raise UserError("the weights of this policy were rounded to 8 bits: save it before `optimize_for_inference(float8=True)`")
         from vla.golden import GOLDEN, record
         from vla.weights import MAX_SHARD_BYTES
 
@@ -136,7 +136,7 @@ class Policy:
         """Normalised actions, float32 (B, T, A), on the model's device."""
         batch, noise = self.prepared(observations, keys)
         if prior is None:
-            return (self._recorded or self.model).sample(batch, noise)
+            return (self._captured or self.model).sample(batch, noise)
         return self.model.resume(batch, noise, prior.to(noise.key_B.device))
 
     def prepared(self, observations: Sequence[Observation], keys: Sequence[int]) -> tuple[Batch, Noise]:

@@ -7,8 +7,8 @@ T action time · A action width · P proprioceptive state width · N latent code
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,15 +147,18 @@ class Sample:
     reasoning: str = ""
 
 
-def _map_tensors(value: Any, function: Any) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same mappings, tuples and dataclasses with other tensors."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    if isinstance(value, _Tensors):
-        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)})
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
 
 
@@ -164,11 +167,11 @@ class _Tensors:
     """Mixin: a dataclass of tensors that moves as one."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        return _map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
+        return map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
 
     def __getitem__(self, rows: Any) -> Any:
         """The chosen batch rows of every tensor."""
-        return _map_tensors(self, lambda tensor: tensor[rows])
+        return map_tensors(self, lambda tensor: tensor[rows])
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,15 @@ def test_a_policy_in_float8_acts_much_the_same():
 def test_without_a_gpu_that_multiplies_them_it_is_refused():
     holds = contents(DECODERS["parallel"])
     with pytest.raises(UserError, match="float8 needs a GPU .*8.9.* leave it out"):
-        Policy(holds, holds.build()).hasten(float8=True)
+        Policy(holds, holds.build()).optimize_for_inference(float8=True)
 
 
 def test_a_policy_in_float8_is_not_saved(monkeypatch, tmp_path):
     holds = contents(DECODERS["parallel"])
     policy = Policy(holds, holds.build())
     monkeypatch.setattr("vla.policy.multiplies", lambda device: True)
-    policy.hasten(float8=True)
-    with pytest.raises(UserError, match="save it before `hasten"):
+    policy.optimize_for_inference(float8=True)
+    with pytest.raises(UserError, match="save it before `optimize_for_inference"):
         policy.save_pretrained(tmp_path / "policy")
 
 

@@ -178,14 +178,14 @@ def test_a_checkpoint_for_another_robot_is_refused_with_what_it_has(tmp_path):
         evaluate(tmp_path / "fetch", TOY)
 
 
-def test_a_hastened_checkpoint_does_the_same_and_the_result_says_so(toy, tmp_path):
+def test_a_optimized_checkpoint_does_the_same_and_the_result_says_so(toy, tmp_path):
     folder = save_checkpoint(tmp_path / "toy", toy.contents, toy.model.state_dict())
-    plain, quick = (evaluate(folder, TOY, ["easy"], 3, hasten=hasten) for hasten in (False, True))
+    plain, quick = (evaluate(folder, TOY, ["easy"], 3, optimize=optimize) for optimize in (False, True))
     assert [(row.success, row.steps) for row in quick.rows] == [(row.success, row.steps) for row in plain.rows]
-    assert quick.policy["hastened"] and "hastened" not in plain.policy
-    for nothing_to_hasten in ("hold", toy):
-        with pytest.raises(UserError, match="hasten is for a checkpoint"):
-            evaluate(nothing_to_hasten, TOY, ["easy"], 1, hasten=True)
+    assert quick.policy["optimized"] and "optimized" not in plain.policy
+    for nothing_to_optimize in ("hold", toy):
+        with pytest.raises(UserError, match="optimize is for a checkpoint"):
+            evaluate(nothing_to_optimize, TOY, ["easy"], 1, optimize=True)
 
 
 def test_a_robot_that_means_other_numbers_is_refused(toy):

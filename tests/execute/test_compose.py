@@ -39,10 +39,10 @@ def test_of_one_policy_twice_it_is_that_policy(name, seen):
         np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)
 
 
-def test_hastened_it_is_hastened_in_all_its_parts(seen):
+def test_optimized_it_is_optimized_in_all_its_parts(seen):
     made = [policy(DECODERS["flow_cross"], seed) for seed in (0, 1)]
     before = Composed(made, [0.5, 0.5]).act_batch(seen, [1, 2])
-    after = Composed(made, [0.5, 0.5]).hasten().act_batch(seen, [1, 2])
+    after = Composed(made, [0.5, 0.5]).optimize_for_inference().act_batch(seen, [1, 2])
     assert all(any(isinstance(module, Share) for module in each.model.modules()) for each in made)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a.action_TA, b.action_TA, atol=1e-5)

@@ -40,7 +40,7 @@ def test_inference_is_measured_against_the_machine(capsys, monkeypatch):
             row["cosine"] > 0.999
             and row["limit_ms"] > 0
             and row["share_of_limit"] > 0
-            and row["refused"] == ["no GPU: nothing is recorded"]
+            and row["refused"] == ["no GPU: nothing is captured"]
         )
     monkeypatch.setattr("sys.argv", [*words, "--size", "published"])
     monkeypatch.setattr(published, "memory_bytes", lambda device: 1 << 30)

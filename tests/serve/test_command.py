@@ -103,7 +103,7 @@ def test_what_is_in_the_policy_when_sigterm_comes_is_answered_and_what_comes_lat
 def test_a_checkpoint_is_served_for_one_of_its_robots(tmp_path):
     made = contents(Parallel())  # which observes history
     save_checkpoint(tmp_path / "ckpt", made, made.build().state_dict())
-    with served(str(tmp_path / "ckpt"), "--embodiment", "narrow", "--deadline", "60", "--hasten") as (_, address):
+    with served(str(tmp_path / "ckpt"), "--embodiment", "narrow", "--deadline", "60", "--optimize") as (_, address):
         with PolicyClient(f"ws://{address}", LONG_S) as client:
             one = said(0.3, of=ROBOTS[0])
             two = {
@@ -140,8 +140,8 @@ def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
         ([], "give a checkpoint folder, or --policy replay, hold, random"),
         (["no/such/folder"], "no checkpoint at no/such/folder"),
         (["--policy", "hold"], "--policy hold needs --embodiment"),
-        (["--policy", "hold", "--embodiment", "ROBOT", "--hasten"], "--hasten is for a checkpoint"),
-        (["no/such/folder", "--float8"], "--float8 goes with --hasten"),
+        (["--policy", "hold", "--embodiment", "ROBOT", "--optimize"], "--optimize is for a checkpoint"),
+        (["no/such/folder", "--float8"], "--float8 goes with --optimize"),
         (["--policy", "replay"], "needs --episode"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--host", "0.0.0.0"], "give a token"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--host", "0.0.0.0", "--token-file", "SHORT"], "at least 16"),

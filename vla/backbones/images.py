@@ -155,7 +155,7 @@ def normalize(images_N3HW: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor
 
 
 def per_channel(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(3, 1, 1), written on the device number by number: a copy from here would make it wait, and a recorded call (vla/recorded.py)
+    """(3, 1, 1), written on the device number by number: a copy from here would make it wait, and a captured call (vla/capture.py)
     impossible."""
     return torch.stack([torch.full((1, 1), value, device=device, dtype=dtype) for value in values])
 

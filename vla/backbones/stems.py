@@ -92,7 +92,7 @@ class ResNetStem(nn.Module):
         self.to(memory_format=torch.channels_last)  # as the images come; either layout wants its own of every weight
 
     def laid_out(self, pixels: Tensor) -> Tensor:
-        """As `LightStem.laid_out`: a twentieth of a training step less than channels first."""
+        """As `LightStem.laid_out`; training steps are shorter than with channels first."""
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page: rates, videos, raw rows, how it was made")
     parser.add_argument("--sim-python", metavar="PYTHON", help="interpreter of the environment that the simulator is installed in")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
-    parser.add_argument("--hasten", action="store_true", help="quicker calls, whose actions differ by rounding (docs/performance.md)")
+    parser.add_argument("--optimize", action="store_true", help="quicker calls, whose actions differ by rounding (docs/performance.md)")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
 
@@ -185,7 +185,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             videos_per_outcome=args.videos,
             timeout_s=args.timeout,
             device=args.device,
-            hasten=args.hasten,
+            optimize=args.optimize,
             progress=show,
             command=_command(args),
         )

@@ -21,7 +21,7 @@ SUMMARY = "Serve a policy to robots and benchmarks: openpi, OpenVLA, vla-eval an
 EXAMPLES = """
 vla serve runs/mine --embodiment metaworld_sawyer
 vla serve runs/mine --deadline 0.5 --record runs/served
-vla serve runs/mine --device cuda --hasten
+vla serve runs/mine --device cuda --optimize
 vla serve --policy hold --embodiment my_robot.py
 vla serve --policy replay --episode data/sawyer:3
 vla serve runs/mine --host 0.0.0.0 --token-file token.txt
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", type=Path, metavar="DIR", help="write every answered request there, for `vla show DIR`")
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
-    parser.add_argument("--hasten", action="store_true", help="quicker calls; on a GPU the first of each batch size takes longer")
-    parser.add_argument("--float8", action="store_true", help="with --hasten, on a GPU: 8-bit products; actions are close, not the same")
+    parser.add_argument("--optimize", action="store_true", help="quicker calls; on a GPU the first of each batch size takes longer")
+    parser.add_argument("--float8", action="store_true", help="with --optimize, on a GPU: 8-bit products; actions are close, not the same")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
 
@@ -127,13 +127,13 @@ def _policy(args: argparse.Namespace) -> tuple[Actor, Embodiment, dict[str, Any]
     what = args.policy or args.checkpoint
     if what is None or (args.policy and args.checkpoint):
         raise UserError(f"give a checkpoint folder, or --policy {', '.join(WITHOUT_CHECKPOINT)}")
-    if args.float8 and not args.hasten:
-        raise UserError("--float8 goes with --hasten")
+    if args.float8 and not args.optimize:
+        raise UserError("--float8 goes with --optimize")
     if args.episode and what != "replay":
         raise UserError("--episode is for --policy replay")
     if what in WITHOUT_CHECKPOINT:
-        if args.hasten:
-            raise UserError("--hasten is for a checkpoint")
+        if args.optimize:
+            raise UserError("--optimize is for a checkpoint")
         return _without_checkpoint(what, args)
     return _checkpoint(Path(what), args)
 
@@ -162,8 +162,8 @@ def _checkpoint(folder: Path, args: argparse.Namespace) -> tuple[Actor, Embodime
     from vla.serve.facts import digest
 
     policy = Policy.load(folder, args.device, args.seed)
-    if args.hasten:
-        policy.hasten(args.float8)
+    if args.optimize:
+        policy.optimize_for_inference(args.float8)
     robots = {robot.name: robot for robot in policy.contents.embodiments}
     if args.embodiment is None and len(robots) > 1:
         raise UserError(f"the checkpoint knows several robots; give --embodiment, one of {', '.join(robots)}")

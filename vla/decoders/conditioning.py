@@ -179,14 +179,7 @@ class _ByBackbone:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
 
-    def __call__(
-        self,
-        tokens: Tokens,
-        cache: Hidden | None = None,
-        condition_BKD: Tensor | None = None,
-        arranged: Any = None,
-        changes: tuple[Tensor, ...] | None = None,
-    ) -> Hidden:
+    def __call__(self, tokens: Tokens, cache: Hidden | None = None, *_: Any, **__: Any) -> Hidden:
         return self.backbone(tokens, cache=cache)
 
     def arrange(self, tokens: Tokens, cache: Hidden | None) -> None:

@@ -66,7 +66,7 @@ class Pass:
         hides = net.null_D is not None and context.cache is not None
         self.cache = hide(context.cache, dropped_BK[:, 0]) if hides and context.cache is not None else context.cache
         self.arranged = context.body.arrange(self.suffix, self.cache)
-        # Written on the device, number by number: what is copied there makes a recorded call impossible (vla/recorded.py).
+        # Written on the device, number by number: what is copied there makes a captured call impossible (vla/capture.py).
         times = [torch.full((1, 1, 1), now, dtype=torch.float32, device=dropped_BK.device) for now in grid]
         self.planned = self._show(torch.cat(times, dim=1)) if times else None
 

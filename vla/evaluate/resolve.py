@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 
 def resolve(
-    policy: str | Path | Actor | Expert, suite: Suite, device: str, hasten: bool = False
+    policy: str | Path | Actor | Expert, suite: Suite, device: str, optimize: bool = False
 ) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
-    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length). `hasten`: `Policy.hasten`."""
-    if hasten and not (isinstance(policy, (str, Path)) and policy not in BASELINES):
-        raise UserError("hasten is for a checkpoint; leave it out")
+    """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length).
+
+    `optimize`: `Policy.optimize_for_inference`.
+    """
+    if optimize and not (isinstance(policy, (str, Path)) and policy not in BASELINES):
+        raise UserError("optimize is for a checkpoint; leave it out")
     if isinstance(policy, str) and policy in BASELINES:
         return baseline(policy, suite.embodiment), {"name": policy}, suite.embodiment
     if isinstance(policy, (str, Path)):
-        return _load(Path(policy), suite, device, hasten)
+        return _load(Path(policy), suite, device, optimize)
     contents = getattr(policy, "contents", None)
     facts = {"name": type(policy).__name__.lower()}
     if contents is None:
@@ -76,7 +79,7 @@ class Sampling:
         return Several(actor, self.samples, value, agreement), told
 
 
-def _load(folder: Path, suite: Suite, device: str, hasten: bool) -> tuple[Policy, dict[str, Any], Embodiment]:
+def _load(folder: Path, suite: Suite, device: str, optimize: bool) -> tuple[Policy, dict[str, Any], Embodiment]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
     from vla.checkpoint import acting, sha256
@@ -88,8 +91,8 @@ def _load(folder: Path, suite: Suite, device: str, hasten: bool) -> tuple[Policy
     if robot is not next(known for known in policy.contents.embodiments if known.name == robot.name):
         robots = tuple(robot if known.name == robot.name else known for known in policy.contents.embodiments)
         policy = Policy(replace(policy.contents, embodiments=robots), policy.model)
-    if hasten:
-        policy.hasten()
+    if optimize:
+        policy.optimize_for_inference()
     model = policy.contents.model
     facts = {
         "name": str(folder),
@@ -98,7 +101,7 @@ def _load(folder: Path, suite: Suite, device: str, hasten: bool) -> tuple[Policy
         "decoder": model.decoder.kind,
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "device": device,
-        **({"hastened": True} if hasten else {}),
+        **({"optimized": True} if optimize else {}),
         "offsets_s": list(policy.contents.offsets_s),
     }
     size = getattr(model.backbone, "image_size", None)

@@ -62,7 +62,7 @@ def evaluate(
     videos_per_outcome: int = 1,
     timeout_s: float = 60.0,
     device: str = "cpu",
-    hasten: bool = False,
+    optimize: bool = False,
     python: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     command: str = "",
@@ -77,7 +77,8 @@ def evaluate(
     says which is better. `journal`: the result's file; rows are kept beside it as they end, and those of a run that was killed are not
     run again. `workers`: simulator processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default
     what the checkpoint's backbone sees. `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a
-    simulator silent for longer is killed and its episode counted as failed. `hasten`: `Policy.hasten`, whose actions differ by rounding.
+    simulator silent for longer is killed and its episode counted as failed. `optimize`:
+    `Policy.optimize_for_inference`, whose actions differ by rounding.
     `python`: the interpreter of the simulator's own environment. On a GPU the last bits of a chunk may depend on the batch it was in, so
     single episodes near the edge of success may differ from run to run; on a CPU they do not.
 
@@ -87,7 +88,7 @@ def evaluate(
     suite = load_suite(suite) if isinstance(suite, str) else suite
     episodes, shard = suite.episodes if episodes is None else episodes, shard or Shard()
     names = _checked(suite, tasks, episodes, workers, slots)
-    actor, facts, robot = resolve(policy, suite, device, hasten)
+    actor, facts, robot = resolve(policy, suite, device, optimize)
     counts = _counts(actor)  # an object may have acted before
     execute, sampling = execute or max(1, int(robot.horizon * EXECUTED_SHARE)), sampling or Sampling()
     actor, facts = sampling.of(actor, facts, execute)
@@ -254,7 +255,7 @@ def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two policies apart whose rows must not be mixed."""
     return {
         key: facts[key]
-        for key in ("name", "manifest_sha256", "device", "hastened", "samples", "value_sha256", "agree", "self_guidance")
+        for key in ("name", "manifest_sha256", "device", "optimized", "samples", "value_sha256", "agree", "self_guidance")
         if key in facts
     }
 

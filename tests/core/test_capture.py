@@ -1,6 +1,6 @@
-"""Recorded calls, without a GPU: what may be recorded, that a playback reads what is given now, and that others run as they are.
+"""Captured calls, without a GPU: what may be captured, that a replay reads what is given now, and that others run as they are.
 
-Playing back is stood in for by running the same call on the held inputs: what a graph does, but for the kernels.
+Replaying is stood in for by running the same call on the held inputs: what a graph does, but for the kernels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.parts import DECODERS, SOURCES, contents, samples
+from vla.capture import MOST, Captured, Watch, cuda_graph
 from vla.noise import Noise
 from vla.policy import Policy
-from vla.recorded import MOST, Recorded, Watch, cuda_graph
 
 REFUSED = {
     "tokens": "looks at a number",
@@ -22,12 +22,12 @@ REFUSED = {
 """Decoders whose next operation depends on a number that they found, and what is said of them."""
 
 
-class Recorder:
+class Capturer:
     def __init__(self):
-        self.recordings = 0
+        self.captures = 0
 
     def __call__(self, call):
-        self.recordings += 1
+        self.captures += 1
         return call
 
 
@@ -41,53 +41,53 @@ def made(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_decoder_is_recorded_or_says_why_not(name):
     model, batch = made(name)
-    recorder = Recorder()
-    recorded = Recorded(model, recorder)
+    capturer = Capturer()
+    captured = Captured(model, capturer)
     with torch.inference_mode():
         for seed in (1, 2, 3):
             given = batch(seed)
             noise = Noise(given.position_B)
-            torch.testing.assert_close(recorded.sample(given, noise), model.sample(given, noise))
-    assert recorder.recordings == (0 if name in REFUSED else 1)
-    assert all(REFUSED.get(name, "nothing") in reason for reason in recorded.refused)
-    assert bool(recorded.refused) == (name in REFUSED)
+            torch.testing.assert_close(captured.sample(given, noise), model.sample(given, noise))
+    assert capturer.captures == (0 if name in REFUSED else 1)
+    assert all(REFUSED.get(name, "nothing") in reason for reason in captured.refused)
+    assert bool(captured.refused) == (name in REFUSED)
 
 
 def test_each_shape_and_seed_has_a_recording_and_the_oldest_go():
     model, batch = made("parallel")
-    recorder = Recorder()
-    recorded = Recorded(model, recorder)
+    capturer = Capturer()
+    captured = Captured(model, capturer)
     few, more = batch(1, 2), batch(1, 3)
     for given, seed in ((few, 0), (more, 0), (few, 1), (few, 0)):
-        recorded.sample(given, Noise(given.position_B, seed))
-    assert recorder.recordings == 3
+        captured.sample(given, Noise(given.position_B, seed))
+    assert capturer.captures == 3
     for seed in range(2, 2 + MOST):
-        recorded.sample(few, Noise(few.position_B, seed))
-    recorded.sample(few, Noise(few.position_B, 0))
-    assert recorder.recordings == 3 + MOST + 1
+        captured.sample(few, Noise(few.position_B, seed))
+    captured.sample(few, Noise(few.position_B, 0))
+    assert capturer.captures == 3 + MOST + 1
 
 
 def test_where_only_the_look_at_the_images_cannot_be_recorded_the_rest_is():
     model, batch = made("flow")
     embed = model.backbone.embed
     model.backbone.embed = lambda inputs: (inputs["image_BVFHW3"].flatten().nonzero(), embed(inputs))[1]
-    recorder = Recorder()
-    recorded = Recorded(model, recorder)
+    capturer = Capturer()
+    captured = Captured(model, capturer)
     for seed in (1, 2, 3):
         given = batch(seed)
         with torch.inference_mode():
-            torch.testing.assert_close(recorded.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
-    assert recorder.recordings == 1 and recorded.refused == ("it looks at a number (nonzero)",)
+            torch.testing.assert_close(captured.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
+    assert capturer.captures == 1 and captured.refused == ("it looks at a number (nonzero)",)
 
 
 def test_a_recording_that_says_something_else_never_serves():
     model, batch = made("parallel")
-    recorded = Recorded(model, lambda call: lambda: -call())
+    captured = Captured(model, lambda call: lambda: -call())
     for seed in (1, 2):
         given = batch(seed)
         with torch.inference_mode():
-            torch.testing.assert_close(recorded.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
-    assert all("other numbers (cosine -1.0000)" in reason for reason in recorded.refused)
+            torch.testing.assert_close(captured.sample(given, Noise(given.position_B)), model.sample(given, Noise(given.position_B)))
+    assert all("other numbers (cosine -1.0000)" in reason for reason in captured.refused)
 
 
 def test_a_failed_recording_is_a_plain_call():
@@ -96,10 +96,10 @@ def test_a_failed_recording_is_a_plain_call():
     def fails(call):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    recorded, given = Recorded(model, fails), batch(1)
+    captured, given = Captured(model, fails), batch(1)
     for _ in range(2):
-        recorded.sample(given, Noise(given.position_B))
-    assert recorded.refused == ("recording failed: operation not permitted when stream is capturing",)
+        captured.sample(given, Noise(given.position_B))
+    assert captured.refused == ("capture failed: operation not permitted when stream is capturing",)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_what_a_recording_could_not_repeat_is_seen(call, found):
     assert watch.found == found
 
 
-def test_a_hastened_policy_acts_as_before_and_needs_no_gpu(tmp_path):
+def test_a_optimized_policy_acts_as_before_and_needs_no_gpu(tmp_path):
     torch.manual_seed(0)
     holds = contents(DECODERS["flow_cross"])
     policy = Policy(holds, holds.build())
     seen = [sample.observation for sample in samples(2, unlabelled=False)]
     before = policy.act_batch(seen, [1, 2])
-    after = policy.hasten().act_batch(seen, [1, 2])
+    after = policy.optimize_for_inference().act_batch(seen, [1, 2])
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(torch.from_numpy(other.action_TA), torch.from_numpy(one.action_TA), atol=1e-5, rtol=1e-5)
     again = Policy.load(policy.save_pretrained(tmp_path / "policy"), verify=True)
@@ -147,10 +147,10 @@ def test_a_graph_without_a_gpu_is_an_error_in_words():
 def test_a_graph_gives_what_the_call_gives(name):
     model, batch = made(name)
     model = model.to("cuda")
-    recorded = Recorded(model)
+    captured = Captured(model)
     for seed in (1, 2, 3):
         given = batch(seed).to("cuda")
         noise = Noise(given.position_B)
         with torch.inference_mode():
-            torch.testing.assert_close(recorded.sample(given, noise), model.sample(given, noise), atol=1e-4, rtol=1e-4)
-    assert recorded.refused == ()
+            torch.testing.assert_close(captured.sample(given, noise), model.sample(given, noise), atol=1e-4, rtol=1e-4)
+    assert captured.refused == ()

@@ -1,7 +1,7 @@
-"""A model's call, recorded once for each shape of batch and played back: on a GPU, one launch instead of thousands (CUDA graphs).
+"""A model's call, captured once for each shape of batch and replayed: on a GPU, one launch instead of thousands (CUDA graphs).
 
-A recording repeats what the GPU did, on whatever stands in the same memory now. So nothing on the way may look at a number on the GPU, nor
-bring one there: the first call of a shape is watched, and one that does either is left as it is, with the reason. Each recording is
+A capture repeats what the GPU did, on whatever stands in the same memory now. So nothing on the way may look at a number on the GPU, nor
+bring one there: the first call of a shape is watched, and one that does either is left as it is, with the reason. Each capture is
 compared with the plain call before it serves.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,30 +18,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla.model import VLA
 from vla.noise import Noise
-from vla.types import Batch
+from vla.types import Batch, map_tensors
 
 MOST = 16
-"""Recordings that are kept: each holds the memory of its inputs and of its output; all share the memory of their work."""
+"""Captures that are kept: each holds the memory of its inputs and of its output; all share the memory of their work."""
 WARM = 3
-"""Plain calls before a recording: libraries choose their kernels and take their workspaces in the first ones."""
+"""Plain calls before a capture: libraries choose their kernels and take their workspaces in the first ones."""
 CLOSE = 0.999
-"""The least cosine between a recording's answer and the plain call's, where some kernel adds in no fixed order."""
+"""The least cosine between a capture's answer and the plain call's, where some kernel adds in no fixed order."""
 
 _LOOKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "unique_consecutive", "equal", "is_nonzero", "item", "bincount")
 _BRINGS = ("lift_fresh", "lift_fresh_copy", "lift")
 _MOVES = ("_to_copy", "copy_", "to")
 
-Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""A call -> what plays it back."""
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""A call -> what replays it."""
 
 
-class Recorded:
-    """`sample` of a model, from recordings where that can be. `refused`: why it could not, for each shape that came."""
+class Captured:
+    """`sample` of a model, from captures where that can be. `refused`: why it could not, for each shape that came."""
 
-    def __init__(self, model: VLA, record: Record | None = None) -> None:
+    def __init__(self, model: VLA, capture: Capture | None = None) -> None:
         self.model = model
-        self._record = record or cuda_graph
-        self._kept: OrderedDict[Hashable, _Played | str] = OrderedDict()
+        self._capture = capture or cuda_graph
+        self._kept: OrderedDict[Hashable, _Replayed | str] = OrderedDict()
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -49,17 +49,17 @@ class Recorded:
 
     @torch.inference_mode()
     def sample(self, batch: Batch, noise: Noise) -> Tensor:
-        """As `VLA.sample`: all of it from a recording, or what follows the look at the images, or nothing."""
-        found = self._play("sample", lambda b, n: self.model.sample(b, n), (batch, noise))
+        """As `VLA.sample`: all of it from a capture, or what follows the look at the images, or nothing."""
+        found = self._replay("sample", lambda b, n: self.model.sample(b, n), (batch, noise))
         if found is not None:
             return found
         prefix, decoder = self.model.prefix(batch), self.model.decoder
         given = (prefix, batch.spec, noise)
-        found = self._play("decode", lambda p, s, n: decoder.sample(self.model.backbone, p, s, n), given)
+        found = self._replay("decode", lambda p, s, n: decoder.sample(self.model.backbone, p, s, n), given)
         return decoder.sample(self.model.backbone, *given) if found is None else found
 
-    def _play(self, name: str, call: Callable[..., Tensor], given: tuple) -> Tensor | None:
-        """None where there is no recording, and the call has not run."""
+    def _replay(self, name: str, call: Callable[..., Tensor], given: tuple) -> Tensor | None:
+        """None where there is no capture, and the call has not run."""
         key = (name, _shape(given))
         if key not in self._kept:
             kept, found = self._make(call, given)
@@ -71,26 +71,26 @@ class Recorded:
         kept = self._kept[key]
         return None if isinstance(kept, str) else kept(given)
 
-    def _make(self, call: Callable[..., Tensor], given: tuple) -> tuple[_Played | str, Tensor]:
-        """A recording, or why there is none; and the answer of a plain call, which is made just once: decoders count what they meet."""
-        held = _mapped(given, lambda x: x.clone())
+    def _make(self, call: Callable[..., Tensor], given: tuple) -> tuple[_Replayed | str, Tensor]:
+        """A capture, or why there is none; and the answer of a plain call, which is made just once: decoders count what they meet."""
+        held = map_tensors(given, lambda x: x.clone())
         with Watch(next(self.model.parameters()).device.type) as watch:
             plain = call(*held)
         if watch.found:
             return f"it {', '.join(sorted(watch.found))}", plain
         try:
-            played = _Played(held, self._record(lambda: call(*held)))
+            replayed = _Replayed(held, self._capture(lambda: call(*held)))
         except RuntimeError as error:
-            return f"recording failed: {str(error).splitlines()[0]}", plain
-        likeness = float(torch.cosine_similarity(played(given).double().flatten(), plain.double().flatten(), dim=0))
-        if not likeness > CLOSE and not torch.equal(played(given), plain):
-            return f"the recording gives other numbers (cosine {likeness:.4f})", plain
-        return played, plain
+            return f"capture failed: {str(error).splitlines()[0]}", plain
+        likeness = float(torch.cosine_similarity(replayed(given).double().flatten(), plain.double().flatten(), dim=0))
+        if not likeness > CLOSE and not torch.equal(replayed(given), plain):
+            return f"the capture gives other numbers (cosine {likeness:.4f})", plain
+        return replayed, plain
 
 
 @dataclass(frozen=True)
-class _Played:
-    """A recording and the tensors that it reads."""
+class _Replayed:
+    """A capture and the tensors that it reads."""
 
     held: tuple
     again: Callable[[], Tensor]
@@ -98,7 +98,7 @@ class _Played:
     def __call__(self, given: tuple) -> Tensor:
         for mine, new in zip(_tensors(self.held), _tensors(given), strict=True):
             mine.copy_(new, non_blocking=True)
-        return self.again().clone()  # the next playback writes where this one did
+        return self.again().clone()  # the next replay writes where this one did
 
 
 class Watch(TorchDispatchMode):
@@ -124,7 +124,7 @@ class Watch(TorchDispatchMode):
 
 
 def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Records a call on the current GPU. RuntimeError where it cannot be."""
+    """Captures a call on the current GPU. RuntimeError where it cannot be."""
     if not torch.cuda.is_available():
         raise RuntimeError("no CUDA device")
     side = torch.cuda.Stream()
@@ -145,7 +145,7 @@ def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _pool() -> Any:
-    """Memory that all recordings of this process share: they never play at the same time."""
+    """Memory that all captures of this process share: they are never replayed at the same time."""
     global _POOL
     if _POOL is None:
         _POOL = torch.cuda.graph_pool_handle()
@@ -155,27 +155,14 @@ def _pool() -> Any:
 _POOL: Any = None
 
 
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same with other tensors."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {name: _mapped(item, function) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_mapped(item, function) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _mapped(getattr(value, f.name), function) for f in fields(value)})
-    return value
-
-
 def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _mapped(value, lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
+    map_tensors(value, lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
     return found
 
 
 def _shape(given: Any) -> Hashable:
-    """What two calls must have in common to share a recording."""
+    """What two calls must have in common to share a capture."""
     if isinstance(given, Tensor):
         return (tuple(given.shape), given.dtype, given.device)
     if isinstance(given, Mapping):
