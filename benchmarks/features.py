@@ -60,6 +60,7 @@ def paligemma() -> PaliGemma:
 
 
 def cases() -> dict[str, Model]:
+    """Backbone/decoder -> a model whose backbone stands still."""
     large, small = paligemma(), Tiny(stem=ResNet18(), image_size=SIDE)
     sizes = {"width": 128, "heads": 4}
     return {
@@ -73,6 +74,8 @@ def cases() -> dict[str, Model]:
 
 
 def measure(model: Model, mixture: Mixture, folder: Path, steps: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Samples a second with features and without, in turn, and how far their losses lie apart."""
+
     def run(features: Features | None) -> Run:
         settings: dict[str, Any] = {"freeze": ("backbone",), "features": features, "threads": 1, "workers": 1, "log_every": 1}
         return Run("bench", mixture, (ROBOT,), steps, batch_size, model, probe=False, val_batches=1, **settings)

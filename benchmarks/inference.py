@@ -70,6 +70,7 @@ class Roofline(TorchDispatchMode):
 
 
 def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[str, Any]:
+    """One row: milliseconds a call of each side, the limit, and how alike the answers are."""
     device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
     model, holds = built(case, args.size, device, dtype)
     seen = [sample.observation for sample in samples(holds, case.batch)]

@@ -93,6 +93,7 @@ def tokenizer() -> str:
 
 
 def contents(case: Case, size: str) -> Contents:
+    """A preset for one robot of `WIDTH` numbers, on its published backbone or on `SMALL`."""
     chosen = preset(case.preset)
     decoder = chosen.decoder if case.evaluations is None else replace(chosen.decoder, evaluations=case.evaluations)
     config = chosen.model()
@@ -174,6 +175,7 @@ def repeat(call: Callable[[], object], times: int) -> None:
 
 
 def memory_bytes(device: torch.device) -> int:
+    """Of the GPU, or of this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -187,6 +189,7 @@ def needed_bytes(case: Case, size: str, a_number: int) -> int:
 
 
 def arguments(doc: str, blocks: int, calls: int) -> argparse.ArgumentParser:
+    """What both benchmarks can be told."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=("small", "published"), default="small")
@@ -232,6 +235,7 @@ def table(cases: Sequence[Case], args: argparse.Namespace, copies: int, measure:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """Processor or GPU, threads and versions."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     name = (
         torch.cuda.get_device_name() if args.device == "cuda" and torch.cuda.is_available() else platform.processor() or platform.machine()

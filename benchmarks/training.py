@@ -35,6 +35,7 @@ CASES = (
 
 
 def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[str, Any]:
+    """One row: samples a second and MFU of a training step."""
     device, size = torch.device(args.device), args.batch
     model, holds = built(case, args.size, device, torch.float32)
     batch: Batch = holds.collate(model.train()).samples(samples(holds, size), {"bench": 0}).to(device)

@@ -25,8 +25,9 @@ DIT_SIZES = {"S": (384, 6, 4), "B": (768, 12, 12), "L": (1024, 24, 16)}
 
 
 class Body(Protocol):
-    """What runs noisy tokens: (tokens, what they may look at, the condition of each group) -> their states. `arrange` and `changes`, given
-    back, save what is the same each time that other embeddings run in the same places (vla/decoders/expert.py)."""
+    """What runs noisy tokens: (tokens, what they may look at, the condition of each group) -> their states.
+
+    `arrange` and `modulations`, given back, save what is the same each time that other embeddings run in the same places (vla/decoders/expert.py)."""
 
     def __call__(
         self,
@@ -34,12 +35,12 @@ class Body(Protocol):
         cache: Hidden | None = None,
         condition_BKD: Tensor | None = None,
         arranged: Any = None,
-        changes: tuple[Tensor, ...] | None = None,
+        modulations: tuple[Tensor, ...] | None = None,
     ) -> Hidden: ...
 
     def arrange(self, tokens: Tokens, cache: Hidden | None) -> Any: ...
 
-    def changes(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]: ...
+    def modulations(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class _ByBackbone:
     def arrange(self, tokens: Tokens, cache: Hidden | None) -> None:
         return None
 
-    def changes(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]:
+    def modulations(self, condition_BKD: Tensor | None) -> tuple[Tensor, ...]:
         return ()
 
 

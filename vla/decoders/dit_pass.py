@@ -29,17 +29,17 @@ Film = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class _Shown:
     """Noise levels as the network sees them, None where it does not: (B or 1, times, K or 1, ...) each, or (B or 1, K or 1, ...) of one of
-    the times. `mixed` into the actions, as a `token` before them, as the `condition` that norms and mixtures depend on, and the `changes`
-    that the norms make of it."""
+    the times. `mixed` into the actions, as a `token` before them, as the `condition` that norms and mixtures depend on, and the
+    `modulations` that the norms make of it."""
 
     mixed: Tensor | None
     token: Tensor | None
     condition: Tensor | None
-    changes: tuple[Tensor, ...]
+    modulations: tuple[Tensor, ...]
 
     def at(self, time: int) -> _Shown:
         one = lambda x: None if x is None else x[:, time]  # noqa: E731
-        return _Shown(one(self.mixed), one(self.token), one(self.condition), tuple(x[:, time] for x in self.changes))
+        return _Shown(one(self.mixed), one(self.token), one(self.condition), tuple(x[:, time] for x in self.modulations))
 
 
 class Pass:
@@ -88,7 +88,7 @@ class Pass:
         parts = [*(x for x, _ in self.before), *timed, *(x for x, _ in self.after), x_BKSD]
         suffix = self.suffix.with_x(torch.cat([part.expand(B, K, *part.shape[2:]).to(self.dtype) for part in parts], dim=2).flatten(1, 2))
         condition_BKD = None if shown.condition is None else shown.condition.expand(B, K, -1)
-        hidden = self.context.body(suffix, self.cache, condition_BKD, self.arranged, shown.changes)
+        hidden = self.context.body(suffix, self.cache, condition_BKD, self.arranged, shown.modulations)
         out_BKSD = hidden.last(len(suffix)).unflatten(1, (K, -1))[:, :, self.led :]
         return net.out(net.fold.unfold(out_BKSD), self.like).view(B, K, T, A)
 
@@ -130,7 +130,7 @@ class Pass:
                 token = both
             else:
                 condition = both
-        return _Shown(mixed, token, condition, self.context.body.changes(condition))
+        return _Shown(mixed, token, condition, self.context.body.modulations(condition))
 
     def _places(self, valid_BKS: Tensor) -> Tokens:
         """A group per noise sample; the state is a block of its own before the rest, as in pi0. Without embeddings."""

@@ -34,8 +34,8 @@ Mask = tuple[Tensor, Tensor]
 kernels make NaN of an empty row. R: query heads that share a key head, which stand in its rows one after the other, so that no key is
 copied for them."""
 
-Changes = tuple[Tensor, ...]
-"""What each adaptive norm makes of the condition, (B, K, 2 or 3 widths): two a layer, then the last one's."""
+Modulations = tuple[Tensor, ...]
+"""Scale, shift and gate that each adaptive norm makes of the condition, (B, K, 2 or 3 widths): two a layer, then the last one's."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,17 @@ class Expert(nn.Module):
         cache: Hidden | None = None,
         condition_BKD: Tensor | None = None,
         arranged: Arrangement | None = None,
-        changes: Changes | None = None,
+        modulations: Modulations | None = None,
     ) -> Hidden:
-        """`condition_BKD`: one per group of equally many tokens; what adaptive norms and mixtures depend on. `arranged`, `changes`: what
-        `arrange` and `changes` found for the same places and condition, where the caller has them already."""
+        """`condition_BKD`: one per group of equally many tokens; what adaptive norms and mixtures depend on. `arranged`, `modulations`:
+        what the methods of these names found for the same places and condition, where the caller has them already."""
         here = arranged or self.arrange(tokens, cache)
-        if changes is None:
-            changes = self.changes(condition_BKD)
+        if modulations is None:
+            modulations = self.modulations(condition_BKD)
         x_BSD, layers, keys, values = tokens.x_BSD, [], [], []
         for layer, block in enumerate(self.blocks):
             before = None if here.before is None else here.before[layer]
-            mask, own = here.masks[layer % len(here.masks)], changes[2 * layer : 2 * layer + 2]
+            mask, own = here.masks[layer % len(here.masks)], modulations[2 * layer : 2 * layer + 2]
             if self.gradient_checkpointing and self.training:
                 x_BSD, key, value = checkpoint(block, x_BSD, mask, here.angles, before, condition_BKD, own, use_reentrant=False)
             else:
@@ -113,7 +113,7 @@ class Expert(nn.Module):
             layers.append(x_BSD)
             keys.append(key)
             values.append(value)
-        return Hidden(here.seen, self.norm(x_BSD, changes[-1] if changes else None)[0], tuple(layers), tuple(keys), tuple(values))
+        return Hidden(here.seen, self.norm(x_BSD, modulations[-1] if modulations else None)[0], tuple(layers), tuple(keys), tuple(values))
 
     def arrange(self, tokens: Tokens, cache: Hidden | None) -> Arrangement:
         """Of tokens whose embeddings, but for their type, do not matter."""
@@ -121,7 +121,7 @@ class Expert(nn.Module):
         before = None if cache is None else tuple((k.to(dtype), v.to(dtype)) for k, v in zip(cache.keys, cache.values, strict=True))
         return Arrangement(seen, self._masks(tokens, seen, cache), self._angles(tokens.position_BS, dtype), before)
 
-    def changes(self, condition_BKD: Tensor | None) -> Changes:
+    def modulations(self, condition_BKD: Tensor | None) -> Modulations:
         """What each norm makes of conditions, of one noise level or of several at once; () where norms do not adapt."""
         if not self.shape.adaptive:
             return ()
@@ -193,9 +193,9 @@ class _Block(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         before: tuple[Tensor, Tensor] | None,
         condition_BKD: Tensor | None,
-        changes: Changes,
+        modulations: Modulations,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        first, second = changes or (None, None)
+        first, second = modulations or (None, None)
         normed_BSD, gate = self.norm1(x_BSD, first)
         q = _rotate(self.q(normed_BSD).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2), angles)
         pairs = [before] if before is not None and not self.self_only else []
@@ -228,16 +228,16 @@ class _Norm(nn.Module):
             nn.init.normal_(self.modulate.weight, std=0.02)
             nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x_BSD: Tensor, changes_BKX: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def forward(self, x_BSD: Tensor, modulations_BKX: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         D = x_BSD.shape[-1]
         if self.centred:
             normed = F.layer_norm(x_BSD, (D,), eps=EPS)
         else:
             normed = F.rms_norm(x_BSD.float(), (D,), None if self.weight_D is None else self.weight_D.float(), EPS).to(x_BSD.dtype)
-        if changes_BKX is None:
+        if modulations_BKX is None:
             return normed, _identity
-        changes_BSX = changes_BKX.repeat_interleave(x_BSD.shape[1] // changes_BKX.shape[1], dim=1)
-        scale, shift, *gate = changes_BSX.chunk(3 if self.gated else 2, dim=-1)
+        modulations_BSX = modulations_BKX.repeat_interleave(x_BSD.shape[1] // modulations_BKX.shape[1], dim=1)
+        scale, shift, *gate = modulations_BSX.chunk(3 if self.gated else 2, dim=-1)
         return normed * (1 + scale) + shift, (lambda y: y * gate[0]) if gate else _identity
 
 
