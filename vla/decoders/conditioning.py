@@ -27,7 +27,9 @@ DIT_SIZES = {"S": (384, 6, 4), "B": (768, 12, 12), "L": (1024, 24, 16)}
 class Body(Protocol):
     """What runs noisy tokens: (tokens, what they may look at, the condition of each group) -> their states.
 
-    `arrange` and `modulations`, given back, save what is the same each time that other embeddings run in the same places (vla/decoders/expert.py)."""
+    `arrange` and `modulations`, given back, save what is the same each time that other embeddings run in the same places
+    (vla/decoders/expert.py).
+    """
 
     def __call__(
         self,
