@@ -166,7 +166,7 @@ def frames_at(path: str | Path, time_s: Sequence[float] | np.ndarray) -> Iterato
 
 def rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
     """A decoded frame as uint8 (H, W, 3), by the colour matrix and range that it declares (BT.601 where it declares none)."""
-    quarter, (scaler, painter, _) = turns(frame), _converters()
+    quarter, (scaler, painter, *_) = turns(frame), _converters()
     if size is not None:
         height, width = (size[1], size[0]) if quarter % 2 else size
         if (height, width) != (frame.height, frame.width):
@@ -185,23 +185,15 @@ def _jpeg_planes(frame: av.VideoFrame, size: tuple[int, int] | None) -> list[np.
     quarter, name = turns(frame), frame.format.name
     if name not in ("yuv420p", "yuvj420p") or frame.colorspace not in BT601:
         return None
-    height, width = size or upright(frame)
-    scaled, full = (height, width) != upright(frame), name == "yuvj420p" or frame.color_range == 2
+    whole = (frame.width, frame.height) if quarter % 2 else (frame.height, frame.width)
+    height, width = size or whole
+    scaled, full = (height, width) != whole, name == "yuvj420p" or frame.color_range == 2
     if not (scaled or full) or (quarter and (height % 2 or width % 2)):
         return None
     if quarter % 2:
         height, width = width, height
-    frame = _converters()[2].reformat(
-        frame,
-        width=width,
-        height=height,
-        format="yuvj420p",
-        src_colorspace="ITU601",
-        dst_colorspace="ITU601",
-        dst_color_range="JPEG",
-        interpolation="BILINEAR",
-        threads=1,
-    )
+    maker, as_jfif = _converters()[2:]
+    frame = maker.reformat(frame, width=width, height=height, threads=1, **as_jfif)
     stored: Any = frame.planes  # buffers, which PyAV's types do not say
     planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width] for plane in stored]
     return [np.ascontiguousarray(np.rot90(plane, quarter)) for plane in planes] if quarter else planes
@@ -435,9 +427,18 @@ def clock(container: Any, stream: Any) -> tuple[int, float]:
     return start, float(stream.time_base)
 
 
-def _converters() -> tuple[Any, Any, Any]:
-    """This thread's scaler, painter of RGB and maker of JPEG's planes: making one for every frame costs as much as using it."""
+def _converters() -> tuple[Any, Any, Any, dict[str, Any]]:
+    """This thread's scaler, painter of RGB, and maker of JPEG's planes with what it makes them by: making one for every frame costs as
+    much as using it, and looking up five names a twentieth of that."""
     if not hasattr(_LOCAL, "converters"):
-        av = import_av()
-        _LOCAL.converters = tuple(av.video.reformatter.VideoReformatter() for _ in range(3))
+        reformatter = import_av().video.reformatter
+        bt601 = reformatter.Colorspace.ITU601.value
+        as_jfif = {
+            "format": import_av().VideoFormat("yuvj420p"),
+            "src_colorspace": bt601,
+            "dst_colorspace": bt601,
+            "dst_color_range": reformatter.ColorRange.JPEG.value,
+            "interpolation": reformatter.Interpolation.BILINEAR.value,
+        }
+        _LOCAL.converters = (*(reformatter.VideoReformatter() for _ in range(3)), as_jfif)
     return _LOCAL.converters
