@@ -11,7 +11,8 @@ to `decode` would be if nothing but decoding and that cost anything. `random`: o
 mp4 in groups of 8.
 
 `wall_*` are seconds by the clock, for a folder of many such clips: `wall_convert` with two processes (the default of `vla convert`), from
-their start to their end, beside PyAV's loop as it comes (`wall_decode`) and with all of FFmpeg's threads (`wall_decode_threads`).
+their start to their end, beside PyAV's loop as it comes (`wall_decode`) and with all of FFmpeg's threads (`wall_decode_threads`). Made
+clips are noisier than they are hard to decode, so of footage more of the time is decoding: `--file` measures a file of your own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -183,12 +185,15 @@ def measure(height: int, width: int, frames: int, blocks: int) -> dict[str, floa
         return facts
 
 
-def by_the_clock(height: int, width: int, frames: int, clips: int, rounds: int) -> dict[str, float | int]:
-    """A folder of `clips` clips (links to one), through PyAV's loop and through `convert` with two processes, in turn."""
+def by_the_clock(write: Callable[[Path], object], clips: int, rounds: int) -> dict[str, float | int]:
+    """A folder of `clips` clips (links to what `write` puts at a path), through PyAV's loop and through `convert` with two processes,
+    in turn."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         folder = root / "source"
-        write_clip(folder / "clip0.mp4", height, width, frames)
+        folder.mkdir()
+        write(folder / "clip0.mp4")
+        frames = len(frame_times(folder / "clip0.mp4"))
         paths = [folder / f"clip{number}.mp4" for number in range(clips)]
         for path in paths[1:]:
             os.link(paths[0], path)
@@ -215,14 +220,19 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--clips", type=int, default=300, help="of --frames frames each, in the folder that is timed by the clock")
     parser.add_argument("--rounds", type=int, default=3, help="of that")
+    parser.add_argument("--file", type=Path, help="footage of your own instead of made clips: by the clock only")
     parser.add_argument("--sizes", nargs="+", default=["224x224", "456x256", "640x480", "1920x1080"], help="width x height of the source")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found: dict[str, object] = {"machine": machine()}
-    for size in args.sizes:
-        width, height = map(int, size.split("x"))
-        facts = measure(height, width, args.frames, args.blocks)
-        facts |= by_the_clock(height, width, args.frames, args.clips, args.rounds)
+    for size in [args.file.name] if args.file else args.sizes:
+        if args.file:
+            facts = by_the_clock(partial(shutil.copy, args.file), args.clips, args.rounds)
+        else:
+            width, height = map(int, size.split("x"))
+            facts = measure(height, width, args.frames, args.blocks)
+            write = partial(write_clip, height=height, width=width, count=args.frames)
+            facts |= by_the_clock(write, args.clips, args.rounds)
         found[size] = facts
         if not args.json:
             print(size, *(f"{key} {value}" for key, value in facts.items()), sep="\n  ")

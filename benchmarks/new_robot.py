@@ -1,0 +1,282 @@
+r"""Does pretraining on other robots help a new one? An arm that pretraining never saw learns from few demonstrations, in arms.
+
+    python -m benchmarks.new_robot --json                        # two cores, about an hour: one robot, 10 and 30 demonstrations, two seeds
+    python -m benchmarks.new_robot --robots panda,robosuite_ur5e,robosuite_kinova3 --demonstrations 5,10,25,50 --seeds 3 --episodes 100 \
+        --cores 16
+
+scratch         fresh weights, `--steps` optimizer steps on the demonstrations
+scratch_longer  fresh weights, and the steps of pretraining on top
+pretrained      from `pretrain/demo.py`: eight Sawyer tasks and a Fetch arm, `--pretrain-steps`; then like `scratch`
+permuted        the same pretraining on data whose actions were exchanged between episodes: images and words as before, motion without sense
+one_robot       the same pretraining on the Sawyer alone, as many samples
+
+A seed chooses the demonstrations (those of fewer are among those of more), their order and the fresh weights. All arms meet the same
+episodes, so that differences are paired (McNemar). Pretraining is run once for each arm. Every stage is a command of ours, logged in
+`--out`; the same command goes on where an earlier one was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.data.format import MANIFEST
+from vla.data.reader import Dataset
+from vla.data.writer import ShardWriter
+from vla.demo.stages import Stage, State, run_stages
+from vla.evaluate.result import EvalResult, git_commit, read_result, versions
+from vla.evaluate.statistics import compare_paired, wilson
+from vla.train.run import Run, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE, PRETRAIN, FINETUNE = "benchmarks/new_robot.py", "pretrain/demo.py", "finetune/demo.py"
+TARGETS = {
+    "panda": ("panda", "lift"),
+    "robosuite_ur5e": ("robosuite-ur5e", "lift"),
+    "robosuite_kinova3": ("robosuite-kinova3", "lift"),
+    "robosuite_iiwa": ("robosuite-iiwa", "lift"),
+}
+"""Robot -> its suite and task."""
+SOURCES = {
+    "sawyer": ("--suite", "metaworld-objects", "--episodes", "35"),
+    "fetch": ("--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25"),
+}
+"""What pretraining sees: dataset -> how `vla collect` makes it."""
+ARMS = ("scratch", "scratch_longer", "pretrained", "permuted", "one_robot")
+PRETRAINED = {"pretrained": (PRETRAIN, "data"), "permuted": (PRETRAIN, "permuted"), "one_robot": (f"{HERE}:one_robot", "data")}
+"""Arm -> recipe and data root of its pretraining."""
+NOISY = ("--noise-share", "0.5")
+
+_pretraining: Run = load_recipe(str(ROOT / PRETRAIN))
+_tuning: Run = load_recipe(str(ROOT / FINETUNE))
+RUN = one_robot = replace(_pretraining, name="one_robot", mixture="data_mixtures/sawyer.yaml", embodiments=("metaworld_sawyer",))
+
+
+def _recipes(robot: str) -> tuple[Run, Run]:
+    """Fine-tuning from `--init`, and the same from fresh weights."""
+    tuned = replace(_tuning, name=f"new_robot_{robot}", mixture="data_mixtures/new_robot.yaml", embodiments=(robot,))
+    return tuned, replace(tuned, name=f"{tuned.name}_scratch", init=None, model=_pretraining.model)
+
+
+panda, panda_scratch = _recipes("panda")
+robosuite_ur5e, robosuite_ur5e_scratch = _recipes("robosuite_ur5e")
+robosuite_kinova3, robosuite_kinova3_scratch = _recipes("robosuite_kinova3")
+robosuite_iiwa, robosuite_iiwa_scratch = _recipes("robosuite_iiwa")
+
+
+def main() -> None:
+    args = _arguments()
+    counts = sorted({int(number) for number in args.demonstrations.split(",")})
+    robots, arms = args.robots.split(","), args.arms.split(",")
+    unknown = [name for names, known in ((robots, TARGETS), (arms, ARMS)) for name in names if name not in known]
+    if unknown or min(counts) < 2 or "scratch" not in arms:
+        sys.exit(f"{', '.join(unknown) or args.demonstrations}: robots: {', '.join(TARGETS)}; arms: scratch and any of {', '.join(ARMS)}")
+    out: Path = args.out
+    began = [run_stages(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores, True, _shown())]
+    for robot in robots:
+        for count in counts:
+            for seed in range(args.seeds):
+                choose(out / robot / "all", out / robot / f"{count}-{seed}" / "new_robot", count, seed)
+    if "permuted" in arms:
+        for name in SOURCES:
+            permute(out / "data" / name, out / "permuted" / name)
+    plan = learning(robots, counts, arms, args)
+    began.append(run_stages(plan, out / "learn", args.cores, True, _shown()))
+    found = {
+        "date": date.today().isoformat(),
+        "commit": git_commit(),
+        "versions": versions(),
+        "steps": args.steps,
+        "pretrain_steps": args.pretrain_steps,
+        "seeds": args.seeds,
+        "episodes": args.episodes,
+        "seconds": sum(row.seconds for state in began for row in state.done.values()),
+        "cpu_seconds": sum(row.cpu_seconds for state in began for row in state.done.values()),
+        "robots": {robot: curves(robot, counts, arms, args.seeds, out) for robot in robots},
+        "command": "python -m benchmarks.new_robot " + " ".join(sys.argv[1:]),
+    }
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    for robot, rows in found["robots"].items():
+        for count, by_arm in rows["demonstrations"].items():
+            for arm, row in by_arm.items():
+                print(f"{robot:20} {count:>3} {arm:15} {row['successes']:3}/{row['episodes']:<4} {row['low']:.0%} to {row['high']:.0%}")
+
+
+def collecting(robots: Sequence[str], most: int, out: Path, cores: int) -> list[Stage]:
+    """What pretraining sees, and the most demonstrations of each new robot."""
+
+    def collect(folder: Path, *what: str) -> Stage:
+        command = ("collect", *what, *NOISY, "--workers", str(cores), "--out", str(folder))
+        return Stage(f"collect {folder.parent.name} {folder.name}", "collect", command, cores=cores, typical_s=100, makes=folder)
+
+    targets = {robot: TARGETS[robot] for robot in robots}
+    return [
+        *(collect(out / "data" / name, *what) for name, what in SOURCES.items()),
+        *(
+            collect(out / robot / "all", "--suite", suite, "--tasks", task, "--episodes", str(most), "--image-every", "1")
+            for robot, (suite, task) in targets.items()
+        ),
+    ]
+
+
+def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], args: argparse.Namespace) -> list[Stage]:
+    """Pretraining, fine-tuning and evaluation of every arm; a core each."""
+    out, found = args.out, []
+
+    def train(name: str, recipe: str, root: Path, steps: int, *more: str, needs: tuple[str, ...] = ()) -> str:
+        command = ("train", recipe, "--data-root", str(root), "--out", str(out / "runs" / name), "--steps", str(steps), *more, "--resume")
+        found.append(Stage(name, "train", command, needs, typical_s=0.35 * steps))
+        return name
+
+    for arm in arms:
+        if arm in PRETRAINED:
+            recipe, root = PRETRAINED[arm]
+            train(f"pretrain {arm}", recipe, out / root, args.pretrain_steps)
+    for robot in robots:
+        suite, task = TARGETS[robot]
+        for count in counts:
+            for seed in range(args.seeds):
+                for arm in arms:
+                    name, root = f"{robot} {count}-{seed} {arm}", out / robot / f"{count}-{seed}"
+                    how = ("--seed", str(seed))
+                    if arm in PRETRAINED:
+                        before = f"pretrain {arm}"
+                        init = ("--init", str(out / "runs" / before))
+                        train(name, f"{HERE}:{robot}", root, args.steps, *init, *how, needs=(before,))
+                    else:
+                        more = args.pretrain_steps if arm == "scratch_longer" else 0
+                        train(name, f"{HERE}:{robot}_scratch", root, args.steps + more, *how)
+                    where = ("--suite", suite, "--tasks", task, "--episodes", str(args.episodes), "--seed", "0", "--workers", "1")
+                    command = ("eval", str(out / "runs" / name), *where, "--json", str(_result(out, robot, count, seed, arm)))
+                    found.append(Stage(f"evaluate {name}", "evaluate", command, (name,), typical_s=2.5 * args.episodes))
+    return found
+
+
+def choose(every: Path, out: Path, count: int, seed: int) -> None:
+    """`count` episodes of a dataset as one of its own; those of a smaller count are among those of a larger one."""
+    dataset = Dataset.open(every)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
+    _write(out, dataset, ((int(index), None) for index in chosen))
+
+
+def permute(every: Path, out: Path) -> None:
+    """A dataset in which each episode has the actions of another, cut to its length or begun again."""
+    dataset = Dataset.open(every)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    giver = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))  # one cycle: nobody keeps its own
+    _write(out, dataset, giver.items())
+
+
+def _write(out: Path, dataset: Dataset, episodes: Any) -> None:
+    if (out / MANIFEST).is_file():
+        return
+    with ShardWriter(out, dataset.info, resume=True) as writer:
+        for index, actions_of in episodes:
+            episode = dataset.read(index)
+            if writer.has(episode.id):
+                continue
+            if actions_of is not None:
+                action = dataset.episode(actions_of).action
+                assert action is not None
+                episode = replace(episode, action=np.resize(action, (episode.steps, action.shape[1])))
+            writer.add(episode)
+
+
+def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, out: Path) -> dict[str, Any]:
+    """Success of every arm by the number of demonstrations, each against `scratch` on the same episodes of the same seed."""
+    table: dict[str, dict[str, Any]] = {}
+    for count in counts:
+        results = {arm: [read_result(_result(out, robot, count, seed, arm)) for seed in range(seeds)] for arm in arms}
+        table[str(count)] = {arm: _row(every, None if arm == "scratch" else results["scratch"]) for arm, every in results.items()}
+    scratch = {count: table[str(count)]["scratch"]["rate"] for count in counts}
+    multiplier = {
+        arm: {str(count): demonstrations_for(scratch, table[str(count)][arm]["rate"], count) for count in counts}
+        for arm in arms
+        if arm != "scratch"
+    }
+    suite, task = TARGETS[robot]
+    return {"suite": suite, "task": task, "demonstrations": table, "multiplier": multiplier}
+
+
+def _row(results: Sequence[EvalResult], scratch: Sequence[EvalResult] | None) -> dict[str, Any]:
+    outcomes = np.array([[row.success for row in result.rows] for result in results])
+    interval = wilson(int(outcomes.sum()), outcomes.size)
+    row: dict[str, Any] = {
+        "successes": int(outcomes.sum()),
+        "episodes": outcomes.size,
+        "rate": float(outcomes.mean()),
+        "low": interval.low,
+        "high": interval.high,
+        "by_seed": outcomes.sum(1).tolist(),
+        "raw": ["".join("01"[int(success)] for success in one) for one in outcomes],
+    }
+    if scratch is not None:
+        base = np.array([[other.success for other in result.rows] for result in scratch])
+        assert [[r.seed for r in result.rows] for result in results] == [[r.seed for r in result.rows] for result in scratch]
+        better, worse = int((outcomes & ~base).sum()), int((base & ~outcomes).sum())
+        both = int((outcomes & base).sum())
+        row |= {"better": better, "worse": worse}
+        row["against_scratch"] = asdict(compare_paired(both, better, worse, outcomes.size - both - better - worse))
+    return row
+
+
+def demonstrations_for(scratch: Mapping[int, float], rate: float, count: int) -> dict[str, float]:
+    """How many times `count` demonstrations training from scratch needs for this success: between two measured counts by the logarithm of
+    the number. `at_least` where no count reaches it, `at_most` where the least one does."""
+    counts = sorted(scratch)
+    reached = np.maximum.accumulate([scratch[number] for number in counts])
+    place = int(np.searchsorted(reached, rate))
+    if place == len(counts):
+        return {"at_least": counts[-1] / count}
+    if place == 0:
+        return {"at_most": counts[0] / count}
+    share = (rate - reached[place - 1]) / (reached[place] - reached[place - 1])
+    low, high = math.log(counts[place - 1]), math.log(counts[place])
+    return {"about": math.exp(low + share * (high - low)) / count}
+
+
+def _result(out: Path, robot: str, count: int, seed: int, arm: str) -> Path:
+    return out / "results" / f"{robot}-{count}-{seed}-{arm}.json"
+
+
+def _shown() -> Any:
+    """A line where a stage ends, with the estimate of what is left."""
+    seen: set[str] = set()
+
+    def show(state: State) -> None:
+        for name, done in state.done.items():
+            if name not in seen:
+                seen.add(name)
+                print(f"[{state.elapsed_s:5.0f} s, about {state.remaining_s:.0f} s left] {name}: {done.seconds:.0f} s", file=sys.stderr)
+
+    return show
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--robots", default="panda", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--demonstrations", default="10,30", help="numbers of them")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=40, help="of each evaluation")
+    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
+    parser.add_argument("--pretrain-steps", type=int, default=1000)
+    parser.add_argument("--cores", type=int, default=2, help="stages side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/new_robot"))
+    parser.add_argument("--json", action="store_true", help="one object, for programs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
