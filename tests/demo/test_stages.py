@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
 from vla.demo.stages import Stage, StageFailed, estimate, run_stages
@@ -51,3 +57,21 @@ def test_a_failure_names_its_command_and_log_and_stops_the_rest(tmp_path):
     with pytest.raises(StageFailed, match="(?s)exit code 2: vla collect --suite no-such-suite.*Choices") as caught:
         run_stages(stages, tmp_path, 2, False, lambda now: None)
     assert caught.value.exit_code == 1 and not (tmp_path / "logs" / "b.log").exists()
+
+
+def test_being_told_to_stop_leaves_no_stage_running(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from vla.demo.stages import Stage, run_stages\n"
+        "run_stages([Stage('a', 'x', ('serve', '--policy', 'hold', '--embodiment', 'pusht', '--port', '0'))], Path(sys.argv[1]), 1, False,"
+        " lambda now: print(*now.running.values(), flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None and job.stdout.readline()
+        family = psutil.Process(job.pid).children(recursive=True)
+        assert family
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == 128 + signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,7 +78,8 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
     """Runs all stages in `out` (logs under `out`/logs, a record per finished stage under `out`/done); returns when all are done.
 
     A stage starts when what it needs is done and its cores are free; earlier ones in the list come first. With `resume`, stages
-    whose command and needs are those of a finished record are not run again. On failure or interruption nothing is left running.
+    whose command and needs are those of a finished record are not run again. On failure or interruption (SIGTERM too) nothing is left
+    running.
     """
     _check(stages)
     for folder in ("logs", "done"):
@@ -87,6 +90,7 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
         state.done = {s.name: found for s in stages if (found := _record(out, s.name)) and found.digest == digests[s.name]}
         state.reused = tuple(state.done)
     running: dict[str, _Running] = {}
+    told = signal.signal(signal.SIGTERM, _exit) if threading.current_thread() is threading.main_thread() else None
     try:
         while len(state.done) < len(stages):
             for stage in _startable(stages, state.done, running, cores):
@@ -109,6 +113,8 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
     finally:
         for process in running.values():
             process.kill()
+        if told is not None:
+            signal.signal(signal.SIGTERM, told)
     return state
 
 
@@ -139,6 +145,11 @@ def _startable(stages: Sequence[Stage], done: Mapping, running: Mapping, cores: 
             found.append(stage)
             free -= min(stage.cores, cores)
     return found
+
+
+def _exit(number: int, frame: object) -> None:
+    """Leaves by way of what cleans up, as an interruption does."""
+    sys.exit(128 + number)
 
 
 def _check(stages: Sequence[Stage]) -> None:
