@@ -1,16 +1,20 @@
 """An expert passes an obstacle on the left or on the right, half and half. Regression drives into it; generative decoders choose.
 
     python -m benchmarks.bimodal --picture docs/images/bimodal.png
+    python -m benchmarks.bimodal --plans 256 --json
 
-Each decoder trains on the tiny backbone with the same demonstrations, then plans from 64 starts it has not seen. A plan fails if it comes
-nearer than `RADIUS` to the obstacle. Prints a line per decoder: share of plans that pass, and that pass on the left.
+Each decoder trains on the tiny backbone with the same demonstrations, then plans from starts it has not seen. A plan fails if it comes
+nearer than `RADIUS` to the obstacle. Prints a line per decoder: share of plans that pass, and that pass on the left. Those that ask their
+network several times for a plan do so with each number of `EVALUATIONS`, all by the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import torch
 from vla.backbones.tiny import Tiny
 from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
-from vla.decoders.base import total_loss
+from vla.decoders.base import total_loss, with_evaluations
 from vla.decoders.conditioning import LayerKeysValues, Pooled
 from vla.decoders.dit import DiT
 from vla.decoders.masked import MaskedDiffusion
@@ -29,7 +33,10 @@ from vla.decoders.parallel import Parallel
 from vla.decoders.tokens import AutoregressiveTokens
 from vla.diffusion.ddpm import DDPM
 from vla.embodiment import Embodiment, Field, Space
-from vla.model import Model
+from vla.errors import UserError
+from vla.evaluate.result import git_commit, versions
+from vla.evaluate.statistics import wilson
+from vla.model import VLA, Model
 from vla.noise import Noise
 from vla.normalize import Normalizer, RobotNormalizer, StatsKey
 from vla.types import Observation, Sample
@@ -45,6 +52,7 @@ DECODERS: Mapping[str, Any] = {
     "flow, per layer": DiT(conditioning=LayerKeysValues(width=32, mlp_width=64), evaluations=10),
     "DDPM, pooled": DiT(DDPM(steps=50), Pooled(width=32, depth=2, heads=2), samples_per_context=8, time="token", evaluations=25),
 }
+EVALUATIONS = (1, 2, 4, 8, 12)
 STATE = Space((Field("start", 1, "m"),))
 ACTION = Space((Field("position", 2, "m"),))
 ROBOT = Embodiment("bimodal", ("top",), STATE, ACTION, ACTION, Fraction(10), STEPS, ((-1.0, 1.0),) * 2)
@@ -87,8 +95,14 @@ def demonstrations(count: int, seed: int) -> list[Sample]:
     return made
 
 
-def plans_of(decoder: Any, steps: int = 400, batch: int = 32) -> Plans:
-    """Trains a decoder, and lets it plan 64 times."""
+def plans_of(decoder: Any, steps: int = 400, batch: int = 32, count: int = 64) -> Plans:
+    """Trains a decoder, and lets it plan."""
+    contents, model = trained(decoder, steps, batch)
+    return planned(contents, model, count)
+
+
+def trained(decoder: Any, steps: int, batch: int = 32) -> tuple[Contents, VLA]:
+    """From fresh weights."""
     torch.manual_seed(0)
     normal = RobotNormalizer(
         StatsKey.of(ROBOT), Normalizer.identity(1, "within 0.1 m of the middle"), Normalizer.identity(2, "metres within -1..1")
@@ -104,11 +118,43 @@ def plans_of(decoder: Any, steps: int = 400, batch: int = 32) -> Plans:
         optimizer.zero_grad()
         total_loss(model(part, Noise(part.position_B, step))).backward()
         optimizer.step(), schedule.step()
-    unseen = demonstrations(64, seed=1)
+    return contents, model
+
+
+def planned(contents: Contents, model: VLA, count: int) -> Plans:
+    """From so many starts that were not trained on."""
+    unseen = demonstrations(count, seed=1)
     asked = contents.collate(model).samples(unseen, {"bimodal": 0})
     with torch.inference_mode():
         found_NTA = model.eval().sample(asked, Noise(asked.position_B, 1)).numpy()
     return Plans(found_NTA, np.array([sample.observation.state[0, 0] for sample in unseen]))
+
+
+def compared(steps: int, count: int) -> dict[str, Any]:
+    """What every decoder plans, by the number of evaluations where it has one."""
+    rows: dict[str, Any] = {}
+    for name, decoder in DECODERS.items():
+        contents, model = trained(decoder, steps)
+        weights = model.state_dict()
+        for evaluations in EVALUATIONS if several(decoder) else (0,):
+            asked = with_evaluations(decoder, evaluations) if evaluations else decoder
+            contents = replace(contents, model=replace(contents.model, decoder=asked))
+            model = contents.build()
+            model.load_state_dict(weights)
+            found = planned(contents, model, count)
+            passed = int(found.passed.sum())
+            interval = wilson(passed, count)
+            row = {"successes": passed, "episodes": count, "low": interval.low, "high": interval.high, "left": float(found.left.mean())}
+            rows[f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}" if evaluations else name] = row
+    return rows
+
+
+def several(decoder: Any) -> bool:
+    """Whether it asks its network a number of times that one may choose."""
+    try:
+        return bool(with_evaluations(decoder, 1))
+    except UserError:
+        return False
 
 
 def draw(plans: Mapping[str, Plans], path: Path) -> None:
@@ -136,9 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each decoder")
     parser.add_argument("--picture", type=Path, help="where to draw the plans")
+    parser.add_argument("--plans", type=int, default=64)
+    parser.add_argument("--json", action="store_true", help="one object, with each number of evaluations")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    plans = {name: plans_of(decoder, args.steps) for name, decoder in DECODERS.items()}
+    if args.json:
+        facts = {"date": date.today().isoformat(), "commit": git_commit(), "versions": versions(), "steps": args.steps}
+        print(json.dumps({**facts, "rows": compared(args.steps, args.plans)}, indent=1))
+        return
+    plans = {name: plans_of(decoder, args.steps, count=args.plans) for name, decoder in DECODERS.items()}
     for name, found in plans.items():
         print(f"{name:18} {found.passed.mean():4.0%} pass, {found.left.mean():4.0%} on the left")
     if args.picture:

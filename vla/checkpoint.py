@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vla.collate import Collate
 from vla.config import from_json, to_json
+from vla.decoders.base import with_evaluations
 from vla.embodiment import Embodiment
 from vla.errors import Damaged, UserError
 from vla.model import VLA, Model
@@ -285,10 +286,13 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Contents, VLA]:
-    """Contents and the model in evaluation mode with its weights, which are read a file at a time."""
+def load_model(folder: str | Path, device: str | torch.device = "cpu", evaluations: int | None = None) -> tuple[Contents, VLA]:
+    """Contents and the model in evaluation mode with its weights, which are read a file at a time. `evaluations`: of the network for a
+    chunk, instead of as many as stored; no weight depends on it."""
     folder = verify_folder(acting(Path(folder)))
     contents = read_contents(folder)
+    if evaluations is not None:
+        contents = replace(contents, model=replace(contents.model, decoder=with_evaluations(contents.model.decoder, evaluations)))
     model = contents.build()
     wrong = misfits(folder, model)
     if wrong:

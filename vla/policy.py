@@ -33,9 +33,12 @@ class Policy:
         self._rounded = False
 
     @staticmethod
-    def load(folder: str | Path, device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
-        """From the folder of a checkpoint, or of a run (its newest). `verify`: also act as it did when it was exported, or Damaged."""
-        contents, model = load_model(folder, device)
+    def load(folder: str | Path, device: str = "cpu", seed: int = 0, verify: bool = False, evaluations: int | None = None) -> Policy:
+        """From the folder of a checkpoint, or of a run (its newest). `verify`: also act as it did when it was exported, or Damaged.
+        `evaluations`: of the network for a chunk, instead of as many as the checkpoint says, where its decoder denoises or unmasks."""
+        if verify and evaluations is not None:
+            raise UserError("with other evaluations it does not act as it did when it was exported; verify it without them")
+        contents, model = load_model(folder, device, evaluations)
         if contents.untrained:
             raise UserError(f"{folder} has learned no actions yet: its decoder is fresh. First `vla train RECIPE.py --init {folder}`.")
         policy = Policy(contents, model, seed=seed)
@@ -66,11 +69,18 @@ class Policy:
         return self
 
     @staticmethod
-    def from_pretrained(source: str | Path, revision: str = "", device: str = "cpu", seed: int = 0, verify: bool = False) -> Policy:
+    def from_pretrained(
+        source: str | Path,
+        revision: str = "",
+        device: str = "cpu",
+        seed: int = 0,
+        verify: bool = False,
+        evaluations: int | None = None,
+    ) -> Policy:
         """`load` of a local folder, or of a hub id at a `revision`, which must be a commit: a name alone may change under you."""
         from vla.hub import fetch_folder
 
-        return Policy.load(fetch_folder(source, revision), device, seed, verify)
+        return Policy.load(fetch_folder(source, revision), device, seed, verify, evaluations)
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int | None = None) -> Path:
         """Writes a checkpoint that acts alone, with golden actions; from 5 GB on in several files, unless said otherwise."""

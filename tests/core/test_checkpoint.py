@@ -16,6 +16,7 @@ import torch
 
 from tests.parts import DECODERS, OFFSETS_S, ROBOTS, contents, observation
 from vla.checkpoint import FORMAT_VERSION, MIGRATIONS, Contents, folder_problems, load_checkpoint, load_model, save_checkpoint
+from vla.decoders.base import with_evaluations
 from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserError
 from vla.policy import Policy
 from vla.weights import read_weights, weight_files, weight_table
@@ -26,6 +27,45 @@ def saved(tmp_path):
     torch.manual_seed(0)
     holds = contents(DECODERS["parallel"])
     return save_checkpoint(tmp_path / "ckpt", holds, holds.build().state_dict())
+
+
+SEVERAL = ("masked", "flow", "ddpm_pooled", "latent_flow", "joint", "reasoning")
+"""Decoders of each kind that asks its network several times."""
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_checkpoint_acts_with_other_evaluations_like_one_that_says_so(name, tmp_path):
+    torch.manual_seed(0)
+    holds = contents(DECODERS[name])
+    # Larger than fresh ones, so that what was decided moves what is decided next.
+    weights = {key: 4 * value if value.is_floating_point() else value for key, value in holds.build().state_dict().items()}
+    folder = save_checkpoint(tmp_path / "ckpt", holds, weights)
+    two = with_evaluations(DECODERS[name], 2)
+    says = save_checkpoint(tmp_path / "two", contents(two), weights)
+    seen = [observation(ROBOTS[1], np.random.default_rng(0))]
+    changed, meant, plain = Policy.load(folder, evaluations=2), Policy.load(says), Policy.load(folder)
+    acted = [policy.act_batch(seen, [7])[0].action_TA for policy in (changed, meant, plain)]
+    assert np.array_equal(acted[0], acted[1]) and not np.array_equal(acted[0], acted[2])
+    assert changed.contents.model.decoder == two
+    kept = Policy.load(changed.save_pretrained(tmp_path / "kept"), verify=True)
+    assert kept.contents.model.decoder == two
+
+
+def test_evaluations_that_cannot_be_are_refused(tmp_path):
+    for name, asked, reason in (
+        ("parallel", 2, "decoder.parallel has no number of evaluations"),
+        ("joint_in_context", 2, "decoder.parallel has no number of evaluations"),
+        ("masked", 0, "masked diffusion needs evaluations >= 1"),
+        ("flow", 0, "0 evaluations of a flow; choose at least 1"),
+        ("ddpm", 21, "21 evaluations of a path with 20 levels left; choose 1..20"),
+        ("latent_flow", -1, "-1 evaluations of a flow"),
+    ):
+        holds = contents(DECODERS[name])
+        folder = save_checkpoint(tmp_path / name, holds, holds.build().state_dict())
+        with pytest.raises(UserError, match=reason):
+            Policy.load(folder, evaluations=asked)
+    with pytest.raises(UserError, match="verify it without them"):
+        Policy.load(folder, evaluations=2, verify=True)
 
 
 def test_every_kind_of_damage_is_named_before_weights_are_used(saved):

@@ -38,6 +38,7 @@ def test_eval_then_compare(tmp_path, capsys):
         (["eval", "nothing", "--suite", TOY], "no checkpoint folder nothing. Give one, or a baseline: random, hold, expert."),
         (["eval", "hold", "--suite", TOY, "--execute", "9"], "cannot execute 9 commands of chunks of 4"),
         (["eval", "hold", "--suite", TOY, "--optimize"], "optimize is for a checkpoint"),
+        (["eval", "hold", "--suite", TOY, "--evaluations", "2"], "evaluations are for a checkpoint"),
         (["eval", "hold"], "the following arguments are required: --suite"),
         (["eval", "expert", "--suite", "pusht", "--episodes", "1", "--workers", "1"], "there is no scripted expert for 'push' of 'pusht'"),
         (["eval", "hold", "--suite", TOY, "--shard", "3/2"], "shard '3/2' is not understood; give 1/4 to 4/4"),

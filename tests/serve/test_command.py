@@ -141,6 +141,7 @@ def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
         (["no/such/folder"], "no checkpoint at no/such/folder"),
         (["--policy", "hold"], "--policy hold needs --embodiment"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--optimize"], "--optimize is for a checkpoint"),
+        (["--policy", "hold", "--embodiment", "ROBOT", "--evaluations", "2"], "--evaluations is for a checkpoint"),
         (["no/such/folder", "--float8"], "--float8 goes with --optimize"),
         (["--policy", "replay"], "needs --episode"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--host", "0.0.0.0"], "give a token"),

@@ -21,6 +21,7 @@ vla eval runs/sawyer/checkpoint --suite metaworld-objects --probe no-language --
 vla eval runs/better/checkpoint --suite metaworld-objects --against runs/sawyer/eval.json --json better.json
 vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 8 --value runs/sawyer/value.safetensors
 vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 4 --agree 0.1
+vla eval runs/sawyer/checkpoint --suite metaworld-objects --evaluations 2 --json two.json
 vla eval runs/libero/checkpoint --suite libero-spatial --sim-python ~/libero/bin/python
 """
 
@@ -75,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sim-python", metavar="PYTHON", help="interpreter of the environment that the simulator is installed in")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
     parser.add_argument("--optimize", action="store_true", help="quicker calls, whose actions differ by rounding (docs/performance.md)")
+    parser.add_argument(
+        "--evaluations",
+        type=int,
+        metavar="N",
+        help="of the network for a chunk, where a decoder denoises or unmasks (default: the checkpoint's)",
+    )
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
 
@@ -186,6 +193,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
             timeout_s=args.timeout,
             device=args.device,
             optimize=args.optimize,
+            evaluations=args.evaluations,
             progress=show,
             command=_command(args),
         )

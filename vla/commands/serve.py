@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
     parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
     parser.add_argument("--optimize", action="store_true", help="quicker calls; on a GPU the first of each batch size takes longer")
+    parser.add_argument(
+        "--evaluations",
+        type=int,
+        metavar="N",
+        help="of the network for a chunk, where a decoder denoises or unmasks (default: the checkpoint's)",
+    )
     parser.add_argument("--float8", action="store_true", help="with --optimize, on a GPU: 8-bit products; actions are close, not the same")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
 
@@ -132,8 +138,8 @@ def _policy(args: argparse.Namespace) -> tuple[Actor, Embodiment, dict[str, Any]
     if args.episode and what != "replay":
         raise UserError("--episode is for --policy replay")
     if what in WITHOUT_CHECKPOINT:
-        if args.optimize:
-            raise UserError("--optimize is for a checkpoint")
+        if args.optimize or args.evaluations is not None:
+            raise UserError(f"{'--optimize' if args.optimize else '--evaluations'} is for a checkpoint")
         return _without_checkpoint(what, args)
     return _checkpoint(Path(what), args)
 
@@ -161,7 +167,7 @@ def _checkpoint(folder: Path, args: argparse.Namespace) -> tuple[Actor, Embodime
     from vla.policy import Policy
     from vla.serve.facts import digest
 
-    policy = Policy.load(folder, args.device, args.seed)
+    policy = Policy.load(folder, args.device, args.seed, evaluations=args.evaluations)
     if args.optimize:
         policy.optimize_for_inference(args.float8)
     robots = {robot.name: robot for robot in policy.contents.embodiments}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,16 @@ class ActionDecoder(nn.Module, ABC):
     def denoiser(self, backbone: Backbone, prefix: Tokens, like: ActionSpec) -> Denoiser:
         """What `sample` asks again and again, for those who combine several (vla/execute/compose.py). UserError where nothing denoises."""
         raise UserError(f"{type(self).__name__} does not denoise, so its score cannot be combined with another's; take a `dit` decoder")
+
+
+def with_evaluations(decoder: Any, count: int) -> Any:
+    """A decoder's settings with `count` evaluations of the network for a chunk. UserError where its field `evaluations` is missing: a chunk
+    is made in one pass, or code by code. Settings that hold another decoder's have a method of this name instead, and pass it on."""
+    if hasattr(decoder, "with_evaluations"):
+        return decoder.with_evaluations(count)
+    if "evaluations" not in {field.name for field in fields(decoder)}:
+        raise UserError(f"{decoder.kind} has no number of evaluations to choose; leave it out")
+    return replace(decoder, evaluations=count)
 
 
 def join(action_BTA: Tensor, like: ActionSpec, prior: Prior, soft: bool) -> Tensor:

@@ -90,6 +90,7 @@ class DiTDecoder(ActionDecoder):
         self.config, self.horizon, self.action_width = config, roster.horizon, max(roster.action_width, config.padded_width)
         self.takes_state = config.state_in_suffix
         self.path = config.path.build()
+        self.path.grid(config.evaluations)  # refuses here what it would refuse at the first call
         self.conditioning = config.conditioning.build(width, Build(config.time == "adaptive", config.experts, config.top_k))
         self.reads = self.conditioning.reads
         inner = self.conditioning.width

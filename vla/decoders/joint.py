@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens
-from vla.decoders.base import ActionDecoder
+from vla.decoders.base import ActionDecoder, with_evaluations
 from vla.diffusion.base import Denoiser
 from vla.errors import UnknownName, UserError
 from vla.noise import Noise
@@ -53,6 +53,12 @@ class Joint:
         if self.acts and self.acts not in names:
             raise UnknownName("part of the joint decoder", self.acts, names)
         return JointDecoder(self, width, roster)
+
+    def with_evaluations(self, count: int) -> Joint:
+        """Of the part that acts."""
+        acts = self.acts or self.parts[-1].name
+        changed = [replace(p, decoder=with_evaluations(p.decoder, count)) if p.name == acts else p for p in self.parts]
+        return replace(self, parts=tuple(changed))
 
 
 class JointDecoder(ActionDecoder):

@@ -59,6 +59,7 @@ class LatentFlowDecoder(ActionDecoder):
         self.config, self.latent_codes = config, config.codes
         self.horizon, self.action_width = roster.horizon, roster.action_width
         self.path = config.path.build()
+        self.path.grid(config.evaluations)  # refuses here what it would refuse at the first call
         self.conditioning = config.conditioning.build(width, Build())
         self.reads = self.conditioning.reads
         inner = self.conditioning.width

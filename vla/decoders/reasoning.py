@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.backbones.remembered import Reads
-from vla.decoders.base import ActionDecoder
+from vla.decoders.base import ActionDecoder, with_evaluations
 from vla.decoders.dit import DiT, DiTDecoder, Film
 from vla.decoders.joint import OncePerPrefix
 from vla.noise import Noise
@@ -37,6 +37,10 @@ class ReasonThenAct:
 
     def build(self, width: int, roster: Roster) -> ReasoningDecoder:
         return ReasoningDecoder(self, width, roster)
+
+    def with_evaluations(self, count: int) -> ReasonThenAct:
+        """Of the denoiser."""
+        return replace(self, action=with_evaluations(self.action, count))
 
 
 class ReasoningDecoder(ActionDecoder):

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def resolve(
-    policy: str | Path | Actor | Expert, suite: Suite, device: str, optimize: bool = False
+    policy: str | Path | Actor | Expert, suite: Suite, device: str, optimize: bool = False, evaluations: int | None = None
 ) -> tuple[Actor | Expert, dict[str, Any], Embodiment]:
     """The policy, what the result says of it, and the robot as the policy knows it (its chunks' length).
 
-    `optimize`: `Policy.optimize_for_inference`.
+    `optimize`: `Policy.optimize_for_inference`. `evaluations`: as in `Policy.load`.
     """
-    if optimize and not (isinstance(policy, (str, Path)) and policy not in BASELINES):
-        raise UserError("optimize is for a checkpoint; leave it out")
+    if (optimize or evaluations is not None) and not (isinstance(policy, (str, Path)) and policy not in BASELINES):
+        raise UserError(f"{'optimize is' if optimize else 'evaluations are'} for a checkpoint; leave {'it' if optimize else 'them'} out")
     if isinstance(policy, str) and policy in BASELINES:
         return baseline(policy, suite.embodiment), {"name": policy}, suite.embodiment
     if isinstance(policy, (str, Path)):
-        return _load(Path(policy), suite, device, optimize)
+        return _load(Path(policy), suite, device, optimize, evaluations)
     contents = getattr(policy, "contents", None)
     facts = {"name": type(policy).__name__.lower()}
     if contents is None:
@@ -79,14 +79,14 @@ class Sampling:
         return Several(actor, self.samples, value, agreement), told
 
 
-def _load(folder: Path, suite: Suite, device: str, optimize: bool) -> tuple[Policy, dict[str, Any], Embodiment]:
+def _load(folder: Path, suite: Suite, device: str, optimize: bool, evaluations: int | None) -> tuple[Policy, dict[str, Any], Embodiment]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}. Give one, or a baseline: {', '.join(BASELINES)}.")
     from vla.checkpoint import acting, sha256
     from vla.policy import Policy
 
     folder = acting(folder)
-    policy = Policy.load(folder, device)
+    policy = Policy.load(folder, device, evaluations=evaluations)
     robot = _robot_of(policy.contents, suite)
     if robot is not next(known for known in policy.contents.embodiments if known.name == robot.name):
         robots = tuple(robot if known.name == robot.name else known for known in policy.contents.embodiments)
@@ -102,6 +102,7 @@ def _load(folder: Path, suite: Suite, device: str, optimize: bool) -> tuple[Poli
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "device": device,
         **({"optimized": True} if optimize else {}),
+        **({"evaluations": evaluations} if evaluations is not None else {}),
         "offsets_s": list(policy.contents.offsets_s),
     }
     size = getattr(model.backbone, "image_size", None)

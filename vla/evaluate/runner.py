@@ -63,6 +63,7 @@ def evaluate(
     timeout_s: float = 60.0,
     device: str = "cpu",
     optimize: bool = False,
+    evaluations: int | None = None,
     python: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     command: str = "",
@@ -78,7 +79,7 @@ def evaluate(
     run again. `workers`: simulator processes with `slots` episodes each; neither changes a result. `image_size`: pixels, by default
     what the checkpoint's backbone sees. `video`: folder for animations of the first successes and failures of each task. `timeout_s`: a
     simulator silent for longer is killed and its episode counted as failed. `optimize`:
-    `Policy.optimize_for_inference`, whose actions differ by rounding.
+    `Policy.optimize_for_inference`, whose actions differ by rounding. `evaluations`: of the network for a chunk (`Policy.load`).
     `python`: the interpreter of the simulator's own environment. On a GPU the last bits of a chunk may depend on the batch it was in, so
     single episodes near the edge of success may differ from run to run; on a CPU they do not.
 
@@ -88,7 +89,7 @@ def evaluate(
     suite = load_suite(suite) if isinstance(suite, str) else suite
     episodes, shard = suite.episodes if episodes is None else episodes, shard or Shard()
     names = _checked(suite, tasks, episodes, workers, slots)
-    actor, facts, robot = resolve(policy, suite, device, optimize)
+    actor, facts, robot = resolve(policy, suite, device, optimize, evaluations)
     counts = _counts(actor)  # an object may have acted before
     execute, sampling = execute or max(1, int(robot.horizon * EXECUTED_SHARE)), sampling or Sampling()
     actor, facts = sampling.of(actor, facts, execute)
@@ -255,7 +256,7 @@ def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two policies apart whose rows must not be mixed."""
     return {
         key: facts[key]
-        for key in ("name", "manifest_sha256", "device", "optimized", "samples", "value_sha256", "agree", "self_guidance")
+        for key in ("name", "manifest_sha256", "device", "optimized", "evaluations", "samples", "value_sha256", "agree", "self_guidance")
         if key in facts
     }
 
