@@ -361,12 +361,16 @@ def evidence(results: Path) -> str:
             HEADER + "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
             _demo(results),
             _decoders(results),
+            _evaluations(results),
+            _bimodal(results),
             _meta_world(results, "mt10.json", MT10),
             _meta_world(results, "mt50.json", MT50),
+            _new_robot(results),
             _few_labels(results),
             _sampling(results),
             _latency(results),
             _shipped(results),
+            _probes(results),
         ]
     )
 
@@ -405,6 +409,100 @@ def _decoders(results: Path) -> str:
         success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
         lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
     return "\n".join(lines) + "\n"
+
+
+def _evaluations(results: Path) -> str:
+    """`vla eval --evaluations` of the denoising decoders, paired by episode with the least number."""
+    head = (
+        "## Evaluations of the network\n\nThe same weights, asked another number of times for a chunk; the same episodes in every row.\n\n"
+        "```bash\nvla eval runs/mine --suite metaworld-objects --episodes 20 --seed 0 --evaluations 2 --json FILE\n```\n"
+    )
+    files = sorted(results.glob("evaluations-*.json"), key=lambda path: (path.stem.split("-")[1], int(path.stem.split("-")[2])))
+    if not files:
+        return head + "\nNot run yet.\n"
+    lines = ["| decoder | evaluations | successes | rate | interval |\n|---|---|---|---|---|"]
+    for path in files:
+        _, decoder, evaluations = path.stem.split("-")
+        found = _load(path)
+        assert found is not None
+        lines.append(f"| `{decoder}` {_rate(evaluations, found['success'])}")
+    return head + "\n" + "\n".join(lines) + "\n"
+
+
+def _bimodal(results: Path) -> str:
+    head = (
+        "## Two ways round an obstacle\n\nDemonstrations pass on the left or on the right, half and half, so that their mean is wrong. "
+        "Plans from unseen starts that stay clear of the obstacle, and how many of all go left.\n\n"
+        "```bash\npython -m benchmarks.bimodal --plans 256 --json\n```\n"
+    )
+    found = _load(results / "bimodal.json")
+    if found is None:
+        return head + "\nNot run yet.\n"
+    lines = ["| | clear | rate | interval | left |\n|---|---|---|---|---|"]
+    lines += [f"{_rate(name, row)} {row['left']:.0%} |" for name, row in found["rows"].items()]
+    return head + "\n" + "\n".join(lines) + "\n"
+
+
+ARMS = {
+    "scratch": "from scratch",
+    "scratch_longer": "from scratch, with the steps of pretraining on top",
+    "pretrained": "pretrained on a Sawyer and a Fetch arm",
+    "permuted": "the same with actions exchanged between episodes",
+    "one_robot": "pretrained on the Sawyer alone, as many samples",
+}
+
+
+def _new_robot(results: Path) -> str:
+    head = (
+        "## Does pretraining help a new robot?\n\nA robot that pretraining never saw, fine-tuned on few demonstrations. Each arm beside "
+        "training from scratch on the same demonstrations, evaluated on the same episodes (McNemar's exact test).\n"
+    )
+    found = _load(results / "new_robot.json")
+    if found is None:
+        return head + "\n```bash\npython -m benchmarks.new_robot --json\n```\n\nNot run yet.\n"
+    lines = [
+        head,
+        f"```bash\n{found['command']}\n```\n",
+        f"{found['seeds']} seeds, {found['episodes']} episodes each; {found['steps']} steps of fine-tuning, {found['pretrain_steps']} of "
+        f"pretraining; {found['cpu_seconds'] / 60:.0f} CPU minutes.\n",
+    ]
+    for robot, rows in found["robots"].items():
+        lines.append(f"`{robot}`, {rows['task']}:\n")
+        lines.append("| demonstrations | | successes | rate | interval | against scratch | p | worth |\n|---|---|---|---|---|---|---|---|")
+        for count, by_arm in rows["demonstrations"].items():
+            for arm, row in by_arm.items():
+                pair, times = row.get("against_scratch"), rows["multiplier"].get(arm, {}).get(count)
+                told = f" {100 * pair['difference']:+.0f} points | {pair['p_value']:.2g} | {_times(times)} |" if pair else " | | |"
+                lines.append(f"| {count} {_rate(ARMS[arm], row)}{told}")
+        lines.append("")
+    lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success.\n")
+    return "\n".join(lines)
+
+
+def _times(multiplier: dict[str, float]) -> str:
+    ((kind, value),) = multiplier.items()
+    return f"{kind.replace('_', ' ')} {value:.1f}x"
+
+
+def _probes(results: Path) -> str:
+    base, files = _load(results / "checkpoint-arms-small-sawyer.json"), sorted(results.glob("probe-*.json"))
+    head = (
+        "## What the policy uses\n\nThe checkpoint in the repository, on the same episodes with one thing taken away or changed. Drawer, "
+        "door, window and faucet tasks share their scenes, so that words alone tell which is meant.\n\n"
+        "```bash\nvla eval checkpoints/arms-small --suite metaworld-objects --episodes 20 --seed 0 --probe no-language --json FILE\n```\n"
+    )
+    if base is None or not files:
+        return head + "\nNot run yet.\n"
+    every = {"nothing": base} | {path.stem.removeprefix("probe-"): json.loads(path.read_text()) for path in files}
+    tasks = list(base["tasks"])
+    lines = ["| | all | interval | " + " | ".join(tasks) + " |\n|---|---|---" + "|---" * len(tasks) + "|"]
+    for name, found in every.items():
+        low, high = _interval(found["success"])
+        cells = " | ".join(str(found["tasks"][task]["successes"]) for task in tasks)
+        row = found["success"]
+        lines.append(f"| {name} | {row['successes']}/{row['episodes']} | {100 * low:.0f} to {100 * high:.0f}% | {cells} |")
+    changed = [f"`{name}`: {found['probe']['what']}." for name, found in every.items() if found.get("probe")]
+    return head + "\n" + "\n".join(lines) + "\n\n" + " ".join(changed) + "\n"
 
 
 def _meta_world(results: Path, file: str, head: str) -> str:
