@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vla.cli import main
+from vla.cli import main, parse
+from vla.commands.eval import _command
 from vla.evaluate.result import read_result
 
 TOY = str(Path(__file__).with_name("toy_suite.py"))
@@ -21,7 +22,12 @@ def test_eval_then_compare(tmp_path, capsys):
         out = capsys.readouterr().out
         assert "easy" in out and ("6/6" if name == "expert" else "6 max_steps") in out
     found = read_result(tmp_path / "expert.json")
-    assert shlex.split(found.command)[:3] == ["vla", "eval", "expert"] and "--episodes 3" in found.command
+    words = shlex.split(found.command)
+    assert words[:3] == ["vla", "eval", "expert"] and "--episodes 3" in found.command and "--seed 0" in found.command
+    _, again = parse(words[1:])
+    assert (again.policy, again.suite, again.tasks, again.seed, again.optimize) == ("expert", TOY, "easy,hard", 0, False)
+    again.optimize = True
+    assert parse(shlex.split(_command(again))[1:])[1] == again
 
     assert main(["compare", str(tmp_path / "expert.json"), str(tmp_path / "hold.json"), "--json", str(tmp_path / "both.json")]) == 0
     out = capsys.readouterr().out

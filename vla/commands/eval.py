@@ -207,6 +207,6 @@ def _command(args: argparse.Namespace) -> str:
     given = ["vla", "eval", args.policy]
     for name, value in vars(args).items():
         for item in value if isinstance(value, list) else [value]:
-            if name != "policy" and item not in (None, ""):
-                given += [f"--{name.replace('_', '-')}", str(item)]
+            if name != "policy" and item is not False and item not in (None, ""):
+                given += [f"--{name.replace('_', '-')}", *([] if item is True else [str(item)])]
     return shlex.join(given)
