@@ -46,6 +46,8 @@ class Case:
 
 
 DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
+VARIANTS = ("fast", "dit_one", "ddpm")
+"""Of `pretrain/demo.py` that `make demo` does not take."""
 
 SPEEDUP = (
     Row("speed-up", "speedup", "x", at_least=5.0),
@@ -400,11 +402,12 @@ def _demo(results: Path) -> str:
 
 def _decoders(results: Path) -> str:
     lines = [
-        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`.\n\n"
-        "```bash\nmake demo DECODER=masked\n```\n",
+        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`. `fast`: FAST codes; "
+        "`dit_one`: one noise sample a context instead of four; `ddpm`: that path instead of a flow.\n\n"
+        "```bash\nmake demo DECODER=masked\nvla train pretrain/demo.py:fast --data-root runs/demo/data\n```\n",
         "| decoder | successes | rate | interval |\n|---|---|---|---|",
     ]
-    for name in DEMOS:
+    for name in (*DEMOS, *VARIANTS):
         demo, alone = _load(results / f"demo-{name}.json"), _load(results / f"sawyer-{name}.json")
         success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
         lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
