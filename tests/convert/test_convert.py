@@ -6,7 +6,9 @@ import hashlib
 import http.server
 import importlib.util
 import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,8 +23,10 @@ import pytest
 from tests.convert import sources
 from tests.convert.sources import CARD, Toy, card
 from vla.cli import main
+from vla.convert import lanes
 from vla.convert.engine import Settings, convert
 from vla.convert.estimate import estimate
+from vla.convert.mapping import Mapper
 from vla.convert.pictures import Encoding
 from vla.convert.raw import Encoded, RawEpisode
 from vla.convert.report import JOURNAL, Journal
@@ -229,7 +233,9 @@ def test_a_dead_worker_ends_it_by_name_and_it_resumes(tmp_path):
 
 @pytest.mark.faults
 def test_workers_end_when_the_main_process_is_killed(tmp_path):
-    child = subprocess.Popen(until(tmp_path / "out", 20, 2, False), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # A source of which much is left when it dies: what is sent ahead fits the pipes otherwise, and the workers are done.
+    words = [word.replace("per_part=2", "per_part=200") for word in until(tmp_path / "out", 20, 2, False)]
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pids = child.stdout.read().split()  # comes to its end when every process that holds the pipe has ended
     assert child.wait() == -signal.SIGKILL and len(pids) == 2
     for pid in pids:
@@ -442,3 +448,13 @@ def test_a_whole_source_is_fetched_where_the_format_needs_it(tmp_path):
     assert (store.fetch_all() / "a").read_bytes() == b"123"
     assert np.array_equal(np.fromfile(store.fetch_all() / "a", np.uint8), [49, 50, 51])  # and not fetched again
     assert sources.ROBOT.limits is None
+
+
+def test_whatever_arrives_of_a_slot_whose_sender_died_is_an_end_and_nothing_else():
+    whole = pickle.dumps(lanes.Slot("part", "id", Mapper(card()).episode(sources.episode(steps=4)).episode), pickle.HIGHEST_PROTOCOL)
+    for arrived in (*range(200), *range(200, len(whole), 97)):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        with lanes._file(theirs, "wb") as sending:
+            sending.write(whole[:arrived])
+        with lanes._file(ours, "rb") as receiving, pytest.raises(lanes.CUT):
+            pickle.load(receiving)

@@ -31,6 +31,8 @@ from vla.types import Episode
 
 LANES = 16
 """More would let more workers help, and hold more episodes (and fetched files) at once. Part of the order: changing it changes datasets."""
+CUT = (EOFError, pickle.UnpicklingError, ConnectionError)
+"""What reading a slot raises where its sender died, before it or in the middle of it."""
 AHEAD = 2
 """Slots that a worker prepares before the first of them is taken."""
 
@@ -166,7 +168,7 @@ class _Worker:
         """The next slot; Damaged, with the part that it was reading, where the process is dead."""
         try:
             slot = pickle.load(self._slots)
-        except (EOFError, pickle.UnpicklingError, ConnectionError) as error:
+        except CUT as error:
             self._process.join()
             code, number = self._process.exitcode, self._reading.value
             part = self._parts[number] if number >= 0 else "before the first part"
