@@ -4,8 +4,8 @@
     python -m benchmarks.bimodal --plans 256 --json
 
 Each decoder trains on the tiny backbone with the same demonstrations, then plans from starts it has not seen. A plan fails if it comes
-nearer than `RADIUS` to the obstacle. Prints a line per decoder: share of plans that pass, and that pass on the left. Those that ask their
-network several times for a plan do so with each number of `EVALUATIONS`, all by the same weights.
+nearer than `RADIUS` to the obstacle. Prints a line per decoder: share of plans that pass, and that pass on the left. With
+`--json`, those that ask their network several times for a plan do so with each number of `EVALUATIONS`, all by the same weights.
 """
 
 from __future__ import annotations
@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one object, with each number of evaluations")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.json and args.picture:
+        parser.error("--json draws no picture; run it once without")
     if args.json:
         facts = {"date": date.today().isoformat(), "commit": git_commit(), "versions": versions(), "steps": args.steps}
         print(json.dumps({**facts, "rows": compared(args.steps, args.plans)}, indent=1))

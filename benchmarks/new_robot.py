@@ -11,8 +11,9 @@ permuted        the same pretraining on data whose actions were exchanged betwee
 one_robot       the same pretraining on the Sawyer alone, as many samples
 
 A seed chooses the demonstrations (those of fewer are among those of more), their order and the fresh weights. All arms meet the same
-episodes, so that differences are paired (McNemar). Pretraining is run once for each arm. Every stage is a command of ours, logged in
-`--out`; the same command goes on where an earlier one was stopped.
+episodes, so that differences are paired (McNemar), each arm with `scratch` and with `pretrained`. Episodes of one trained network are not
+independent trainings, and pretraining is run once: intervals and p-values speak of these networks, and `by_seed` shows how much they
+differ. Every stage is a command of ours, logged in `--out`; the same command goes on where an earlier one was stopped.
 """
 
 from __future__ import annotations
@@ -75,12 +76,9 @@ robosuite_iiwa, robosuite_iiwa_scratch = _recipes("robosuite_iiwa")
 
 def main() -> None:
     args = _arguments()
-    counts = sorted({int(number) for number in args.demonstrations.split(",")})
-    robots, arms = args.robots.split(","), args.arms.split(",")
-    unknown = [name for names, known in ((robots, TARGETS), (arms, ARMS)) for name in names if name not in known]
-    if unknown or min(counts) < 2 or "scratch" not in arms:
-        sys.exit(f"{', '.join(unknown) or args.demonstrations}: robots: {', '.join(TARGETS)}; arms: scratch and any of {', '.join(ARMS)}")
+    counts, robots, arms = _asked(args)
     out: Path = args.out
+    _same_settings(out, {"most": max(counts), "episodes": args.episodes, "steps": args.steps, "pretrain_steps": args.pretrain_steps})
     began = [run_stages(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores, True, _shown())]
     for robot in robots:
         for count in counts:
@@ -102,7 +100,7 @@ def main() -> None:
         "seconds": sum(row.seconds for state in began for row in state.done.values()),
         "cpu_seconds": sum(row.cpu_seconds for state in began for row in state.done.values()),
         "robots": {robot: curves(robot, counts, arms, args.seeds, out) for robot in robots},
-        "command": "python -m benchmarks.new_robot " + " ".join(sys.argv[1:]),
+        "command": _command(args),
     }
     if args.json:
         print(json.dumps(found, indent=1))
@@ -166,6 +164,8 @@ def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], 
 def choose(every: Path, out: Path, count: int, seed: int) -> None:
     """`count` episodes of a dataset as one of its own; those of a smaller count are among those of a larger one."""
     dataset = Dataset.open(every)
+    if count > len(dataset):
+        sys.exit(f"{every} holds {len(dataset)} episodes, not {count}")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
     _write(out, dataset, ((int(index), None) for index in chosen))
 
@@ -193,12 +193,44 @@ def _write(out: Path, dataset: Dataset, episodes: Any) -> None:
             writer.add(episode)
 
 
+def _asked(args: argparse.Namespace) -> tuple[list[int], list[str], list[str]]:
+    """Numbers of demonstrations, robots and arms; leaves with what is wrong."""
+    words = args.demonstrations.split(",")
+    robots, arms = (list(dict.fromkeys(names.split(","))) for names in (args.robots, args.arms))
+    if not all(word.isdecimal() and int(word) > 1 for word in words):
+        sys.exit(f"--demonstrations {args.demonstrations}: give numbers of at least 2, such as 10,30")
+    if unknown := [name for names, known in ((robots, TARGETS), (arms, ARMS)) for name in names if name not in known]:
+        sys.exit(f"{', '.join(unknown)}: robots are {', '.join(TARGETS)}; arms {', '.join(ARMS)}")
+    if "scratch" not in arms or min(args.seeds, args.episodes, args.steps, args.pretrain_steps, args.cores) < 1:
+        sys.exit("`scratch` is what the other arms are compared with; seeds, episodes, steps and cores are at least 1")
+    return sorted(map(int, words)), robots, arms
+
+
+def _same_settings(out: Path, settings: Mapping[str, int]) -> None:
+    """A folder is of one experiment: others would choose other demonstrations, or compare what was trained otherwise."""
+    path = out / "settings.json"
+    if path.is_file() and (known := json.loads(path.read_text())) != settings:
+        sys.exit(f"{out} was begun with {known}, not {settings} (most: the largest number of demonstrations); choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What makes the figures again, anywhere."""
+    given = {name: value for name, value in vars(args).items() if name not in ("out", "json", "cores")}
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    return " ".join(["python -m benchmarks.new_robot --json", *words])
+
+
 def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, out: Path) -> dict[str, Any]:
-    """Success of every arm by the number of demonstrations, each against `scratch` on the same episodes of the same seed."""
+    """Success of every arm by the number of demonstrations, each against `scratch` and `pretrained` on the same episodes and seeds."""
     table: dict[str, dict[str, Any]] = {}
     for count in counts:
         results = {arm: [read_result(_result(out, robot, count, seed, arm)) for seed in range(seeds)] for arm in arms}
-        table[str(count)] = {arm: _row(every, None if arm == "scratch" else results["scratch"]) for arm, every in results.items()}
+        table[str(count)] = {
+            arm: _row(every, {base: results[base] for base in ("scratch", "pretrained") if base != arm and base in results})
+            for arm, every in results.items()
+        }
     scratch = {count: table[str(count)]["scratch"]["rate"] for count in counts}
     multiplier = {
         arm: {str(count): demonstrations_for(scratch, table[str(count)][arm]["rate"], count) for count in counts}
@@ -209,8 +241,8 @@ def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, o
     return {"suite": suite, "task": task, "demonstrations": table, "multiplier": multiplier}
 
 
-def _row(results: Sequence[EvalResult], scratch: Sequence[EvalResult] | None) -> dict[str, Any]:
-    outcomes = np.array([[row.success for row in result.rows] for result in results])
+def _row(results: Sequence[EvalResult], bases: Mapping[str, Sequence[EvalResult]]) -> dict[str, Any]:
+    outcomes = _outcomes(results)
     interval = wilson(int(outcomes.sum()), outcomes.size)
     row: dict[str, Any] = {
         "successes": int(outcomes.sum()),
@@ -221,21 +253,27 @@ def _row(results: Sequence[EvalResult], scratch: Sequence[EvalResult] | None) ->
         "by_seed": outcomes.sum(1).tolist(),
         "raw": ["".join("01"[int(success)] for success in one) for one in outcomes],
     }
-    if scratch is not None:
-        base = np.array([[other.success for other in result.rows] for result in scratch])
-        assert [[r.seed for r in result.rows] for result in results] == [[r.seed for r in result.rows] for result in scratch]
-        better, worse = int((outcomes & ~base).sum()), int((base & ~outcomes).sum())
-        both = int((outcomes & base).sum())
-        row |= {"better": better, "worse": worse}
-        row["against_scratch"] = asdict(compare_paired(both, better, worse, outcomes.size - both - better - worse))
+    for name, others in bases.items():
+        assert [[r.seed for r in result.rows] for result in results] == [[r.seed for r in result.rows] for result in others]
+        base = _outcomes(others)
+        better, worse, both = int((outcomes & ~base).sum()), int((base & ~outcomes).sum()), int((outcomes & base).sum())
+        compared = compare_paired(both, better, worse, outcomes.size - both - better - worse)
+        row[f"against_{name}"] = {"better": better, "worse": worse, **asdict(compared)}
     return row
 
 
+def _outcomes(results: Sequence[EvalResult]) -> np.ndarray:
+    """bool (seeds, episodes)."""
+    return np.array([[bool(row.success) for row in result.rows] for result in results])
+
+
 def demonstrations_for(scratch: Mapping[int, float], rate: float, count: int) -> dict[str, float]:
-    """How many times `count` demonstrations training from scratch needs for this success: between two measured counts by the logarithm of
-    the number. `at_least` where no count reaches it, `at_most` where the least one does."""
+    """How many times `count` demonstrations training from scratch needs for this success: roughly, between two measured counts by the
+    logarithm of the number. `at_least` where no count reaches it, `at_most` where the least one does."""
     counts = sorted(scratch)
     reached = np.maximum.accumulate([scratch[number] for number in counts])
+    if rate == scratch[count]:
+        return {"about": 1.0}
     place = int(np.searchsorted(reached, rate))
     if place == len(counts):
         return {"at_least": counts[-1] / count}

@@ -415,7 +415,7 @@ def _decoders(results: Path) -> str:
 
 
 def _evaluations(results: Path) -> str:
-    """`vla eval --evaluations` of the denoising decoders, paired by episode with the least number."""
+    """`vla eval --evaluations` of the denoising decoders."""
     head = (
         "## Evaluations of the network\n\nThe same weights, asked another number of times for a chunk; the same episodes in every row.\n\n"
         "```bash\nvla eval runs/mine --suite metaworld-objects --episodes 20 --seed 0 --evaluations 2 --json FILE\n```\n"
@@ -458,7 +458,9 @@ ARMS = {
 def _new_robot(results: Path) -> str:
     head = (
         "## Does pretraining help a new robot?\n\nA robot that pretraining never saw, fine-tuned on few demonstrations. Each arm beside "
-        "training from scratch on the same demonstrations, evaluated on the same episodes (McNemar's exact test).\n"
+        "training from scratch on the same demonstrations, and beside the pretrained one, on the same episodes (McNemar's exact test). "
+        "Intervals and p-values are of these trained networks: episodes of one are no independent trainings, and pretraining was run "
+        "once.\n"
     )
     found = _load(results / "new_robot.json")
     if found is None:
@@ -471,15 +473,23 @@ def _new_robot(results: Path) -> str:
     ]
     for robot, rows in found["robots"].items():
         lines.append(f"`{robot}`, {rows['task']}:\n")
-        lines.append("| demonstrations | | successes | rate | interval | against scratch | p | worth |\n|---|---|---|---|---|---|---|---|")
+        lines.append("| demonstrations | | successes | rate | interval | by seed | against scratch | against pretrained | worth |")
+        lines.append("|---" * 9 + "|")
         for count, by_arm in rows["demonstrations"].items():
             for arm, row in by_arm.items():
-                pair, times = row.get("against_scratch"), rows["multiplier"].get(arm, {}).get(count)
-                told = f" {100 * pair['difference']:+.0f} points | {pair['p_value']:.2g} | {_times(times)} |" if pair else " | | |"
-                lines.append(f"| {count} {_rate(ARMS[arm], row)}{told}")
+                seeds, times = ", ".join(map(str, row["by_seed"])), rows["multiplier"].get(arm, {}).get(count)
+                pairs = [row.get(f"against_{base}") for base in ("scratch", "pretrained")]
+                told = " | ".join(_pair(pair) for pair in pairs)
+                # Of a difference that may be none, a factor would tell nothing.
+                worth = _times(times) if pairs[0] and pairs[0]["p_value"] < 0.05 else ""
+                lines.append(f"| {count} {_rate(ARMS[arm], row)} {seeds} | {told} | {worth} |")
         lines.append("")
-    lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success.\n")
+    lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success, roughly.\n")
     return "\n".join(lines)
+
+
+def _pair(pair: dict[str, Any] | None) -> str:
+    return f"{100 * pair['difference']:+.0f} points, p = {pair['p_value']:.2g}" if pair else ""
 
 
 def _times(multiplier: dict[str, float]) -> str:
@@ -490,8 +500,9 @@ def _times(multiplier: dict[str, float]) -> str:
 def _probes(results: Path) -> str:
     base, files = _load(results / "checkpoint-arms-small-sawyer.json"), sorted(results.glob("probe-*.json"))
     head = (
-        "## What the policy uses\n\nThe checkpoint in the repository, on the same episodes with one thing taken away or changed. Drawer, "
-        "door, window and faucet tasks share their scenes, so that words alone tell which is meant.\n\n"
+        "## What the policy uses\n\nThe checkpoint in the repository, on the same episodes with one thing taken away or changed. The two "
+        "faucet tasks look alike, so that words alone tell which is meant; of the others the scene tells a part. An empty instruction is "
+        "also one that training never saw.\n\n"
         "```bash\nvla eval checkpoints/arms-small --suite metaworld-objects --episodes 20 --seed 0 --probe no-language --json FILE\n```\n"
     )
     if base is None or not files:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -448,6 +449,21 @@ def test_a_whole_source_is_fetched_where_the_format_needs_it(tmp_path):
     assert (store.fetch_all() / "a").read_bytes() == b"123"
     assert np.array_equal(np.fromfile(store.fetch_all() / "a", np.uint8), [49, 50, 51])  # and not fetched again
     assert sources.ROBOT.limits is None
+
+
+class Unsendable(Toy):
+    """Facts that no pipe takes."""
+
+    def episodes(self, part: str) -> Iterator:
+        for raw in super().episodes(part):
+            yield replace(raw, facts={"made by": lambda: part})
+
+
+@pytest.mark.thorough
+def test_a_slot_that_cannot_be_sent_ends_it_and_hangs_nothing(tmp_path, capfd):
+    with pytest.raises(Damaged, match="the process that reads it ended with code 1"):
+        convert(partial(Unsendable, parts=40), card(), tmp_path / "out", Settings(workers=2))
+    assert "pickle" in capfd.readouterr().err
 
 
 def test_whatever_arrives_of_a_slot_whose_sender_died_is_an_end_and_nothing_else():

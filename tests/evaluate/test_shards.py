@@ -68,6 +68,9 @@ def test_parts_that_make_no_whole_are_refused():
         merge({"a": one, "b": one})
     with pytest.raises(UserError, match="differ in seed, policy manifest_sha256"):
         merge({"a": one, "b": replace(two, seed=1, policy={"name": "p", "manifest_sha256": "1"})})
+    for key in ("evaluations", "optimized", "agree", "self_guidance"):
+        with pytest.raises(UserError, match=f"differ in policy {key}"):
+            merge({"a": one, "b": replace(two, policy={**one.policy, key: 1})})
     with pytest.raises(UserError, match="does not say how many episodes"):
         merge({"a": replace(one, episodes=0)})
 

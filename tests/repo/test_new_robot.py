@@ -74,6 +74,7 @@ def test_how_many_demonstrations_from_scratch_a_success_is_worth():
     assert worth(scratch, 0.1, 10) == {"at_most": 0.5}
     assert worth(scratch, 0.6, 5) == {"about": pytest.approx((20 * 40) ** 0.5 / 5)}
     assert worth(scratch, 0.3, 5) == {"about": pytest.approx(2**0.5)}
+    assert worth({10: 0.8, 30: 0.8}, 0.8, 30) == {"about": 1.0} == worth({10: 0.0, 30: 0.0}, 0.0, 30)
     assert worth(scratch, 0.4, 10) == {"about": pytest.approx(1.0)}
 
 
@@ -84,7 +85,27 @@ def test_arms_are_paired_by_seed_and_episode():
         return EvalResult(facts, "panda", "panda", False, 0, 10, "", 64, {"lift": 9}, rows, 1.0, 1.0, 1, {})
 
     scratch = [result([0, 0, 1, 1]), result([0, 0, 0, 1])]
-    better = new_robot._row([result([1, 0, 1, 1]), result([1, 1, 0, 0])], scratch)
-    assert (better["better"], better["worse"], better["by_seed"]) == (3, 1, [3, 2])
-    assert better["raw"] == ["1011", "1100"] and better["successes"] == 5 and better["against_scratch"]["difference"] == 2 / 8
-    assert "against_scratch" not in new_robot._row(scratch, None)
+    better = new_robot._row([result([1, 0, 1, 1]), result([1, 1, 0, 0])], {"scratch": scratch})
+    against = better["against_scratch"]
+    assert (against["better"], against["worse"], against["difference"]) == (3, 1, 2 / 8)
+    assert better["raw"] == ["1011", "1100"] and better["successes"] == 5 and better["by_seed"] == [3, 2]
+    assert not [key for key in new_robot._row(scratch, {}) if key.startswith("against")]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--demonstrations", "x"], "give numbers of at least 2"),
+        (["--demonstrations", "1,5"], "give numbers of at least 2"),
+        (["--robots", "panda,robot"], "robot: robots are panda, "),
+        (["--arms", "pretrained"], "`scratch` is what the other arms are compared with"),
+        (["--seeds", "0"], "at least 1"),
+        (["--demonstrations", "10,50"], "was begun with .*'most': 30.*choose another --out"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_collected(words, reason, tmp_path, monkeypatch):
+    new_robot._same_settings(tmp_path, {"most": 30, "episodes": 40, "steps": 300, "pretrain_steps": 1000})
+    monkeypatch.setattr("sys.argv", ["new_robot", "--out", str(tmp_path), *words])
+    monkeypatch.setattr(new_robot, "run_stages", lambda *_: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match=reason):
+        new_robot.main()

@@ -178,7 +178,8 @@ def _checkpoint(folder: Path, args: argparse.Namespace) -> tuple[Actor, Embodime
         raise UnknownName("embodiment of this checkpoint", name, robots, "Fine-tune for another robot (finetune/forkme.py).")
     manifest = sha256(acting(folder) / "manifest.json")
     statistics = digest(policy.contents.normalizers[name].to_json())
-    return policy, robots[name], {"policy": f"checkpoint {manifest[:16]}", "statistics": statistics}
+    asked = "" if args.evaluations is None else f", {args.evaluations} evaluations"
+    return policy, robots[name], {"policy": f"checkpoint {manifest[:16]}{asked}", "statistics": statistics}
 
 
 def _settings(args: argparse.Namespace) -> Settings:

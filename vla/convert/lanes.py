@@ -13,6 +13,7 @@ import pickle
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -169,6 +170,8 @@ class _Worker:
         try:
             slot = pickle.load(self._slots)
         except CUT as error:
+            self._process.join(timeout=5)
+            self._process.terminate()
             self._process.join()
             code, number = self._process.exitcode, self._reading.value
             part = self._parts[number] if number >= 0 else "before the first part"
@@ -203,13 +206,19 @@ def _work(job: Job, lanes: Sequence[int], sender: Connection, reading: Any) -> N
 
 
 def _send(ahead: queue.Queue[Any], sender: Connection) -> None:
+    sent = False
     try:
         with _file(sender, "wb") as out:
             while (slot := ahead.get()) is not None:
                 pickle.dump(slot, out, pickle.HIGHEST_PROTOCOL)
                 out.flush()
+        sent = True
     except ConnectionError:
         os._exit(1)  # nobody takes slots any more; the thread that makes them may be anywhere, and holds nothing worth closing
+    finally:
+        if not sent:
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _file(connection: Connection, mode: str) -> IO[Any]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vla.child import command, environment
 from vla.errors import UserError
 
 POLL_S = 0.25
+PATIENCE_S = 5.0
+"""For all stages together to end when they are told to; then they are killed."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Stage:
 
     @property
     def line(self) -> str:
-        return "vla " + " ".join(self.command)
+        return shlex.join(("vla", *self.command))
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,12 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
         state.done = {s.name: found for s in stages if (found := _record(out, s.name)) and found.digest == digests[s.name]}
         state.reused = tuple(state.done)
     running: dict[str, _Running] = {}
-    told = signal.signal(signal.SIGTERM, _exit) if threading.current_thread() is threading.main_thread() else None
+    told: list[int] = []
+    before = _told_by_signals(told)
     try:
         while len(state.done) < len(stages):
+            if told:
+                raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(128 + told[0])
             for stage in _startable(stages, state.done, running, cores):
                 if stage.makes is not None:
                     shutil.rmtree(stage.makes, ignore_errors=True)
@@ -112,9 +119,12 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
                 time.sleep(POLL_S)
     finally:
         for process in running.values():
-            process.kill()
-        if told is not None:
-            signal.signal(signal.SIGTERM, told)
+            process.tell_to_end()
+        deadline = time.monotonic() + PATIENCE_S
+        for process in running.values():
+            process.end(deadline)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return state
 
 
@@ -147,9 +157,12 @@ def _startable(stages: Sequence[Stage], done: Mapping, running: Mapping, cores: 
     return found
 
 
-def _exit(number: int, frame: object) -> None:
-    """Leaves by way of what cleans up, as an interruption does."""
-    sys.exit(128 + number)
+def _told_by_signals(told: list[int]) -> dict[int, Any]:
+    """Signals that end a job are written down, and looked at where every stage that runs is known; what answered them before. Those of
+    another thread than the main one reach nobody here."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, lambda number, frame: told.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def _check(stages: Sequence[Stage]) -> None:
@@ -219,15 +232,18 @@ class _Running:
             lines = [line.strip() for line in log.read().decode(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
-    def kill(self) -> None:
-        """Ends every stage that runs, with what it has started."""
-        try:
+    def tell_to_end(self) -> None:
+        """Asks the stage, and what it has started, to end."""
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGTERM)
-            self.child.wait(timeout=5)
-        except ProcessLookupError:
-            return
+
+    def end(self, deadline: float) -> None:
+        """Waits for it until then, and kills what is left."""
+        try:
+            self.child.wait(timeout=max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            os.killpg(self.child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
 
 

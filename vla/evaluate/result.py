@@ -37,6 +37,10 @@ PACKAGES = (
 )
 
 
+ACTS = ("name", "manifest_sha256", "optimized", "evaluations", "samples", "value_sha256", "agree", "self_guidance")
+"""What a result says of its policy that tells two apart whose rows must not be mixed, beside the device."""
+
+
 def episode_seed(seed: int, task: str, episode: int) -> int:
     """The simulator's seed of one episode: the same for every policy evaluated under `seed`, so results pair up."""
     return EVALUATION_SEEDS + stable_hash("episode", seed, task, episode) % EVALUATION_SEEDS

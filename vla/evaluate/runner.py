@@ -17,7 +17,7 @@ from vla.evaluate.batching import Batcher, one_thread
 from vla.evaluate.journal import Journal
 from vla.evaluate.probes import Probe, disguise
 from vla.evaluate.resolve import Sampling, resolve
-from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
+from vla.evaluate.result import ACTS, TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
 from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
@@ -254,11 +254,7 @@ def _counts(actor: Actor | Expert) -> dict[str, int]:
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells two policies apart whose rows must not be mixed."""
-    return {
-        key: facts[key]
-        for key in ("name", "manifest_sha256", "device", "optimized", "evaluations", "samples", "value_sha256", "agree", "self_guidance")
-        if key in facts
-    }
+    return {key: facts[key] for key in (*ACTS, "device") if key in facts}
 
 
 def _time(rollouts: Rollouts, parent_cpu: float) -> dict[str, float]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vla.errors import UserError
-from vla.evaluate.result import EvalResult, Row, sampled
+from vla.evaluate.result import ACTS, EvalResult, Row, sampled
 
 _SAME = ("suite", "embodiment", "seed", "execute", "ensemble", "image_size", "max_steps", "episodes", "termination", "probe")
-_ACTING = ("name", "manifest_sha256", "samples", "value_sha256")
 _COUNTS = ("chunks", "repaired")
 
 
@@ -54,7 +53,7 @@ def merge(parts: Mapping[str, EvalResult]) -> EvalResult:
         if other.versions != first.versions:
             notes.append(f"{first_name} and {name} were made with different versions of packages")
         differ = [key for key in _SAME if getattr(first, key) != getattr(other, key)]
-        differ += [f"policy {key}" for key in _ACTING if first.policy.get(key) != other.policy.get(key)]
+        differ += [f"policy {key}" for key in ACTS if first.policy.get(key) != other.policy.get(key)]
         if other.policy.get("device") != first.policy.get("device"):
             notes.append(f"{first_name} and {name} acted on different devices")
         if differ:
