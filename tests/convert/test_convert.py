@@ -24,7 +24,7 @@ import pytest
 from tests.convert import sources
 from tests.convert.sources import CARD, Toy, card
 from vla.cli import main
-from vla.convert import lanes
+from vla.convert import lanes, pipe
 from vla.convert.engine import Settings, convert
 from vla.convert.estimate import estimate
 from vla.convert.mapping import Mapper
@@ -35,6 +35,7 @@ from vla.convert.store import Store
 from vla.data.quarantine import TooManyBad
 from vla.data.shard import Dataset, verify
 from vla.errors import Damaged, SchemaError, UnsafeChange, UserError
+from vla.types import Frames, VideoFrames
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"workers": 0, "max_shard_bytes": 20_000}
@@ -466,11 +467,35 @@ def test_a_slot_that_cannot_be_sent_ends_it_and_hangs_nothing(tmp_path, capfd):
     assert "pickle" in capfd.readouterr().err
 
 
-def test_whatever_arrives_of_a_slot_whose_sender_died_is_an_end_and_nothing_else():
-    whole = pickle.dumps(lanes.Slot("part", "id", Mapper(card()).episode(sources.episode(steps=4)).episode), pickle.HIGHEST_PROTOCOL)
-    for arrived in (*range(200), *range(200, len(whole), 97)):
+def through(pipe_end, what, episode) -> bytes:
+    """What is sent, as bytes."""
+    ours, theirs = pipe_end
+    sending = threading.Thread(target=lambda: (pipe.send(theirs, what, episode), theirs.close()))
+    sending.start()
+    with open(ours.fileno(), "rb", closefd=False) as everything:
+        data = everything.read()
+    sending.join()
+    return data
+
+
+def test_an_episode_comes_through_a_pipe_as_it_was_and_cut_off_it_is_an_end():
+    seen = Mapper(card()).episode(sources.episode(steps=4)).episode
+    long = os.urandom(300_000)  # more than a pipe holds
+    video = replace(seen, frames={"front": Frames(np.arange(3), (b"", long, b"x")), "wrist": VideoFrames(np.arange(2), 4 * long)})
+    for episode in (seen, video, None):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        with lanes._file(theirs, "wb") as sending:
-            sending.write(whole[:arrived])
-        with lanes._file(ours, "rb") as receiving, pytest.raises(lanes.CUT):
-            pickle.load(receiving)
+        sending = threading.Thread(target=pipe.send, args=(theirs, "what", episode))
+        sending.start()
+        what, found = pipe.receive(ours)
+        sending.join()
+        assert what == "what" and (found is None) == (episode is None)
+        if episode is not None:
+            assert pickle.dumps(found.frames) == pickle.dumps(episode.frames) and np.array_equal(found.action, episode.action)
+    whole = through(multiprocessing.Pipe(duplex=False), lanes.Slot("part", "id"), seen)
+    assert all(piece in whole for frames in seen.frames.values() for piece in frames.jpeg)
+    for arrived in (*range(100), *range(100, len(whole), 97)):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        os.write(theirs.fileno(), whole[:arrived])
+        theirs.close()
+        with pytest.raises(pipe.CUT):
+            pipe.receive(ours)

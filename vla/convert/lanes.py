@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from vla.convert import pipe
 from vla.convert.fields import BadEpisode
 from vla.convert.mapping import Mapper
 from vla.convert.raw import RawEpisode, Reader, Unreadable
@@ -32,8 +32,6 @@ from vla.types import Episode
 
 LANES = 16
 """More would let more workers help, and hold more episodes (and fetched files) at once. Part of the order: changing it changes datasets."""
-CUT = (EOFError, pickle.UnpicklingError, ConnectionError)
-"""What reading a slot raises where its sender died, before it or in the middle of it."""
 AHEAD = 2
 """Slots that a worker prepares before the first of them is taken."""
 
@@ -70,6 +68,7 @@ class Slot:
 class _Failure:
     text: str
     exit_code: int
+    episode: None = None
 
 
 def slots(job: Job, workers: int) -> Iterator[Slot]:
@@ -158,8 +157,7 @@ class _Worker:
 
     def __init__(self, job: Job, lanes: Sequence[int]) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would take over threads and locks of whatever runs here
-        receiver, sender = spawn.Pipe(duplex=False)
-        self._slots = _file(receiver, "rb")
+        self._slots, sender = spawn.Pipe(duplex=False)
         self._reading, self._parts = spawn.RawValue("q", -1), job.parts
         self._process = spawn.Process(target=_work, args=(job, list(lanes), sender, self._reading), daemon=True)
         self._process.start()
@@ -168,8 +166,8 @@ class _Worker:
     def take(self) -> Slot:
         """The next slot; Damaged, with the part that it was reading, where the process is dead."""
         try:
-            slot = pickle.load(self._slots)
-        except CUT as error:
+            slot, episode = pipe.receive(self._slots)
+        except pipe.CUT as error:
             self._process.join(timeout=5)
             self._process.terminate()
             self._process.join()
@@ -180,7 +178,7 @@ class _Worker:
             failed = UserError(slot.text)
             failed.exit_code = slot.exit_code
             raise failed
-        return slot
+        return replace(slot, episode=episode)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -208,10 +206,9 @@ def _work(job: Job, lanes: Sequence[int], sender: Connection, reading: Any) -> N
 def _send(ahead: queue.Queue[Any], sender: Connection) -> None:
     sent = False
     try:
-        with _file(sender, "wb") as out:
-            while (slot := ahead.get()) is not None:
-                pickle.dump(slot, out, pickle.HIGHEST_PROTOCOL)
-                out.flush()
+        while (slot := ahead.get()) is not None:
+            pipe.send(sender, replace(slot, episode=None), slot.episode)
+        sender.close()
         sent = True
     except ConnectionError:
         os._exit(1)  # nobody takes slots any more; the thread that makes them may be anywhere, and holds nothing worth closing
@@ -219,11 +216,3 @@ def _send(ahead: queue.Queue[Any], sender: Connection) -> None:
         if not sent:
             traceback.print_exc()
             os._exit(1)
-
-
-def _file(connection: Connection, mode: str) -> IO[Any]:
-    """An end of a pipe as a file, which it becomes: pickle streams through it. A connection's own `send` and `recv` put a whole message
-    together first, at four times the processor's time for an episode of pictures."""
-    file = os.fdopen(os.dup(connection.fileno()), mode, buffering=1 << 16)
-    connection.close()
-    return file

@@ -15,15 +15,12 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from vla.data import format as fmt
+from vla.data import gather
 from vla.data.admit import anchors, check_episode
 from vla.data.segments import Segment, segments
 from vla.data.sums import crc32
 from vla.errors import SchemaError, UserError
 from vla.types import Episode, Frames, VideoFrames
-
-AT_ONCE = 32
-"""Pieces (mostly pictures) that one system call writes: a call each takes half as long again, and hundreds in one are slow too."""
-
 
 class ShardWriter:
     """`with ShardWriter(folder, info) as writer: writer.add(episode)`. The same episodes give the same bytes.
@@ -319,15 +316,11 @@ class _Shard:
         }
 
     def _write(self, *pieces: bytes) -> None:
-        for first in range(0, len(pieces), AT_ONCE):
-            some = pieces[first : first + AT_ONCE]
+        for first in range(0, len(pieces), gather.AT_ONCE):
+            some = pieces[first : first + gather.AT_ONCE]
             for piece in some:
                 self._hash.update(piece)
-            size, written = sum(map(len, some)), os.writev(self._tar.fileno(), some)
-            rest = b"".join(some)[written:] if written < size else b""  # more than one call takes, or a full disk: the next says so
-            while rest:
-                rest = rest[os.write(self._tar.fileno(), rest) :]
-            self.bytes += size
+            self.bytes += gather.write(self._tar.fileno(), some)
 
     def _part(self, kind: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{kind}.part")
