@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from vla.evaluate.statistics import compare_paired
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -420,15 +422,17 @@ def _evaluations(results: Path) -> str:
         "## Evaluations of the network\n\nThe same weights, asked another number of times for a chunk; the same episodes in every row.\n\n"
         "```bash\nvla eval runs/mine --suite metaworld-objects --episodes 20 --seed 0 --evaluations 2 --json FILE\n```\n"
     )
-    files = sorted(results.glob("evaluations-*.json"), key=lambda path: (path.stem.split("-")[1], int(path.stem.split("-")[2])))
-    if not files:
+    found = [json.loads(path.read_text()) for path in results.glob("evaluations-*.json")]
+    if not found:
         return head + "\nNot run yet.\n"
-    lines = ["| decoder | evaluations | successes | rate | interval |\n|---|---|---|---|---|"]
-    for path in files:
-        _, decoder, evaluations = path.stem.split("-")
-        found = _load(path)
-        assert found is not None
-        lines.append(f"| `{decoder}` {_rate(evaluations, found['success'])}")
+    lines = ["| decoder | evaluations | successes | rate | interval | against the fewest |\n|---|---|---|---|---|---|"]
+    fewest: dict[str, dict[str, Any]] = {}
+    for result in sorted(found, key=lambda result: (result["policy"]["decoder"], result["policy"]["evaluations"])):
+        decoder = result["policy"]["decoder"].removeprefix("decoder.")
+        base = fewest.setdefault(decoder, result)
+        told = "" if base is result else _pair(_paired(result, base))
+        lines.append(f"| `{decoder}` {_rate(result['policy']['evaluations'], result['success'])} {told} |")
+    lines.append("\nThese demonstrations have one way to do each task; the next table has two.")
     return head + "\n" + "\n".join(lines) + "\n"
 
 
@@ -486,6 +490,13 @@ def _new_robot(results: Path) -> str:
         lines.append("")
     lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success, roughly.\n")
     return "\n".join(lines)
+
+
+def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two evaluations of the same episodes."""
+    one, other = ({(row["task"], row["episode"]): row["success"] for row in found["rows"]} for found in (a, b))
+    pairs = [(one[key], other[key]) for key in one]
+    return asdict(compare_paired(*(sum(pair == wanted for pair in pairs) for wanted in ((1, 1), (1, 0), (0, 1), (0, 0)))))
 
 
 def _pair(pair: dict[str, Any] | None) -> str:
