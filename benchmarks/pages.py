@@ -485,7 +485,8 @@ def _new_robot(results: Path) -> str:
                 pairs = [row.get(f"against_{base}") for base in ("scratch", "pretrained")]
                 told = " | ".join(_pair(pair) for pair in pairs)
                 # Of a difference that may be none, a factor would tell nothing.
-                worth = _times(times) if pairs[0] and pairs[0]["p_value"] < 0.05 else ""
+                telling = pairs[0] and pairs[0]["p_value"] < 0.05 and times != {"at_least": 1.0}
+                worth = _times(times) if telling else ""
                 lines.append(f"| {count} {_rate(ARMS[arm], row)} {seeds} | {told} | {worth} |")
         lines.append("")
     lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success, roughly.\n")
