@@ -75,6 +75,7 @@ robosuite_iiwa, robosuite_iiwa_scratch = _recipes("robosuite_iiwa")
 
 
 def main() -> None:
+    """Collects, chooses and permutes, trains and evaluates every arm; prints success by arm, or all of it as JSON."""
     args = _arguments()
     counts, robots, arms = _asked(args)
     out: Path = args.out
