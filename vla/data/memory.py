@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -46,6 +46,15 @@ class Canvas:
         self._cuts[id(array)] = start, array
         return array
 
+    def put(self, array: np.ndarray) -> int | None:
+        """Where a copy of it begins, or None where the block has no room left."""
+        start = self._used
+        place = self.take(array.shape, array.dtype)
+        if place is None:
+            return None
+        place[...] = array
+        return start
+
     def take_many(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray] | list[None]:
         """So many uint8 arrays of one shape, one after the other; None each where there is no room for all."""
         size = -(-math.prod(shape) // ALIGN) * ALIGN
@@ -66,6 +75,8 @@ class Canvas:
 
     def offset(self, array: np.ndarray) -> int | None:
         """Where a C-contiguous array lies in the block; None if it is elsewhere."""
+        if array.base is None:  # memory of its own; cheaper than to ask where
+            return None
         start = array.__array_interface__["data"][0] - self.address
         inside = start >= 0 and start + array.nbytes <= len(self.block)
         return start if inside and array.nbytes and array.flags.c_contiguous else None
@@ -87,8 +98,8 @@ class Block:
         """Whether an array that was cut from it in this process is still alive."""
         return self._loan is not None and self._loan() is not None
 
-    def lend(self, size: int) -> np.ndarray:
-        """The block as uint8 (at least `size` bytes,), empty if `size` is 0."""
+    def lend(self, size: int, back: Callable[[weakref.ref], object] | None = None) -> np.ndarray:
+        """The block as uint8 (at least `size` bytes,), empty if `size` is 0. `back` is called once nothing refers to it any more."""
         assert not self.lent
         if size and (self._memory is None or len(self._memory) < size):
             size = -(-size // ALIGN) * ALIGN
@@ -97,7 +108,7 @@ class Block:
             self._memory = mmap.mmap(self.fd, size if self.fd < 0 else os.fstat(self.fd).st_size)
         # From the map and not from another array: numpy lets views of views refer to the first array alone, which is then this one.
         loan = np.frombuffer(self._memory, np.uint8) if size and self._memory is not None else np.zeros(0, np.uint8)
-        self._loan = weakref.ref(loan)
+        self._loan = weakref.ref(loan, back)
         return loan
 
 

@@ -19,7 +19,6 @@ import signal
 import struct
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,15 +120,17 @@ class _Worker:
         self._process.start()
         theirs.close()
         self._ready = select.poll()  # kept: `Connection.poll` makes one anew each time
-        for fd in (self._conn.fileno(), self._process.sentinel):
+        self._fd = self._conn.fileno()
+        for fd in (self._fd, self._process.sentinel):
             self._ready.register(fd, select.POLLIN)
 
     def receive(self, timeout_s: float) -> Any:
-        if not self._ready.poll(timeout_s * 1000):
+        ready = self._ready.poll(timeout_s * 1000)
+        if not ready:
             raise _Gone(f"gave nothing for {timeout_s:g} s, and was stopped,")
         try:
-            if not any(fd == self._conn.fileno() for fd, _ in self._ready.poll(0)):
-                raise EOFError  # only the process's end was seen
+            if not self._sent(ready) and not self._sent(self._ready.poll(0)):  # it may have ended right after it sent
+                raise EOFError
             data = self._conn.recv_bytes()
         except (EOFError, ConnectionError):
             self._process.join(5)
@@ -140,6 +141,9 @@ class _Worker:
         if isinstance(value, _Failure):
             raise Damaged(value.message) if value.exit_code == Damaged.exit_code else UserError(value.message)
         return value
+
+    def _sent(self, ready: list[tuple[int, int]]) -> bool:
+        return any(fd == self._fd for fd, _ in ready)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -154,9 +158,8 @@ class _Worker:
     def _adopt(self, block: int, size: int) -> np.ndarray:
         if block < 0:
             return np.zeros(0, np.uint8)
-        loan = self._blocks[block].lend(size)
-        weakref.finalize(loan, self._flags.__setitem__, block, _FREE).atexit = False
-        return loan
+        flags = self._flags
+        return self._blocks[block].lend(size, lambda _: flags.__setitem__(block, _FREE))
 
 
 def _how(exit_code: int | None) -> str:
@@ -244,11 +247,9 @@ class _Packer(ForkingPickler):
     def _array(self, array: np.ndarray, tensor: bool) -> tuple:
         offset = self._canvas.offset(array)
         if offset is None:
-            place = self._canvas.take(array.shape, array.dtype) if array.nbytes else None
-            if place is None:
-                return _inline, (array.tobytes(), array.dtype.str, array.shape, tensor)
-            place[...] = array
-            offset = self._canvas.offset(place)
+            offset = self._canvas.put(array) if array.nbytes else None
+        if offset is None:
+            return _inline, (array.tobytes(), array.dtype.str, array.shape, tensor)
         self._canvas.pointed_to = True
         return _placed, (offset, array.dtype.str, array.shape, tensor)
 
