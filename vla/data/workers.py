@@ -281,4 +281,8 @@ def _inline(data: bytes, dtype: str, shape: tuple[int, ...], tensor: bool) -> An
 
 
 def _as(array: np.ndarray, tensor: bool) -> Any:
-    return sys.modules["torch"].from_numpy(array) if tensor else array
+    if tensor:
+        import torch  # which the worker may be the first to have imported
+
+        return torch.from_numpy(array)
+    return array
