@@ -5,9 +5,10 @@
 
 `limit_ms`: the sum over all matrix products, convolutions and attentions of the longer of two times, that for their operations at the
 device's best matrix product and that for the bytes that they read and write at its copy bandwidth, both measured in the same run. All else
-counts as free, so nothing can be quicker. `plain` and `optimized` run in turn, block by block; `cosine` compares their answers. Where
-`optimized` captures nothing, `refused` says why. `peer_ms`: transformers' own class of the same size (`generate()` for what is decoded
-token by token, `sample_actions` for pi0), with weights of its own: that the numbers agree is tested in tests/conformance.
+counts as free, so nothing can be quicker. `plain_operations` and `optimized_operations`: what torch is asked for that is no view. `plain`
+and `optimized` run in turn, block by block; `cosine` compares their answers. Where `optimized` captures nothing, `refused` says why.
+`peer_ms`: transformers' own class of the same size (`generate()` for what is decoded token by token, `sample_actions` for pi0), with
+weights of its own: that the numbers agree is tested in tests/conformance.
 A size that does not fit into the machine's memory is not run, and the row says so.
 """
 
@@ -69,6 +70,19 @@ class Roofline(TorchDispatchMode):
         return out
 
 
+class Operations(TorchDispatchMode):
+    """Counts what is no mere view: about as many kernels, the second limit of short calls. `count`: so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        alike = [result.alias_info for result in func._schema.returns]
+        self.count += not any(info is not None and not info.is_write for info in alike)
+        return func(*args, **(kwargs or {}))
+
+
 def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[str, Any]:
     """One row: milliseconds a call of each side, the limit, and how alike the answers are."""
     device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -86,6 +100,10 @@ def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[st
             model.sample(batch, noise)
         found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "goal_ms_h200": case.goal}
         found["limit_ms"] = round(1000 * roofline.seconds, 3)
+        for name, which in (("plain", model), ("optimized", optimized)):
+            with Operations() as operations:
+                which.sample(batch, noise)
+            found[f"{name}_operations"] = operations.count
         answers = {name: call().float().flatten() for name, call in calls.items()}
         found["cosine"] = round(float(torch.cosine_similarity(answers["plain"], answers["optimized"], dim=0)), 6)
         peer = peer_of(case, model, batch, device, dtype)

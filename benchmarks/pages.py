@@ -61,6 +61,8 @@ SPEEDUP = (
 )
 INFERENCE = (
     ("parameters", "parameters"),
+    ("operations, plain", "plain_operations"),
+    ("optimized", "optimized_operations"),
     ("plain, ms", "plain_ms"),
     ("optimized, ms", "optimized_ms"),
     ("transformers, ms", "peer_ms"),
@@ -182,7 +184,7 @@ CASES = (
         "python -m benchmarks.inference --json",
         "A call with random weights: plain, by `Policy.optimize_for_inference`, by transformers' own class of the same sizes where it has "
         "one, and the sum of the least times of all products, convolutions and attentions at the best matrix product and copy of the same "
-        "machine. Nothing is captured without a GPU.",
+        "machine. Operations: what torch is asked for that is no view. Nothing is captured without a GPU.",
         columns=INFERENCE,
     ),
     Case(

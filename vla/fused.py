@@ -1,8 +1,12 @@
-"""Linear maps for acting: those of one input as one product, and weights that lie as a CPU reads them.
+"""Fewer and larger steps for acting: linear maps of one input as one product, root-mean-square norms as one kernel, and weights that lie
+as a CPU reads them.
 
 Queries, keys and values, and gate and up, become rows of one matrix, in place: names, checkpoints and numbers stay as they were (each
 weight is a view of its rows), and no memory is added. The first of them that is called computes all, and the others take their share of
 it. Whoever trains the parts, or moves them to another device or precision, separates them again.
+
+A norm of transformers' is six kernels, one of them its gain's. torch has one for all of it, so that folding the gain into the next product,
+which would change weights, has nothing left to save. A norm is known by what it computes, not by its name.
 
 On a CPU the weights of narrow maps are stored by columns: the product of a few tokens waits for memory, and then reads it in order. That is
 less time for some ten tokens, the same for hundreds, and for wider maps sometimes more.
@@ -10,7 +14,9 @@ less time for some ten tokens, the same for hundreds, and for wider maps sometim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +68,11 @@ class Product:
 
 
 def fuse(model: nn.Module) -> int:
-    """Joins the siblings in every module of a model, where they are plain maps of equal inputs; how many products came of it. On a CPU
-    narrow maps are laid out anew."""
+    """Joins the siblings in every module of a model, where they are plain maps of equal inputs; how many products came of it. Its
+    root-mean-square norms become one kernel each (`Norm`), and on a CPU narrow maps are laid out anew."""
     count = 0
+    for module in model.modules():
+        one_kernel(module)
     for module in list(model.modules()):
         for names in SIBLINGS:
             maps = [getattr(module, name, None) for name in names]
@@ -78,6 +86,61 @@ def fuse(model: nn.Module) -> int:
         if type(module) is nn.Linear and id(module.weight) not in tables:
             module.weight.data = _laid_out(module.weight.data)
     return count
+
+
+class Norm(nn.Module):
+    """Mixed into the class of a norm: x / sqrt(mean(x^2) + eps) * gain in one kernel, while nobody learns and all is of one type."""
+
+    weight: Tensor
+    one_more: bool
+    root_eps: float
+    own_forward: Callable[[Any, Tensor], Tensor]
+    _gain: tuple[int, int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return self.own_forward(x)
+        return F.rms_norm(x, self.weight.shape, self._gain_D() if self.one_more else self.weight, self.root_eps)
+
+    def _gain_D(self) -> Tensor:
+        """One more than the weight, computed again whenever that may be another."""
+        weight = self.weight
+        at = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)  # made in inference mode, it counts no versions
+        if self._gain is None or self._gain[:2] != at or at[1] < 0:
+            self._gain = (*at, (1 + weight.float()).to(weight.dtype))
+        return self._gain[2]
+
+
+def one_kernel(module: nn.Module) -> bool:
+    """Whether a module computes a root-mean-square norm, with `weight` or 1 + `weight` as its gain; then it is a `Norm` from now on, and of
+    its own class as before."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    own = dict(module.named_parameters())
+    if [*own] != ["weight"] or own["weight"].ndim != 1 or own["weight"].is_meta or not isinstance(eps, float):
+        return False
+    if isinstance(module, (Norm, nn.RMSNorm, nn.LayerNorm)) or any(True for _ in module.children()):
+        return False
+    weight = own["weight"].detach()
+    # No mean of zero: a norm that subtracts it would look the same.
+    x = torch.linspace(-1, 3, 3 * len(weight), device=weight.device, dtype=weight.dtype).view(3, -1)
+    near = 1e-4 if weight.dtype == torch.float32 else 2e-2
+    with torch.no_grad():
+        try:
+            found = module(x)
+        except (TypeError, ValueError, RuntimeError):  # it wants something else
+            return False
+        for one_more in (False, True):
+            gain = weight.float() + one_more
+            if isinstance(found, Tensor) and torch.allclose(found.float(), F.rms_norm(x.float(), weight.shape, gain, eps), near, near):
+                module.one_more, module.root_eps = one_more, eps
+                module.__class__ = _joined(type(module))
+                return True
+    return False
+
+
+@functools.cache
+def _joined(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (Norm, kind), {"own_forward": kind.forward, "__module__": kind.__module__})
 
 
 def _laid_out(weight_OI: Tensor) -> Tensor:

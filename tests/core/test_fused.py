@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.backbones.families import FAMILIES
 from tests.parts import DECODERS, SOURCES, TINY, contents, samples
-from vla.fused import Share, fuse
+from vla.fused import Norm, Share, fuse
 from vla.noise import Noise
 
 
@@ -101,3 +101,88 @@ def test_experts_are_fused():
     fuse(model)
     kinds = [type(module.q) for module in model.modules() if hasattr(module, "kv") and hasattr(module, "q")]
     assert Share in kinds and nn.Linear in kinds  # layers that look at the context alone have no keys of their own
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_of_the_library_become_one_kernel(family):
+    """All of a family's root-mean-square norms, whatever their gains, and no other norm."""
+    model = contents(DECODERS["flow_cross"], FAMILIES[family]).build().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.normal_()
+    norms = [m for m in model.backbone.modules() if hasattr(m, "variance_epsilon") or hasattr(m, "eps")]
+    norms = [m for m in norms if not isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    names, plain = [*model.state_dict()], copy.deepcopy(norms)
+    fuse(model)
+    assert norms and sum(isinstance(module, Norm) for module in model.modules()) == len(norms)
+    assert [*model.state_dict()] == names
+    for norm, own in zip(norms, plain, strict=True):
+        assert isinstance(norm, Norm) and isinstance(norm, type(own)) and repr(norm) == repr(own)
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+            x, norm, own = torch.randn(3, len(own.weight), dtype=dtype), norm.to(dtype), own.to(dtype)
+            with torch.inference_mode():
+                found, want = norm(x), own(x)
+                torch.testing.assert_close(found, want, atol=near, rtol=near)
+                assert operations(norm, x) == 1 < operations(own, x)
+
+
+class Root(nn.Module):
+    """As Gemma's: its gain is one more than its weight."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.randn(width)), 1e-6
+
+    def forward(self, x):
+        return (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight.float())).type_as(x)
+
+
+def test_other_gains_count_and_learning_goes_the_norms_own_way():
+    norm, other, x = Root(), Root(), torch.randn(4, 8)
+    fuse(norm)
+    assert isinstance(norm, Norm)
+    with torch.inference_mode():
+        for change in (lambda: norm.load_state_dict(other.state_dict()), lambda: norm.load_state_dict(Root().state_dict(), assign=True)):
+            norm(x)
+            change()
+            other.load_state_dict(norm.state_dict())
+            torch.testing.assert_close(norm(x), other(x))
+        torch.testing.assert_close(copy.deepcopy(norm)(x), other(x))
+        assert norm(x.bfloat16()).dtype == torch.bfloat16  # of another type than the weight: as its own class does it
+    norm(x).square().sum().backward()
+    other(x).square().sum().backward()
+    torch.testing.assert_close(norm.weight.grad, other.weight.grad)
+
+
+def test_what_is_no_such_norm_is_left_alone():
+    class Scaled(nn.Module):  # a gain, and an eps that it adds elsewhere
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, x):
+            return (x / (x.std(-1, keepdim=True) + self.eps)) * self.weight
+
+    class Other(Scaled):
+        def forward(self, x, how):
+            return how(x)
+
+    model = nn.ModuleList([Scaled(), Other(), nn.LayerNorm(8, bias=False), nn.RMSNorm(8, eps=1e-6), nn.GroupNorm(2, 8)])
+    kinds = [type(module) for module in model]
+    fuse(model)
+    assert [type(module) for module in model] == kinds
+
+
+def operations(call, *args):
+    """How many operations it is."""
+    found = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        call(*args)
+    return len(found)

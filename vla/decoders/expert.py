@@ -232,8 +232,10 @@ class _Norm(nn.Module):
         D = x_BSD.shape[-1]
         if self.centred:
             normed = F.layer_norm(x_BSD, (D,), eps=EPS)
+        elif self.weight_D is None or self.weight_D.dtype == x_BSD.dtype:  # one kernel, which adds up in float32
+            normed = F.rms_norm(x_BSD, (D,), self.weight_D, EPS)
         else:
-            normed = F.rms_norm(x_BSD.float(), (D,), None if self.weight_D is None else self.weight_D.float(), EPS).to(x_BSD.dtype)
+            normed = F.rms_norm(x_BSD.float(), (D,), self.weight_D.float(), EPS).to(x_BSD.dtype)
         if modulations_BKX is None:
             return normed, _identity
         modulations_BSX = modulations_BKX.repeat_interleave(x_BSD.shape[1] // modulations_BKX.shape[1], dim=1)
