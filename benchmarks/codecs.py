@@ -55,7 +55,7 @@ def chunks(folder: Path) -> tuple[torch.Tensor, Embodiment]:
     robot = mixture.sources[0].dataset.info.robot
     if robot is None:
         raise SystemExit(f"{folder} has no actions")
-    normalizer = RobotNormalizer.fit(compute_stats(mixture, {robot.name: robot})[robot.name]).action
+    normalizer = RobotNormalizer.fit(compute_stats(mixture, {robot.name: robot})[robot.name], robot).action
     pipeline = Pipeline(mixture, {robot.name: robot}, "train", seed=0)
     made = [s for at in range(0, 2 * CHUNKS, 256) for s in pipeline.samples(range(at, at + 256)) if s.valid_T.all()]
     return torch.stack([torch.from_numpy(normalizer.normalize(s.action_TA)).float() for s in made]), robot

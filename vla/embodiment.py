@@ -32,6 +32,8 @@ ADDITIVE_UNITS = ("m", "rad", "m/s", "rad/s", "N", "px", "open01", "command")
 ROTATION_UNITS = {"quat_xyzw": 4, "axis_angle": 3, "rot6d": 6}
 """Rotation units and their widths. rot6d is the first two *columns* of R, stacked (Zhou et al. 2019)."""
 UNITS = (*ADDITIVE_UNITS, *ROTATION_UNITS)
+TREMBLE = {"m": 2e-3, "rad": 1e-2, "open01": 1e-2, "quat_xyzw": 1e-2, "axis_angle": 1e-2, "rot6d": 1e-2}
+"""By unit: a state whose middle 98% lie this near their centre stands still, and what is left is play, droop and sensor noise."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Space:
     @cached_property  # this and the next: asked for several times per sample and request
     def size(self) -> int:
         return sum(field.size for field in self.fields)
+
+    @property
+    def tremble_A(self) -> np.ndarray:
+        """`TREMBLE` of each number, float64 (size,); 0 for units that have none."""
+        return np.array([TREMBLE.get(field.unit, 0.0) for field in self.fields for _ in range(field.size)])
 
     def slices(self) -> Mapping[str, slice]:
         """Where each field lies in a packed vector."""

@@ -192,8 +192,9 @@ class Normalizer:
     `clip_out` keep normalised numbers in -1..1 on the way in and out; `binary` numbers come out as 0 or 1.
 
     Degenerate dimensions follow one rule: where the spread (half of q01..q99, or the standard deviation) is below
-    `DEGENERATE_SHARE` of half the full range, the full range is used instead; where that is 0 too, the scale is 1.
-    `degenerate` names those dimensions for the report.
+    `DEGENERATE_SHARE` of half the full range, the full range is used instead; where that is 0 too, or the spread is no more than the
+    trembling of a state that stands still (`vla.embodiment.TREMBLE`), the scale is 1: nothing is made of it. `degenerate` names those
+    dimensions for the report.
     """
 
     method: Method
@@ -217,8 +218,8 @@ class Normalizer:
             raise SchemaError("a normaliser needs one finite offset and one finite positive scale per dimension")
 
     @staticmethod
-    def fit(stats: Stats, method: Method = "quantile") -> Normalizer:
-        """`quantile` maps q01..q99 to -1..1; `zscore` maps to mean 0 and deviation 1."""
+    def fit(stats: Stats, method: Method = "quantile", tremble_A: np.ndarray | float = 0.0) -> Normalizer:
+        """`quantile` maps q01..q99 to -1..1; `zscore` maps to mean 0 and deviation 1. `tremble_A`: spreads that are none."""
         if method not in ("quantile", "zscore"):
             raise UserError(f"cannot fit '{method}'; choose quantile or zscore, or Normalizer.identity(width, reason)")
         if not stats.count:
@@ -234,7 +235,7 @@ class Normalizer:
         thin_A = spread_A <= DEGENERATE_SHARE * full_A
         offset_A = np.where(thin_A, (stats.max_A + stats.min_A) / 2, offset_A)
         scale_A = np.where(thin_A, np.where(full_A > 0, full_A, 1.0), spread_A)
-        constant_A = full_A == 0
+        constant_A = (full_A == 0) | (spread_A < tremble_A)
         offset_A, scale_A = np.where(constant_A, stats.mean_A, offset_A), np.where(constant_A, 1.0, scale_A)
         flagged = np.flatnonzero(thin_A | constant_A)
         return Normalizer(method, tuple(map(float, offset_A)), tuple(map(float, scale_A)), tuple(map(int, flagged)))
@@ -335,8 +336,11 @@ class RobotNormalizer:
     action: Normalizer
 
     @staticmethod
-    def fit(stats: RobotStats, method: Method = "quantile") -> RobotNormalizer:
-        return RobotNormalizer(stats.key, Normalizer.fit(stats.state, method), Normalizer.fit(stats.action, method))
+    def fit(stats: RobotStats, robot: Embodiment, method: Method = "quantile") -> RobotNormalizer:
+        """An arm that does nothing still trembles, always in the same way after a start: at full scale that is a clock which a policy
+        learns to read, and which its own first command breaks. Actions keep their spread, however small: a step may be."""
+        state = Normalizer.fit(stats.state, method, robot.state.tremble_A)
+        return RobotNormalizer(stats.key, state, Normalizer.fit(stats.action, method))
 
     def check(self, embodiment: Embodiment) -> None:
         """Raises StatsMissing unless these numbers were taken for exactly this robot, frame, horizon and rate."""

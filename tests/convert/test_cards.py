@@ -309,7 +309,7 @@ def test_robots_of_the_collection_are_learned_from_together(tmp_path):
     for position in range(30):
         sample = pipeline.sample(position)
         robot = robots[sample.observation.embodiment]
-        normalizer = RobotNormalizer.fit(stats[robot.name])
+        normalizer = RobotNormalizer.fit(stats[robot.name], robot)
         assert sample.observation.state.shape == (1, robot.state.size) and sample.action_TA.shape == (robot.horizon, robot.command.size)
         assert normalizer.state.normalize(sample.observation.state).shape == (1, robot.state.size)
         assert np.isfinite(normalizer.action.normalize(sample.action_TA)).all()

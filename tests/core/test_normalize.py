@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vla.embodiment import Field, Space, built_in_embodiments, load_embodiment
 from vla.errors import SchemaError, StatsMissing, UserError
-from vla.normalize import SKETCH_SIZE, Normalizer, Stats
+from vla.normalize import SKETCH_SIZE, Normalizer, RobotNormalizer, RobotStats, Stats
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False, width=64)
 
@@ -198,3 +199,31 @@ def test_identity_needs_a_reason():
     with pytest.raises(UserError, match="reason"):
         Normalizer.identity(3, "")
     assert Normalizer.identity(3, "tokens already in -1..1").width == 3
+
+
+def test_a_joint_that_stands_still_is_no_scale():
+    """The other arm of a robot droops by fractions of a milliradian as an episode goes on: at full scale that is a clock."""
+    robot = load_embodiment("aloha")
+    rng = np.random.default_rng(0)
+    rows_NS = rng.uniform(-1, 1, (2000, robot.state.size))
+    left = robot.state.slices()["left_arm"]
+    rows_NS[:, left] = 0.3 + 4e-4 * rows_NS[:, left]
+    stats = RobotStats.empty(robot)
+    stats.state.update(rows_NS)
+    stats.action.update(rows_NS)
+    fitted = RobotNormalizer.fit(stats, robot)
+    still = list(range(left.start, left.stop))
+    assert fitted.state.degenerate == tuple(still) and not fitted.action.degenerate
+    assert np.abs(fitted.state.normalize(rows_NS)[:, still]).max() < 1e-3 and np.array(fitted.state.scale)[still].tolist() == [1.0] * len(
+        still
+    )
+    np.testing.assert_allclose(fitted.state.denormalize(fitted.state.normalize(rows_NS)), rows_NS, rtol=0, atol=1e-15)
+    assert np.abs(fitted.action.normalize(rows_NS)[:, still]).max() > 0.99  # a step may be so small, and is kept
+
+
+def test_every_built_in_robot_keeps_what_it_can_do():
+    """What trembles is told by the unit; where there is none to tell it, nothing is."""
+    for name in built_in_embodiments():
+        space = load_embodiment(name).state
+        assert space.tremble_A.shape == (space.size,) and (space.tremble_A <= 0.01).all()
+    assert Space((Field("wrench", 6, "N"), Field("hand", 3, "m"))).tremble_A.tolist() == [0.0] * 6 + [2e-3] * 3

@@ -97,7 +97,7 @@ def test_merged_statistics_fit_a_normaliser_and_are_deterministic(folders):
     datasets = [Dataset.open(folder) for folder in folders]
     one, two = (compute_stats(datasets, {"arm": ROBOT})["arm"] for _ in range(2))
     assert one.to_json() == two.to_json()
-    RobotNormalizer.fit(one).check(ROBOT)
+    RobotNormalizer.fit(one, ROBOT).check(ROBOT)
 
 
 def test_video_and_other_robots_have_none(tmp_path, folders):
@@ -155,19 +155,19 @@ def test_a_difference_is_in_units_of_the_range_and_flagged(folders, tmp_path):
     one = compute_stats([Dataset.open(folders[0])], {"arm": PLAIN}, 0.0)["arm"]
     moved = [replace(e, action=e.action * [1, 3, 1, 1] + [2.0, 0, 0, 0]) for e in (make_episode(f"e{i}", 5 + i, i) for i in range(12))]
     two = compute_stats([Dataset.open(write(tmp_path / "moved", moved))], {"arm": PLAIN}, 0.0)["arm"]
-    rows = diff(RobotNormalizer.fit(one), RobotNormalizer.fit(two), PLAIN)
+    rows = diff(RobotNormalizer.fit(one, PLAIN), RobotNormalizer.fit(two, PLAIN), PLAIN)
     flagged = {(row.kind, row.name): row for row in rows if row.flagged}
     assert set(flagged) == {("action", "position[0]"), ("action", "position[1]")} and len(rows) == 8
-    half = RobotNormalizer.fit(one).action.scale[0]
+    half = RobotNormalizer.fit(one, PLAIN).action.scale[0]
     assert flagged["action", "position[0]"].shift == pytest.approx(2.0 / half) and flagged[
         "action", "position[0]"
     ].stretch == pytest.approx(1)
     assert flagged["action", "position[1]"].stretch == pytest.approx(3)
-    assert not [row for row in diff(RobotNormalizer.fit(one), RobotNormalizer.fit(one), PLAIN) if row.flagged]
+    assert not [row for row in diff(RobotNormalizer.fit(one, PLAIN), RobotNormalizer.fit(one, PLAIN), PLAIN) if row.flagged]
     with pytest.raises(StatsMissing, match="horizon 4 and 5"):
-        diff(RobotNormalizer.fit(one), RobotNormalizer.fit(RobotStats(replace(one.key, horizon=5), one.state, one.action)), PLAIN)
+        diff(RobotNormalizer.fit(one, PLAIN), RobotNormalizer.fit(RobotStats(replace(one.key, horizon=5), one.state, one.action), PLAIN), PLAIN)
     with pytest.raises(StatsMissing, match="only like"):
-        diff(RobotNormalizer.fit(one), RobotNormalizer.fit(one, "zscore"), PLAIN)
+        diff(RobotNormalizer.fit(one, PLAIN), RobotNormalizer.fit(one, PLAIN, "zscore"), PLAIN)
 
 
 def test_the_command_compares_datasets_files_and_checkpoints(folders, tmp_path, capsys):
@@ -182,7 +182,7 @@ def test_the_command_compares_datasets_files_and_checkpoints(folders, tmp_path, 
     file = stats_path(Dataset.open(same), PLAIN, 0.0)
     assert main(["stats", str(file), "--diff", str(same), *robot]) == 0
     capsys.readouterr()
-    normalizer = RobotNormalizer.fit(compute_stats([Dataset.open(same)], {"arm": PLAIN}, 0.0)["arm"])
+    normalizer = RobotNormalizer.fit(compute_stats([Dataset.open(same)], {"arm": PLAIN}, 0.0)["arm"], PLAIN)
     config = {"embodiments": [PLAIN.to_json()], "normalizers": {"arm": normalizer.to_json()}}
 
     def write_config(folder):

@@ -165,7 +165,7 @@ def _readiness(folder: Path, data: Path, robot_file: str | None) -> tuple[list[d
     found = compute_stats([dataset], {robot.name: robot}) if robot else {}
     if robot is None or robot.name not in found:
         raise UserError(f"{data} has no actions of a robot ('{dataset.info.name}', {dataset.info.supervision}): nothing to compare")
-    fitted = RobotNormalizer.fit(found[robot.name])
+    fitted = RobotNormalizer.fit(found[robot.name], robot)
     rows = nearest(robot, fitted, dataset.cameras, contents.embodiments, contents.normalizers)
     return [row.to_json() for row in rows], lines(rows, robot)
 

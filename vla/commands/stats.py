@@ -143,7 +143,7 @@ def _normalizer(path: Path, args: argparse.Namespace, robot: Embodiment) -> Robo
         return _checkpoint(path)[1][robot.name]
     other = args.diff if path == args.path else args.path
     method = _checkpoint(other)[1][robot.name].action.method if other is not None and _kind(other) == "checkpoint" else "quantile"
-    return RobotNormalizer.fit(_stats(path, args, robot)[0], method)
+    return RobotNormalizer.fit(_stats(path, args, robot)[0], robot, method)
 
 
 def _print_diff(shifts: list[Shift], args: argparse.Namespace, robot: Embodiment) -> None:
@@ -198,7 +198,7 @@ def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any
     part: Stats = getattr(stats, kind)
     if not part.width:
         return []
-    fitted = Normalizer.fit(part)
+    fitted = Normalizer.fit(part, tremble_A=robot.state.tremble_A if kind == "state" else 0.0)
     middle = part.quantile(0.5)
     half = (part.quantile(0.99) - part.quantile(0.01)) / 2
     far = np.maximum(part.max_A - middle, middle - part.min_A)

@@ -240,7 +240,7 @@ def _normalizers(
             normalizers[robot.name] = known
             notes.append(f"{robot.name}: normalised as in the checkpoint, which its weights expect")
         elif robot.name in found:
-            normalizers[robot.name] = RobotNormalizer.fit(found[robot.name], run.normalization)
+            normalizers[robot.name] = RobotNormalizer.fit(found[robot.name], robot, run.normalization)
         else:
             fix = "Add a source with its actions, or take it out of the run's embodiments."
             raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions. {fix}")
