@@ -54,10 +54,13 @@ class Product:
                 part.bias.data = self.bias_O.split(self.sizes)[place]
         self._at = [part.weight.data_ptr() for part in parts]
 
+    def left(self, part: Share) -> bool:
+        """Whether the part's weight is another than its rows here."""
+        return part.weight.data_ptr() != self._at[part.place] or part.weight.dtype != self.weight_OI.dtype
+
     def take(self, part: Share, x: Tensor) -> Tensor:
         """The part's rows of the product with `x`, which is computed when the first part asks and kept until the last one has."""
-        moved = part.weight.data_ptr() != self._at[part.place] or part.weight.dtype != self.weight_OI.dtype
-        if moved or torch.is_grad_enabled():
+        if self.left(part) or torch.is_grad_enabled():
             return F.linear(x, part.weight, part.bias)
         if self._x is not x or part.place not in self._found:
             self._x, self._found = x, dict(enumerate(F.linear(x, self.weight_OI, self.bias_O).split(self.sizes, dim=-1)))
@@ -65,6 +68,16 @@ class Product:
         if not self._found:
             self._x = None
         return found
+
+
+def whole_product(maps: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+    """(..., all of their outputs, one after the other), where they are parts of one product and nobody learns; else None."""
+    first = maps[0]
+    if torch.is_grad_enabled() or not isinstance(first, Share) or len(maps) != len(first.product.sizes):
+        return None
+    if not all(isinstance(each, Share) and each.product is first.product and not each.product.left(each) for each in maps):
+        return None
+    return F.linear(x, first.product.weight_OI, first.product.bias_O)
 
 
 def fuse(model: nn.Module) -> int:

@@ -88,4 +88,4 @@ def rotation(position_BS: Tensor, head_width: int, theta: float, dtype: torch.dt
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """(..., S, head_width), whose halves are the pairs' first and second numbers."""
     cos, sin = angles
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -25,17 +25,19 @@ from vla.backbones.base import Hidden, Tokens, visible
 from vla.backbones.transformer import additive, rotate, rotation
 from vla.decoders.mixture import ExpertMixture
 from vla.errors import UnknownName, UserError
+from vla.fused import whole_product
 
 STYLES = ("llama", "gemma", "dit")
 EPS = 1e-6
 
-Mask = tuple[Tensor, Tensor]
+Mask = tuple[Tensor, Tensor | None]
 """What is added to the scores, (B, 1, R S, keys), and bool (B, 1, R S, 1): queries that see anything. The others take nothing: some
-kernels make NaN of an empty row. R: query heads that share a key head, which stand in its rows one after the other, so that no key is
-copied for them."""
+kernels make NaN of an empty row. None where every token sees itself. R: query heads that share a key head, which stand in its rows one
+after the other, so that no key is copied for them."""
 
 Modulations = tuple[Tensor, ...]
-"""Scale, shift and gate that each adaptive norm makes of the condition, (B, K, 2 or 3 widths): two a layer, then the last one's."""
+"""One more than the scale, the shift and the gate that each adaptive norm makes of the condition, (B, K, 2 or 3 widths): two a layer, then
+the last one's."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Expert(nn.Module):
         assert condition_BKD is not None, "adaptive norms need the condition they adapt to"
         active_BKD = F.silu(condition_BKD)
         norms = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
-        return tuple(norm.modulate(active_BKD) for norm in (*norms, self.norm))
+        return tuple(norm.modulations(active_BKD) for norm in (*norms, self.norm))
 
     def remember(self, context: Tokens) -> Hidden:
         """States of `context_width` -> a cache of each layer's projections of them."""
@@ -142,8 +144,9 @@ class Expert(nn.Module):
 
     def _masks(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> tuple[Mask, ...]:
         """One per layer of the repeating pattern."""
-        share = self.shape.heads // self.shape.kv_heads
-        return tuple(_mask(each.repeat(1, 1, share, 1), tokens.x_BSD.dtype) for each in self._seen(tokens, seen, cache))
+        share, pattern = self.shape.heads // self.shape.kv_heads, self._seen(tokens, seen, cache)
+        blind = [self.blocks[layer].context_only for layer in range(len(pattern))]
+        return tuple(_mask(each.repeat(1, 1, share, 1), tokens.x_BSD.dtype, may) for each, may in zip(pattern, blind, strict=True))
 
     def _seen(self, tokens: Tokens, seen: Tokens, cache: Hidden | None) -> Sequence[Tensor]:
         """bool (B, 1, S, keys) each."""
@@ -196,18 +199,28 @@ class _Block(nn.Module):
         modulations: Modulations,
     ) -> tuple[Tensor, Tensor, Tensor]:
         first, second = modulations or (None, None)
-        normed_BSD, gate = self.norm1(x_BSD, first)
-        q = _rotate(self.q(normed_BSD).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2), angles)
-        pairs = [before] if before is not None and not self.self_only else []
-        if self.kv is not None:
-            pairs.append(self._split(self.kv(normed_BSD), angles))
+        normed_BSD, join = self.norm1(x_BSD, first)
+        q, own = self._look(normed_BSD, angles)
+        pairs = [pair for pair in (None if self.self_only else before, own) if pair is not None]
         k, v = pairs[0] if len(pairs) == 1 else (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
         added, anything = mask
         rows = q.reshape(len(q), self.shape.kv_heads, -1, self.shape.head_width)
-        attended = (F.scaled_dot_product_attention(rows, k, v, attn_mask=added) * anything).reshape(q.shape)
-        x_BSD = x_BSD + gate(self.out(attended.transpose(1, 2).flatten(2)))
-        normed_BSD, gate = self.norm2(x_BSD, second)
-        return x_BSD + gate(self.mlp(normed_BSD, condition_BKD)), k, v
+        attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=added)
+        attended = (attended if anything is None else attended * anything).reshape(q.shape)
+        x_BSD = join(x_BSD, self.out(attended.transpose(1, 2).flatten(2)))
+        normed_BSD, join = self.norm2(x_BSD, second)
+        return join(x_BSD, self.mlp(normed_BSD, condition_BKD)), k, v
+
+    def _look(self, normed_BSD: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Queries, and the tokens' own keys and values: (B, heads, S, head_width) each."""
+        heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        whole = None if self.kv is None else whole_product((self.q, self.kv), normed_BSD)
+        if whole is not None:  # then queries and keys lie side by side, and turn at once
+            all_heads = whole.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
+            q, k = _rotate(all_heads[:, : heads + kv_heads], angles).split((heads, kv_heads), dim=1)
+            return q, (k, all_heads[:, heads + kv_heads :])
+        q = _rotate(self.q(normed_BSD).unflatten(-1, (heads, -1)).transpose(1, 2), angles)
+        return q, None if self.kv is None else self._split(self.kv(normed_BSD), angles)
 
     def _split(self, kv_BSX: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         k, v = kv_BSX.unflatten(-1, (2, self.shape.kv_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -215,8 +228,8 @@ class _Block(nn.Module):
 
 
 class _Norm(nn.Module):
-    """x, what `modulate` made of the condition -> the normed x, and what the residual branch is multiplied by (a function, the identity
-    unless adaptive)."""
+    """x, what `modulations` made of the condition -> the normed x, and how the residual branch joins: (x, y) -> x + y, where y is gated if
+    the norm adapts."""
 
     def __init__(self, shape: ExpertShape, gate: bool = True) -> None:
         super().__init__()
@@ -228,7 +241,13 @@ class _Norm(nn.Module):
             nn.init.normal_(self.modulate.weight, std=0.02)
             nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x_BSD: Tensor, modulations_BKX: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def modulations(self, active_BKD: Tensor) -> Tensor:
+        """(B, K, 2 or 3 D): one more than the scale, the shift, and the gate. Found once for all evaluations of a call."""
+        assert self.modulate is not None
+        D, out_BKX = active_BKD.shape[-1], self.modulate(active_BKD)
+        return torch.cat([1 + out_BKX[..., :D], out_BKX[..., D:]], dim=-1)
+
+    def forward(self, x_BSD: Tensor, modulations_BKX: Tensor | None) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
         D = x_BSD.shape[-1]
         if self.centred:
             normed = F.layer_norm(x_BSD, (D,), eps=EPS)
@@ -237,10 +256,11 @@ class _Norm(nn.Module):
         else:
             normed = F.rms_norm(x_BSD.float(), (D,), self.weight_D.float(), EPS).to(x_BSD.dtype)
         if modulations_BKX is None:
-            return normed, _identity
-        modulations_BSX = modulations_BKX.repeat_interleave(x_BSD.shape[1] // modulations_BKX.shape[1], dim=1)
+            return normed, torch.add
+        groups = modulations_BKX.shape[1]
+        modulations_BSX = modulations_BKX if groups == 1 else modulations_BKX.repeat_interleave(x_BSD.shape[1] // groups, dim=1)
         scale, shift, *gate = modulations_BSX.chunk(3 if self.gated else 2, dim=-1)
-        return normed * (1 + scale) + shift, (lambda y: y * gate[0]) if gate else _identity
+        return torch.addcmul(shift, normed, scale), (lambda x, y: torch.addcmul(x, y, gate[0])) if gate else torch.add
 
 
 class _MLP(nn.Module):
@@ -269,14 +289,12 @@ def _places(tokens: Tokens) -> Tokens:
     return tokens.with_x(tokens.x_BSD[..., :0])
 
 
-def _mask(seen_B1SK: Tensor, dtype: torch.dtype) -> Mask:
+def _mask(seen_B1SK: Tensor, dtype: torch.dtype, may_be_blind: bool) -> Mask:
+    """Blind: a token of a layer that looks at the context alone, where there is none to be seen; it takes nothing from there. A token that
+    does not exist sees something else elsewhere, which nobody asks for."""
     anything_B1S1 = seen_B1SK.any(-1, keepdim=True)
-    return additive(seen_B1SK | ~anything_B1S1, dtype), anything_B1S1
+    return additive(seen_B1SK | ~anything_B1S1, dtype), anything_B1S1 if may_be_blind else None
 
 
 def _rotate(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if angles is None else rotate(x, angles)
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
