@@ -19,7 +19,7 @@ RUN = Run(
     model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32), Parallel(steps_per_token=3)),
     mixture="data_mixtures/arms_small.yaml",
     embodiments=("metaworld_sawyer", "fetch", "panda", "aloha"),
-    steps=4500,
+    steps=5000,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),

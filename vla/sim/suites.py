@@ -202,7 +202,7 @@ def _aloha() -> Suite:
         "ALOHA's two arms: lift a cube (from a square of 0.1 m instead of 0.2), hand it over (from 0.2 m)",
         load_embodiment("aloha"),
         (
-            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 1.0, tail=10, options={"spread": 0.5}),
+            Task("lift", "lift the red cube with the right arm", _make_aloha, 250, 1.0, tail=10, options={"spread": 0.5, "view_deg": 24}),
             Task("transfer", "hand the red cube from the right arm to the left arm", _make_aloha, 500, 0.4, tail=10),
         ),
         held_out=True,
