@@ -84,8 +84,7 @@ def fuse(model: nn.Module) -> int:
     """Joins the siblings in every module of a model, where they are plain maps of equal inputs; how many products came of it. Its
     root-mean-square norms become one kernel each (`Norm`), and on a CPU narrow maps are laid out anew."""
     count = 0
-    for module in model.modules():
-        one_kernel(module)
+    join_norms(model)
     for module in list(model.modules()):
         for names in SIBLINGS:
             maps = [getattr(module, name, None) for name in names]
@@ -124,7 +123,12 @@ class Norm(nn.Module):
         return self._gain[2]
 
 
-def one_kernel(module: nn.Module) -> bool:
+def join_norms(model: nn.Module) -> int:
+    """Makes a `Norm` of each root-mean-square norm of a model; how many."""
+    return sum(_one_kernel(module) for module in model.modules())
+
+
+def _one_kernel(module: nn.Module) -> bool:
     """Whether a module computes a root-mean-square norm, with `weight` or 1 + `weight` as its gain; then it is a `Norm` from now on, and of
     its own class as before."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))

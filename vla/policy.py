@@ -15,7 +15,7 @@ from vla.checkpoint import Contents, acting, load_model, save_checkpoint
 from vla.continuing import prior_of
 from vla.errors import SchemaError, UserError
 from vla.float8 import multiplies, to_float8
-from vla.fused import fuse
+from vla.fused import fuse, join_norms
 from vla.model import VLA
 from vla.noise import Noise
 from vla.types import Batch, Chunk, Continuation, Observation, Prior
@@ -61,6 +61,7 @@ class Policy:
             if not multiplies(device):
                 raise UserError(f"float8 needs a GPU of compute capability 8.9 or later, not {device}; leave it out")
             to_float8(self.model)
+            join_norms(self.model)
             self._rounded = True
         else:
             fuse(self.model)
