@@ -4,11 +4,11 @@ What      All weights train. What is about one robot alone (its proprioception i
           does not know it; everything else is carried, whatever the widths of the actions.
 Hardware  as it stands: one CPU core. A 3B checkpoint in full: one 80 GB GPU with bf16 and --zero pretrain/zero2.json.
 Hours     as it stands: 2 minutes.                                                             <- what it took you
-Expect    as it stands: at least 60% success on lifting ALOHA's cube, from 50 demonstrations.  <- the number you will compare with
-Command   vla collect --suite aloha --episodes 50 --out data/new_robot                         <- or `vla convert`, for data you have
+Expect    as it stands: at least 90% success on lifting ALOHA's cube, from 50 demonstrations.  <- the number you will compare with
+Command   vla collect --suite aloha --tasks lift --episodes 50 --out data/new_robot            <- or `vla convert`, for data you have
           vla train finetune/forkme.py --init runs/demo/pretrain --data-root data --dry-run
           vla train finetune/forkme.py --init runs/demo/pretrain --data-root data
-          vla eval runs/my_robot --suite aloha --episodes 40
+          vla eval runs/my_robot --suite aloha --tasks lift --episodes 40
 """
 
 from dataclasses import replace
