@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from benchmarks.pages import CASES, RESULTS, ROOT, evidence, pages, performance
+from benchmarks.cases import CASES
+from benchmarks.evidence import evidence
+from benchmarks.pages import RESULTS, ROOT, pages, performance
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)

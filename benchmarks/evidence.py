@@ -1,0 +1,315 @@
+"""docs/results.md from benchmarks/results/*.json: what learned policies do in closed loop."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import DEMOS
+from vla.evaluate.statistics import compare_paired
+
+VARIANTS = ("fast", "dit_one", "ddpm")
+"""Of `pretrain/demo.py` that `make demo` does not take."""
+
+MT10 = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
+MT50 = "## Fifty tasks in half an hour of one large GPU\n\nMeta-World's MT50 from scratch; the commands stand in `pretrain/mt50.py`.\n"
+
+
+def evidence(results: Path) -> str:
+    """What learned policies do in closed loop."""
+    return "\n".join(
+        [
+            "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
+            _demo(results),
+            _decoders(results),
+            _evaluations(results),
+            _bimodal(results),
+            _meta_world(results, "mt10.json", MT10),
+            _meta_world(results, "mt50.json", MT50),
+            _new_robot(results),
+            _few_labels(results),
+            _sampling(results),
+            _latency(results),
+            _shipped(results),
+            _probes(results),
+        ]
+    )
+
+
+def _demo(results: Path) -> str:
+    found = load(results / "demo-parallel.json")
+    if found is None:
+        return "## The demo\n\nNot run yet.\n"
+    tasks = found["pretrain"]["success"]["tasks"]
+    lines = ["## The demo\n\n```bash\nmake demo\n```\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    lines.append(_rate("eight trained tasks, unseen seeds", found["pretrain"]["success"]))
+    lines += [_rate(f"- {name}", row) for name, row in tasks.items()]
+    lines.append(_rate("four tasks never seen (zero-shot)", found["zero_shot"]["success"]))
+    lines += [_rate(f"- {name}", row) for name, row in found["zero_shot"]["success"]["tasks"].items()]
+    tune = found["finetune"]
+    lines.append(_rate(f"a robot never seen, fine-tuned from {tune['demonstrations']} demonstrations", tune["success"]))
+    lines.append(_rate("the same from scratch", tune["from_scratch"]))
+    paired = tune["paired_difference"]
+    low, high = paired["interval"]["low"], paired["interval"]["high"]
+    lines.append(
+        f"\nPaired difference of the last two: {100 * paired['difference']:+.0f} points, 95% from {100 * low:+.0f} to {100 * high:+.0f} "
+        f"({paired['test']}, p = {paired['p_value']:.2g}). The whole job took {found['seconds']['total']:.0f} s and "
+        f"{found['cpu_seconds']:.0f} CPU seconds.\n"
+    )
+    return "\n".join(lines)
+
+
+def _decoders(results: Path) -> str:
+    lines = [
+        "## Decoders beside each other\n\nThe demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`. `fast`: FAST codes; "
+        "`dit_one`: one noise sample a context instead of four; `ddpm`: that path instead of a flow.\n\n"
+        "```bash\nmake demo DECODER=masked\nvla train pretrain/demo.py:fast --data-root runs/demo/data\n```\n",
+        "| decoder | successes | rate | interval |\n|---|---|---|---|",
+    ]
+    for name in (*DEMOS, *VARIANTS):
+        demo, alone = load(results / f"demo-{name}.json"), load(results / f"sawyer-{name}.json")
+        success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
+        lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _evaluations(results: Path) -> str:
+    """`vla eval --evaluations` of the denoising decoders."""
+    head = (
+        "## Evaluations of the network\n\nThe same weights, asked another number of times for a chunk; the same episodes in every row.\n\n"
+        "```bash\nvla eval runs/mine --suite metaworld-objects --episodes 20 --seed 0 --evaluations 2 --json FILE\n```\n"
+    )
+    found = [json.loads(path.read_text()) for path in results.glob("evaluations-*.json")]
+    if not found:
+        return head + "\nNot run yet.\n"
+    lines = ["| decoder | evaluations | successes | rate | interval | against the fewest |\n|---|---|---|---|---|---|"]
+    fewest: dict[str, dict[str, Any]] = {}
+    for result in sorted(found, key=lambda result: (result["policy"]["decoder"], result["policy"]["evaluations"])):
+        decoder = result["policy"]["decoder"].removeprefix("decoder.")
+        base = fewest.setdefault(decoder, result)
+        told = "" if base is result else _pair(_paired(result, base))
+        lines.append(f"| `{decoder}` {_rate(result['policy']['evaluations'], result['success'])} {told} |")
+    lines.append("\nThese demonstrations have one way to do each task; the next table has two.")
+    return head + "\n" + "\n".join(lines) + "\n"
+
+
+def _bimodal(results: Path) -> str:
+    head = (
+        "## Two ways round an obstacle\n\nDemonstrations pass on the left or on the right, half and half, so that their mean is wrong. "
+        "Plans from unseen starts that stay clear of the obstacle, and how many of all go left.\n\n"
+        "```bash\npython -m benchmarks.bimodal --plans 256 --json\n```\n"
+    )
+    found = load(results / "bimodal.json")
+    if found is None:
+        return head + "\nNot run yet.\n"
+    lines = ["| | clear | rate | interval | left |\n|---|---|---|---|---|"]
+    lines += [f"{_rate(name, row)} {row['left']:.0%} |" for name, row in found["rows"].items()]
+    return head + "\n" + "\n".join(lines) + "\n"
+
+
+ARMS = {
+    "scratch": "from scratch",
+    "scratch_longer": "from scratch, with the steps of pretraining on top",
+    "pretrained": "pretrained on a Sawyer and a Fetch arm",
+    "permuted": "the same with actions exchanged between episodes",
+    "one_robot": "pretrained on the Sawyer alone, as many samples",
+}
+
+
+def _new_robot(results: Path) -> str:
+    head = (
+        "## Does pretraining help a new robot?\n\nA robot that pretraining never saw, fine-tuned on few demonstrations. Each arm beside "
+        "training from scratch on the same demonstrations, and beside the pretrained one, on the same episodes (McNemar's exact test). "
+        "Intervals and p-values are of these trained networks: episodes of one are no independent trainings, and pretraining was run "
+        "once.\n"
+    )
+    found = load(results / "new_robot.json")
+    if found is None:
+        return head + "\n```bash\npython -m benchmarks.new_robot --json\n```\n\nNot run yet.\n"
+    lines = [
+        head,
+        f"```bash\n{found['command']}\n```\n",
+        f"{found['seeds']} seeds, {found['episodes']} episodes each; {found['steps']} steps of fine-tuning, {found['pretrain_steps']} of "
+        f"pretraining; {found['cpu_seconds'] / 60:.0f} CPU minutes.\n",
+    ]
+    for robot, rows in found["robots"].items():
+        lines.append(f"`{robot}`, {rows['task']}:\n")
+        lines.append("| demonstrations | | successes | rate | interval | by seed | against scratch | against pretrained | worth |")
+        lines.append("|---" * 9 + "|")
+        for count, by_arm in rows["demonstrations"].items():
+            for arm, row in by_arm.items():
+                seeds, times = ", ".join(map(str, row["by_seed"])), rows["multiplier"].get(arm, {}).get(count)
+                pairs = [row.get(f"against_{base}") for base in ("scratch", "pretrained")]
+                told = " | ".join(_pair(pair) for pair in pairs)
+                # Of a difference that may be none, a factor would tell nothing.
+                telling = pairs[0] and pairs[0]["p_value"] < 0.05 and times != {"at_least": 1.0}
+                worth = _times(times) if telling else ""
+                lines.append(f"| {count} {_rate(ARMS[arm], row)} {seeds} | {told} | {worth} |")
+        lines.append("")
+    lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success, roughly.\n")
+    return "\n".join(lines)
+
+
+def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two evaluations of the same episodes."""
+    one, other = ({(row["task"], row["episode"]): row["success"] for row in found["rows"]} for found in (a, b))
+    pairs = [(one[key], other[key]) for key in one]
+    return asdict(compare_paired(*(sum(pair == wanted for pair in pairs) for wanted in ((1, 1), (1, 0), (0, 1), (0, 0)))))
+
+
+def _pair(pair: dict[str, Any] | None) -> str:
+    return f"{100 * pair['difference']:+.0f} points, p = {pair['p_value']:.2g}" if pair else ""
+
+
+def _times(multiplier: dict[str, float]) -> str:
+    ((kind, value),) = multiplier.items()
+    return f"{kind.replace('_', ' ')} {value:.1f}x"
+
+
+def _probes(results: Path) -> str:
+    base, files = load(results / "checkpoint-arms-small-sawyer.json"), sorted(results.glob("probe-*.json"))
+    head = (
+        "## What the policy uses\n\nThe checkpoint in the repository, on the same episodes with one thing taken away or changed. The two "
+        "faucet tasks look alike, so that words alone tell which is meant; of the others the scene tells a part. An empty instruction is "
+        "also one that training never saw.\n\n"
+        "```bash\nvla eval checkpoints/arms-small --suite metaworld-objects --episodes 20 --seed 0 --probe no-language --json FILE\n```\n"
+    )
+    if base is None or not files:
+        return head + "\nNot run yet.\n"
+    every = {"nothing": base} | {path.stem.removeprefix("probe-"): json.loads(path.read_text()) for path in files}
+    tasks = list(base["tasks"])
+    lines = ["| | all | interval | " + " | ".join(tasks) + " |\n|---|---|---" + "|---" * len(tasks) + "|"]
+    for name, found in every.items():
+        low, high = _interval(found["success"])
+        cells = " | ".join(str(found["tasks"][task]["successes"]) for task in tasks)
+        row = found["success"]
+        lines.append(f"| {name} | {row['successes']}/{row['episodes']} | {100 * low:.0f} to {100 * high:.0f}% | {cells} |")
+    changed = [f"`{name}`: {found['probe']['what']}." for name, found in every.items() if found.get("probe")]
+    return head + "\n" + "\n".join(lines) + "\n\n" + " ".join(changed) + "\n"
+
+
+def _meta_world(results: Path, file: str, head: str) -> str:
+    """All tasks of a suite, from `vla eval` and the minutes that it took."""
+    found = load(results / file)
+    if found is None:
+        return head + "\nNot run yet.\n"
+    took = " + ".join(f"{seconds / 60:.1f} ({name})" for name, seconds in found["wall_s"].items())
+    lines = [
+        head,
+        f"Minutes by the clock: {took}.\n",
+        "| | successes | rate | interval |\n|---|---|---|---|",
+        _rate("all", found["success"]),
+    ]
+    return "\n".join([*lines, *(_rate(f"- {name}", row) for name, row in found["tasks"].items())]) + "\n"
+
+
+def _few_labels(results: Path) -> str:
+    found, before = load(results / "few_labels.json"), load(results / "few_labels_three_tasks.json")
+    parts = ["## Few labels\n\nFive labelled demonstrations a task, and others seen as video; labels alone for as many optimizer steps.\n"]
+    if found:
+        rows = found["few_label"]
+        each = next(iter(rows["latent"]["tasks"].values()))["episodes"]
+        command = f"python benchmarks/latent.py --parts few_labels --arms {' '.join(rows)} --episodes {each}"
+        command += f" --arm-steps {found['steps']} --json"
+        parts.append(f"```bash\n{command}\n```\n\n" + _arms(found.get("what", "the eight tasks of `metaworld-objects`"), rows))
+        parts.append(_by_steps([found, *(load(path) or {} for path in sorted(results.glob("few_labels_[0-9]*.json")))]))
+    if before:
+        parts.append(_arms(f"Before, with one pair's codes a label, in video with injected noise: {before['what']}", before["arms"]))
+    return "\n".join(parts if len(parts) > 1 else [*parts, "Not measured yet.\n"])
+
+
+def _by_steps(found: list[dict[str, Any]]) -> str:
+    """The same with other numbers of optimizer steps (`--arm-steps`)."""
+    lines = ["By optimizer steps (`--arm-steps`), each of trainings of its own:\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for each in sorted(found, key=lambda each: each["steps"]):
+        lines += [_rate(f"{each['steps']} steps, `{name}`", row) for name, row in each["few_label"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(what: str, rows: dict[str, Any]) -> str:
+    """Arms beside each other, task by task, and whether their intervals say anything."""
+    (low, high), (least, most) = _interval(rows["latent"]), _interval(rows["labelled_only"])
+    said = "above" if low > most else "below" if high < least else ""
+    verdict = f"the interval of `latent` lies {said} that of `labelled_only`" if said else "the intervals overlap: no difference is shown"
+    lines = [f"{what[0].upper()}{what[1:]}; {verdict}.\n", "| | successes | rate | interval |\n|---|---|---|---|"]
+    for name, row in rows.items():
+        lines.append(_rate(f"`{name}`", row))
+        for task, of in row["tasks"].items():
+            lines.append(_rate(f"- {task}", of if isinstance(of, dict) else {"successes": of[0], "episodes": of[1]}))
+    return "\n".join(lines) + "\n"
+
+
+def _interval(row: dict[str, Any]) -> tuple[float, float]:
+    from statsmodels.stats.proportion import proportion_confint
+
+    return proportion_confint(row["successes"], row["episodes"], method="wilson")
+
+
+def _sampling(results: Path) -> str:
+    found = load(results / "sampling.json")
+    title = "## How chunks are drawn\n\nThe same episodes in every row; `decisions` are the chunks that an episode asked for.\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    where = f"--suite {found['suite']}" + f" --tasks {found['tasks']}" * bool(found["tasks"])
+    command = (
+        f"vla train-value runs/mine --suite {found['suite']} --episodes 30 --out runs/mine/value.safetensors\n"
+        f"python -m benchmarks.sampling runs/mine {where} --episodes {found['episodes']} --value runs/mine/value.safetensors "
+        f"--guidance {found['guidance']} --agree {found['agree']} --out runs/mine/sampling --json"
+    )
+    head = "| | successes | rate | interval | decisions | better | worse | p (Holm) |\n" + "|---" * 8 + "|"
+    lines = [f"{title}\n```bash\n{command}\n```\n\n`runs/mine`: {_trained(found)}.\n", head]
+    for name, row in found["rows"].items():
+        changed = f"{row['better']} | {row['worse']} | {row['p_holm']:.2g}" if "p_holm" in row else "| |"
+        lines.append(f"{_rate(name, row)} {row['decisions']:.1f} | {changed} |")
+    shown = [(name, row) for name, row in found["rows"].items() if row.get("p_holm", 1) <= 0.05]
+    verdicts = [f"`{name}` is {'better' if row['better'] > row['worse'] else 'worse'}" for name, row in shown]
+    return "\n".join([*lines, f"\nAgainst `plain`, at 5%: {', '.join(verdicts) if verdicts else 'no difference is shown'}."]) + "\n"
+
+
+def _trained(found: dict[str, Any]) -> str:
+    made = found["checkpoint"]
+    return f"the run `{made['run']}` after {made['steps']} steps (decoder `{made['decoder'].removeprefix('decoder.')}`)"
+
+
+def _latency(results: Path) -> str:
+    found = load(results / "latency.json")
+    title = "## Success against delay\n\nA chunk arrives so many control steps after its observation; until then the old one goes on.\n"
+    if found is None:
+        return f"{title}\nNot measured yet.\n"
+    delays = ",".join(dict.fromkeys(str(row["delay_steps"]) for row in found["rows"]))
+    command = f"python -m benchmarks.latency runs/mine --suite {found['suite']} --tasks {','.join(found['tasks'])} --delays {delays}"
+    lines = [f"{title}\n```bash\n{command} --episodes {found['episodes']} --json\n```\n\n`runs/mine`: {_trained(found)}.\n"]
+    lines.append("| | successes | rate | interval |\n|---|---|---|---|")
+    lines += [_rate(f"{row['delay_steps']} steps, {row['method']}", row) for row in found["rows"]]
+    return "\n".join([*lines, f"\n{found['execute']} commands of each chunk are executed."]) + "\n"
+
+
+def _shipped(results: Path) -> str:
+    files = sorted(results.glob("checkpoint-*.json"))
+    if not files:
+        return "## Checkpoints in the repository\n\nNone yet.\n"
+    command = "vla eval checkpoints/arms-small --suite metaworld-objects --episodes 20 --seed 0 --json FILE"
+    lines = [
+        f"## Checkpoints in the repository\n\n```bash\n{command}\n```\n",
+        "| checkpoint | suite | successes | rate | interval |\n|---|---|---|---|---|",
+    ]
+    for path in files:
+        found = load(path)
+        assert found is not None
+        name = path.stem.removeprefix("checkpoint-")
+        lines += [f"| {name} {_rate(found['suite'], found['success'])}"]
+        lines += [f"| | {_rate('- ' + task, row).removeprefix('| ')}" for task, row in found["tasks"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _rate(label: str, row: dict[str, Any]) -> str:
+    low, high = _interval(row)
+    rate = 100 * row["successes"] / row["episodes"]
+    return f"| {label} | {row['successes']}/{row['episodes']} | {rate:.1f}% | {100 * low:.1f} to {100 * high:.1f}% |"
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A result; None where it is not there."""
+    return json.loads(path.read_text()) if path.is_file() else None
