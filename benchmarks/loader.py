@@ -249,7 +249,7 @@ def measure_often(processes: int, blocks: int, cameras: int) -> dict[str, float]
     middle = {key: statistics.median(row[key] for row in found) for key in found[0]}
     for key in ("ratio_to_decode", "ratio_to_decode_fresh"):
         middle |= {f"{key}_least": min(row[key] for row in found), f"{key}_most": max(row[key] for row in found)}
-    return {**middle, "processes": processes}
+    return {**middle, "cameras": cameras, "processes": processes}
 
 
 def in_order(pipeline: Pipeline, of: Embodiment) -> list[bytes]:
@@ -350,7 +350,7 @@ def _child(*args: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--processes", type=int, default=5, help="that measure, one after the other (0: this one)")
+    parser.add_argument("--processes", type=int, default=12, help="that measure, one after the other (0: this one)")
     parser.add_argument("--cameras", type=int, default=2, choices=(1, 2))
     parser.add_argument("--large", type=int, default=1_000_000, help="indexed steps of the large dataset (0: leave memory out)")
     parser.add_argument("--steps", type=int, default=100_000_000, help="indexed steps of the mixture of 60 datasets (0: leave it out)")
