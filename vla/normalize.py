@@ -23,6 +23,8 @@ METHODS = ("quantile", "zscore", "identity")
 
 DEGENERATE_SHARE = 1e-3
 """A spread below this share of half the full range is no scale: it would blow a rare value up a thousandfold."""
+RARE = 10.0
+"""A state that nearly always stands still, and sometimes goes this many times as far as it trembles, has moved."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,9 @@ class Normalizer:
     `clip_out` keep normalised numbers in -1..1 on the way in and out; `binary` numbers come out as 0 or 1.
 
     Degenerate dimensions follow one rule: where the spread (half of q01..q99, or the standard deviation) is below
-    `DEGENERATE_SHARE` of half the full range, the full range is used instead; where that is 0 too, or the spread is no more than the
-    trembling of a state that stands still (`vla.embodiment.TREMBLE`), the scale is 1: nothing is made of it. `degenerate` names those
-    dimensions for the report.
+    `DEGENERATE_SHARE` of half the full range, or is the trembling of a state that stands still (`vla.embodiment.TREMBLE`), the full
+    range is used instead; where that is 0 too, or below `RARE` times the trembling, the scale is 1: nothing is made of it.
+    `degenerate` names those dimensions for the report.
     """
 
     method: Method
@@ -219,7 +221,8 @@ class Normalizer:
 
     @staticmethod
     def fit(stats: Stats, method: Method = "quantile", tremble_A: np.ndarray | float = 0.0) -> Normalizer:
-        """`quantile` maps q01..q99 to -1..1; `zscore` maps to mean 0 and deviation 1. `tremble_A`: spreads that are none."""
+        """`quantile` maps q01..q99 to -1..1; `zscore` maps to mean 0 and deviation 1. `tremble_A`: (A,), in the units of the
+        rows, spreads that are none."""
         if method not in ("quantile", "zscore"):
             raise UserError(f"cannot fit '{method}'; choose quantile or zscore, or Normalizer.identity(width, reason)")
         if not stats.count:
@@ -232,10 +235,11 @@ class Normalizer:
             offset_A, spread_A = stats.mean_A, stats.std_A
         # Rounding noise of a constant is no range.
         full_A = np.where(full_A <= 1e-9 * np.maximum(1.0, np.abs(stats.max_A)), 0.0, full_A)
-        thin_A = spread_A <= DEGENERATE_SHARE * full_A
+        still_A = spread_A < tremble_A
+        thin_A = (spread_A <= DEGENERATE_SHARE * full_A) | still_A
         offset_A = np.where(thin_A, (stats.max_A + stats.min_A) / 2, offset_A)
         scale_A = np.where(thin_A, np.where(full_A > 0, full_A, 1.0), spread_A)
-        constant_A = (full_A == 0) | (spread_A < tremble_A)
+        constant_A = (full_A == 0) | (still_A & (full_A < RARE * np.asarray(tremble_A)))
         offset_A, scale_A = np.where(constant_A, stats.mean_A, offset_A), np.where(constant_A, 1.0, scale_A)
         flagged = np.flatnonzero(thin_A | constant_A)
         return Normalizer(method, tuple(map(float, offset_A)), tuple(map(float, scale_A)), tuple(map(int, flagged)))

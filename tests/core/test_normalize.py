@@ -221,6 +221,19 @@ def test_a_joint_that_stands_still_is_no_scale():
     assert np.abs(fitted.action.normalize(rows_NS)[:, still]).max() > 0.99  # a step may be so small, and is kept
 
 
+def test_a_joint_that_seldom_moves_is_shown_moving():
+    """It stands still, trembling by half a millimetre, in all but some steps in a thousand: then it goes 40 mm."""
+    rows_NA = 5e-4 * np.random.default_rng(0).uniform(-1, 1, (4000, 2))
+    rows_NA[::500, 0] = 0.04
+    stats = Stats(2)
+    stats.update(rows_NA)
+    fitted = Normalizer.fit(stats, tremble_A=np.array([2e-3, 2e-3]))
+    unit = fitted.normalize(rows_NA)
+    assert fitted.degenerate == (0, 1) and fitted.scale[1] == 1.0
+    np.testing.assert_allclose(unit[::500, 0], 1.0)
+    assert np.ptp(unit[1:500, 0]) < 0.06
+
+
 def test_every_built_in_robot_keeps_what_it_can_do():
     """What trembles is told by the unit; where there is none to tell it, nothing is."""
     for name in built_in_embodiments():
