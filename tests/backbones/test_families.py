@@ -151,7 +151,8 @@ def test_pixels_are_the_librarys(made, name):
     ramp = np.add.outer(np.arange(40) * 3, np.arange(56) * 2)[..., None] + rng.integers(0, 40, (40, 56, 3))
     image = ramp.astype(np.uint8)[None]
     seen = {}
-    hook = backbone.vision.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, first=(*args, None)[0]), with_kwargs=True)
+    tower = backbone.vision.embeddings if name == "smolvlm" else backbone.vision
+    hook = tower.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, first=(*args, None)[0]), with_kwargs=True)
     backbone.embed(backbone.collate([Observation({"third_person": image}, np.zeros((1, 3)), "open", "narrow")]))
     hook.remove()
     processed = processor(name, backbone)(images=[[image[0]]] if name == "smolvlm" else [image[0]], return_tensors="pt")

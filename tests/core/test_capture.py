@@ -13,12 +13,7 @@ from vla.capture import MOST, Captured, Watch, cuda_graph
 from vla.noise import Noise
 from vla.policy import Policy
 
-REFUSED = {
-    "tokens": "looks at a number",
-    "tokens_from_prefix": "looks at a number",
-    "tokens_coarse": "looks at a number",
-    "mixture": "looks at a number (nonzero)",
-}
+REFUSED = {"mixture": "looks at a number (nonzero)"}
 """Decoders whose next operation depends on a number that they found, and what is said of them."""
 
 

@@ -166,9 +166,9 @@ class LibraryBackbone(Backbone):
         """Positions of one prompt, as further tensors of `collate`. `images`: the size of each."""
         return {"position_BS": list(range(self.first_position, self.first_position + len(ids)))}
 
-    def _further(self, tokens: Tokens) -> dict[str, Any]:
-        """Further arguments of the language model."""
-        return {}
+    def _added(self, tokens: Tokens) -> Sequence[Tensor]:
+        """(B, S, width) each, to add to what comes out of the first language layers."""
+        return ()
 
     def _positions(self, tokens: Tokens) -> Tensor:
         return tokens.position_BS
@@ -241,14 +241,14 @@ class LibraryBackbone(Backbone):
         """The library's language model over `tokens` after what `cache` holds."""
         seen = tokens if cache is None else cache.tokens.cat(tokens)
         self._check_length(len(seen))
-        recorder = RecordingCache(self.depth, *((cache.keys, cache.values) if cache is not None else ()))
+        before = (cache.keys, cache.values) if cache is not None else ((), ())
+        recorder = RecordingCache(self.depth, *before, self._added(tokens))
         out = self.language(
             inputs_embeds=tokens.x_BSD,
             position_ids=self._positions(tokens),
             past_key_values=recorder,
             use_cache=False,
             **self._mask(tokens, seen),
-            **self._further(tokens),
         )
         return Hidden(seen, out.last_hidden_state, *recorder.close())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from vla.backbones.library import LibraryBackbone, LibraryConfig
 from vla.backbones.parse import library_model, own_head
 from vla.backbones.prompts import Prompt
 from vla.errors import UserError
+from vla.kept import Kept
 
 IMAGE = "<|vision_start|>{patches}<|vision_end|>"
 TURN = "<|im_start|>user\n{images}{instruction}<|im_end|>\n<|im_start|>assistant\n"
@@ -66,6 +67,7 @@ class QwenVLBackbone(LibraryBackbone):
     def _make(self) -> None:
         whole = library_model(self.config)
         self.vision, self.projector, self.language = whole.visual, None, whole.language_model
+        self._kept = Kept()
         self.head = own_head(self.config, whole.config)
         tower = self.vision.config
         self.factor = tower.patch_size * tower.spatial_merge_size
@@ -101,10 +103,32 @@ class QwenVLBackbone(LibraryBackbone):
         patches = by_size(inputs, prepare)
         sizes = self._sizes(inputs, len(patches))
         grids = [(1, rows * merge, columns * merge) for rows, columns in (self._grid(*size) for size in sizes)]
-        out = self.vision(torch.cat(patches), grid_thw=torch.tensor(grids, device=patches[0].device))
+        laid_out = self._kept.on(patches[0].device, tuple(grids), lambda: self._laid_out(grids), here=("cu_seqlens", "cu_window_seqlens"))
+        out = self.vision(torch.cat(patches), **laid_out)
         counts = [rows * columns // merge**2 for _, rows, columns in grids]
         deep = {"deep_BSE": _filled_up(torch.cat(out.deepstack_features, dim=-1), counts, longest)} if self.deep else {}
         return _filled_up(out.pooler_output, counts, longest), deep
+
+    def _laid_out(self, grids: Sequence[tuple[int, int, int]]) -> dict[str, Tensor]:
+        """What the tower computes from the sizes of the images alone, by the library's own functions: else it would do so in every call,
+        and in each layer wait for a GPU to say how long the images are. An older library has no such functions, and does."""
+        grid_thw = torch.tensor(grids)
+        found = {"grid_thw": grid_thw}
+        try:
+            from transformers import vision_utils as library
+        except ImportError:
+            return found
+        tower, merge = self.vision, self.vision.config.spatial_merge_size
+        found["cu_seqlens"] = library.get_vision_cu_seqlens(grid_thw)
+        found["position_ids"] = library.get_vision_position_ids(grid_thw, merge)
+        if hasattr(tower, "window_size"):
+            index, ends = library.get_vision_window_index(grid_thw, merge, tower.window_size, tower.patch_size)
+            found |= {"window_index": index, "cu_window_seqlens": ends}
+        if hasattr(tower, "num_grid_per_side"):
+            side, mode, corners = tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners
+            index, weight = library.get_vision_interpolation_indices_and_weights(grid_thw, side, mode, corners, merge)
+            found |= {"interp_indices": index, "interp_weights": weight}
+        return found
 
     def _sizes(self, inputs: Mapping[str, Tensor], count: int) -> list[tuple[int, int]]:
         if "image_size_BV2" not in inputs:
@@ -143,13 +167,10 @@ class QwenVLBackbone(LibraryBackbone):
         position_3BS = tokens.position_BS[None].expand(3, -1, -1)
         return position_3BS if offset is None else position_3BS + offset.permute(2, 0, 1)
 
-    def _further(self, tokens: Tokens) -> dict[str, Any]:
+    def _added(self, tokens: Tokens) -> Sequence[Tensor]:
+        """Zero where there is no image."""
         deep = tokens.extras.get("deep_BSE")
-        if deep is None:
-            return {}
-        # Zero where there is no image: adding to every token needs no look at which they are.
-        layers = deep.flatten(0, 1).chunk(self.deep, dim=-1)
-        return {"visual_pos_masks": torch.ones_like(tokens.valid_BS), "deepstack_visual_embeds": list(layers)}
+        return () if deep is None else deep.chunk(self.deep, dim=-1)
 
 
 def _filled_up(features_ND: Tensor, counts: list[int], longest: int) -> Tensor:

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 class RecordingCache:
     """For one forward pass of a language model with `depth` layers, after `keys` and `values` (of the prefix, per layer; or none).
 
-    `states` collects what comes out of each layer; see `watch`.
+    `states` collects what comes out of each layer; see `watch`. `added`: to what comes out of the first layers, before the next one.
     """
 
     is_compileable = False
     is_initialized = True  # the prefix is there from the start
 
-    def __init__(self, depth: int, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> None:
+    def __init__(self, depth: int, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = (), added: Sequence[Tensor] = ()) -> None:
         self._before_keys, self._before_values = tuple(keys), tuple(values)
         self.keys: list[Tensor | None] = [None] * depth
         self.values: list[Tensor | None] = [None] * depth
         self.states: list[Tensor | None] = [None] * depth
+        self.added = tuple(added)
         self._open = True
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -68,15 +69,18 @@ class RecordingCache:
 def watch(layers: nn.ModuleList) -> None:
     """Lets a cache that is given to these layers see what comes out of each of them.
 
-    What enters the next layer, not what leaves this one: Qwen3-VL adds deep visual features in between. Hooks stand outside
-    the library's checkpointing, so they run once.
+    What enters the next layer, not what leaves this one: deep visual features are added in between (`added`; the library's own addition
+    chooses tokens by a mask, and waits for a GPU to say which). Hooks stand outside the library's checkpointing, so they run once.
     """
 
     def entering(index: int) -> Any:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             cache = kwargs.get("past_key_values")
-            if isinstance(cache, RecordingCache):
-                cache.see(index - 1, args[0])
+            if not isinstance(cache, RecordingCache):
+                return None
+            state = args[0] if index > len(cache.added) else args[0] + cache.added[index - 1].to(args[0].dtype)
+            cache.see(index - 1, state)
+            return (state, *args[1:]), kwargs
 
         return hook
 

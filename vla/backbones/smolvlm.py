@@ -59,8 +59,15 @@ class SmolVLMBackbone(LibraryBackbone):
     def _see(self, inputs: Mapping[str, Tensor], longest: int) -> tuple[Tensor, dict[str, Tensor]]:
         side, pixels = self.vision.config.image_size, self.config.pixels
         images = torch.stack(by_size(inputs, lambda each: fit_square(each, side, pixels, self.dtype)))
-        # The library's own `get_image_features` drops images that are all zero: the tower is called itself.
-        return self.projector(self._placed(self.vision(pixel_values=images).last_hidden_state, images, pixels, inputs)), {}
+        return self.projector(self._placed(self._tower(images), images, pixels, inputs)), {}
+
+    def _tower(self, images_N3HW: Tensor) -> Tensor:
+        """The library's `get_image_features` drops images that are all zero, and its tower asks whether every patch is there. Of whole
+        images they are: the tower's parts are called themselves, and nothing is looked at."""
+        side = self.vision.config.image_size // self.vision.config.patch_size
+        there_NHW = torch.ones(len(images_N3HW), side, side, dtype=torch.bool, device=images_N3HW.device)
+        patches_NPD = self.vision.embeddings(pixel_values=images_N3HW, patch_attention_mask=there_NHW)
+        return self.vision.post_layernorm(self.vision.encoder(inputs_embeds=patches_NPD).last_hidden_state)
 
     def _grid3d(self) -> tuple[int, int]:
         return self.vision.config.image_size // self.vision.config.patch_size, self.vision.config.hidden_size

@@ -144,7 +144,9 @@ class TokensDecoder(ActionDecoder):
         self.from_prefix = config.from_prefix
         if self.from_prefix and not self.chain:
             raise UserError(f"{config.codec.kind} predicts several codes at once; the prefix's last token is one: set from_prefix=False")
-        self.end_block = int(self.block_N[-1]) + 1  # asked once: on a GPU each answer is a wait
+        blocks = self.block_N.tolist()  # asked once: on a GPU each answer is a wait, and ends a capture
+        self.end_block = blocks[-1] + 1
+        self.runs = _runs(blocks)
         self.offset = Offset(width, roster) if config.offset else None
         self.chunks = self.repaired = 0
         """Chunks sampled, and those in which the likeliest code would have made one that is too long or too short."""
@@ -200,7 +202,7 @@ class TokensDecoder(ActionDecoder):
         places = self._places(prefix, prefix.x_BSD.new_zeros(B, N, prefix.x_BSD.shape[-1]), exists_BN)
         draws_BNC = noise.uniform("tokens", N, codec.vocabulary) if self.temperature > 0 else None
         hidden, shown_BN, repaired_B = backbone(prefix), torch.full_like(code_BN, self.start_id), torch.zeros_like(like.embodiment_B)
-        runs = self._runs()
+        runs = self.runs
         alone = codec.fixed and len(runs) == N and not self.from_prefix
         if alone and code_BN.device.type == "cpu":  # elsewhere each answer is a wait
             code_BN, hidden = self._settle(backbone, hidden, places, exists_BN, draws_BNC, given)
@@ -226,7 +228,9 @@ class TokensDecoder(ActionDecoder):
             if left_Bn is not None:
                 left_Bn = torch.where(exists_BN[:, at], codec.spend(left_Bn, code_BN[:, at.start]), left_Bn)
             shown_BN = self._shown(code_BN, exists_BN & (torch.arange(N, device=code_BN.device) < at.stop))
-        self.chunks, self.repaired = self.chunks + B, self.repaired + int(repaired_B.sum())
+        self.chunks += B
+        if left_Bn is not None:
+            self.repaired += int(repaired_B.sum())
         action_BTA = self.codes.decode(F.pad(code_BN, (0, N - code_BN.shape[1])), like)
         return action_BTA if self.offset is None else action_BTA + self._correction(backbone, prefix, hidden, code_BN, exists_BN, like)
 
@@ -289,11 +293,6 @@ class TokensDecoder(ActionDecoder):
         first_B1D = hidden.x_BSD[torch.arange(len(last_B), device=last_B.device), last_B][:, None]
         return torch.cat([first_B1D, hidden.last(count)[:, 1:]], dim=1)
 
-    def _runs(self) -> list[slice]:
-        """The places of each block, in order."""
-        stops = (torch.nonzero(self.block_N.diff())[:, 0] + 1).tolist() + [len(self.block_N)]
-        return [slice(a, b) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
-
     def _correction(self, backbone: Backbone, prefix: Tokens, hidden: Any, code_BN: Tensor, exists_BN: Tensor, like: ActionSpec) -> Tensor:
         assert self.offset is not None
         x_B1D = self.codes.code_in(self._last(code_BN, exists_BN)) + self.offset.slot_D
@@ -322,6 +321,12 @@ class TokensDecoder(ActionDecoder):
             return F.pad(last_BN[:, :-1], (1, 0), value=-1)
         from_BN = self.parent_N[:N].expand(exists_BN.shape)
         return torch.where(exists_BN.gather(1, from_BN.clamp(min=0)), from_BN, -1)
+
+
+def _runs(blocks: list[int]) -> list[slice]:
+    """The places of each block, in order."""
+    stops = [at for at in range(1, len(blocks)) if blocks[at] != blocks[at - 1]] + [len(blocks)]
+    return [slice(a, b) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
 
 
 class Offset(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vla.diffusion.base import Path, Predict, Warm, spread
 from vla.errors import UnknownName, UserError
+from vla.kept import Kept
 from vla.noise import Noise
 
 PREDICTIONS = ("noise", "data", "velocity")
@@ -48,6 +49,7 @@ class DDPMPath(Path):
     def __init__(self, config: DDPM) -> None:
         self.config = config
         self.alphas_cumprod_K = squared_cosine(config.steps)
+        self._on_device = Kept()
         # For sampling, which must not ask the device for them.
         self._kept: list[float] = self.alphas_cumprod_K.tolist()
         self._times: list[float] = self._time(torch.arange(config.steps, device="cpu")).tolist()
@@ -56,7 +58,7 @@ class DDPMPath(Path):
         return self._time(noise.integers("time", self.config.steps, samples))
 
     def corrupt(self, data: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        kept = spread(self.alphas_cumprod_K.to(t.device)[self.level(t)], data)
+        kept = spread(self._signal_power(t), data)
         signal, disturbance = kept.sqrt(), (1 - kept).sqrt()
         want = {"noise": eps, "data": data, "velocity": signal * eps - disturbance * data}[self.config.predict]
         return signal * data + disturbance * eps, want
@@ -101,7 +103,7 @@ class DDPMPath(Path):
         return (signal * x - data) / disturbance
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.alphas_cumprod_K.to(t.device)[self.level(t)]
+        kept = self._signal_power(t)
         return kept.sqrt(), (1 - kept).sqrt()
 
     def levels(self, evaluations: int, start: float = 0.0) -> list[int]:
@@ -115,6 +117,11 @@ class DDPMPath(Path):
 
     def level(self, t: Tensor) -> Tensor:
         return ((1 - t) * self.config.steps).round().long() - 1
+
+    def _signal_power(self, t: Tensor) -> Tensor:
+        """The cumulative product of alpha at each time."""
+        table = self._on_device.on(t.device, "alphas", lambda: {"alphas_cumprod_K": self.alphas_cumprod_K})
+        return table["alphas_cumprod_K"][self.level(t)]
 
     def _data(self, x: Tensor, out: Tensor, signal: Tensor | float, disturbance: Tensor | float) -> Tensor:
         if self.config.predict == "data":
