@@ -1,5 +1,5 @@
-"""Fewer and larger steps for acting: linear maps of one input as one product, root-mean-square norms as one kernel, and weights that lie
-as a CPU reads them.
+"""Fewer and larger steps for acting: linear maps of one input as one product, root-mean-square norms as one kernel, frozen batch norms as
+part of the convolutions before them, and weights that lie as a CPU reads them.
 
 Queries, keys and values, and gate and up, become rows of one matrix, in place: names, checkpoints and numbers stay as they were (each
 weight is a view of its rows), and no memory is added. The first of them that is called computes all, and the others take their share of
@@ -124,7 +124,10 @@ class Norm(nn.Module):
 
 
 def join_norms(model: nn.Module) -> int:
-    """Makes a `Norm` of each root-mean-square norm of a model; how many."""
+    """Makes a `Norm` of each root-mean-square norm of a model; how many. Frozen batch norms become part of the convolutions before them."""
+    for module in model.modules():
+        if hasattr(module, "folds"):
+            module.folds = True
     return sum(_one_kernel(module) for module in model.modules())
 
 

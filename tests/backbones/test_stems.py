@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.parts import ROBOTS, TINY, observation
 from vla.backbones.stems import ResNet18
 from vla.errors import SchemaError, UnknownName, UserError
+from vla.fused import join_norms
 from vla.torchvision_cpu import prepare_torchvision
 
 
@@ -41,6 +43,42 @@ def test_it_is_torchvisions_and_takes_its_weights(tmp_path):
     assert tokens.shape == (2, 2 * 3, 512)
     apart = (tokens - maps["ours"].flatten(2).transpose(1, 2))[0]  # the place's sines, the same for every image
     assert all((apart[i] - apart[j]).abs().max() > 0.1 for i in range(6) for j in range(i))
+
+
+def test_frozen_norms_fold_into_convolutions_while_nobody_learns():
+    torch.manual_seed(0)
+    stem = ResNet18().build()
+    for name, buffer in stem.named_buffers():
+        buffer.uniform_(0.5, 1.5) if "var" in name or "weight" in name else buffer.normal_(std=0.1)
+    images, kept = torch.rand(2, 3, 64, 96) * 2 - 1, {name: value.clone() for name, value in stem.state_dict().items()}
+    with torch.no_grad():
+        plain = stem(images)
+        join_norms(stem)
+        with Operations() as operations:
+            torch.testing.assert_close(stem(images), plain, rtol=1e-4, atol=1e-4)
+        assert "batch_norm" not in operations.names and operations.names.count("convolution") == 20
+        stem.conv1.weight.mul_(0.5)  # who changes what was folded is seen
+        stem.bn1.running_mean.mul_(0.5)
+        stem.bn1.weight.mul_(2.0)
+        torch.testing.assert_close(stem(images), plain, rtol=1e-4, atol=1e-4)
+        stem.load_state_dict(kept)
+    learned = stem(images)
+    learned.sum().backward()
+    assert stem.layer4[1].conv2.weight.grad is not None
+    torch.testing.assert_close(learned.detach(), plain, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, stem.state_dict()[name]) for name, value in kept.items())
+
+
+class Operations(TorchDispatchMode):
+    """Names of what is asked of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def test_weights_of_something_else_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vla.backbones.images import per_channel
 from vla.errors import SchemaError, UnknownName, UserError
@@ -98,7 +99,7 @@ class ResNetStem(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         mean, std = (per_channel(of, pixels.device, pixels.dtype) for of in (MEAN, STD))
         x = torch.addcmul((1 - 2 * mean) / (2 * std), self.laid_out(pixels), 1 / (2 * std))
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
+        x = F.max_pool2d(F.relu(normed(self.conv1, self.bn1, x), inplace=True), 3, stride=2, padding=1)
         for n in range(1, 5):
             x = getattr(self, f"layer{n}")(x)
         if self.points is not None:
@@ -136,9 +137,9 @@ class _Block(nn.Module):
             self.downsample = nn.Sequential(_conv(width_in, width, 1, stride), _norm(norm, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(x)) + beside, inplace=True)
+        beside = x if self.downsample is None else normed(*self.downsample, x)
+        x = F.relu(normed(self.conv1, self.bn1, x), inplace=True)
+        return F.relu(normed(self.conv2, self.bn2, x).add_(beside), inplace=True)
 
 
 class FrozenNorm(nn.Module):
@@ -154,8 +155,30 @@ class FrozenNorm(nn.Module):
         for name, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
             self.register_buffer(name, torch.full((width,), value))
 
+        self.folds = False
+        """Whether it may be part of the convolution before it while nobody learns (`vla.fused.fuse`)."""
+        self._folded: tuple[tuple, Tensor, Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+
+    def folded(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution that does both, computed again whenever they may be others."""
+        parts = (conv.weight, self.running_mean, self.running_var, self.weight, self.bias)
+        # Made in inference mode, a tensor counts no versions.
+        at = tuple((x.data_ptr(), x.dtype, -1 if x.is_inference() else x._version) for x in parts)
+        if self._folded is None or self._folded[0] != at or any(version < 0 for _, _, version in at):
+            weight, mean, variance, scale, bias = (x.detach().float() for x in parts)
+            made = fuse_conv_bn_weights(weight, None, mean, variance, 1e-5, scale, bias)
+            self._folded = (at, *(x.detach().to(conv.weight.dtype, memory_format=torch.preserve_format) for x in made))
+        return self._folded[1:]
+
+
+def normed(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution without bias and the norm after it: one operation where the norm may fold."""
+    if isinstance(norm, FrozenNorm) and norm.folds and not torch.is_grad_enabled():
+        return F.conv2d(x, *norm.folded(conv), conv.stride, conv.padding)
+    return norm(conv(x))
 
 
 def places(maps: Tensor) -> Tensor:
