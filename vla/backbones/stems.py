@@ -47,9 +47,9 @@ class ResNet18:
 
 
 class LightStem(nn.Module):
-    """Images in -1..1 (N, 3, H, W) -> (N, 1, width): per keypoint its x, its y and its peak value."""
+    """Images in -1..1 (N, 3, H, W) -> (N, 1, width): per keypoint its x, its y and its peak value. `sharpness`: see `Tiny`."""
 
-    def __init__(self, channels: int, keypoints: int) -> None:
+    def __init__(self, channels: int, keypoints: int, sharpness: float | None = None) -> None:
         super().__init__()
         c = channels
         self.convs = nn.Sequential(
@@ -62,7 +62,9 @@ class LightStem(nn.Module):
             nn.Conv2d(2 * c, keypoints, 1),
         )
         self.width = 3 * keypoints
-        self.log_sharpness = nn.Parameter(torch.zeros(1))  # DeepSpeed takes no parameter without a dimension
+        self.standard = sharpness is not None
+        # DeepSpeed takes no parameter without a dimension.
+        self.log_sharpness = nn.Parameter(torch.zeros(1) if sharpness is None else torch.full((keypoints, 1), math.log(sharpness)))
 
     def laid_out(self, pixels: Tensor) -> Tensor:
         """Images in memory as the first convolution likes them: while they are bytes, that is a quarter of the work."""
@@ -71,7 +73,8 @@ class LightStem(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         maps = self.convs(self.laid_out(pixels))
         flat = maps.flatten(2)
-        weight = F.softmax(flat * self.log_sharpness.exp(), dim=-1)
+        scores = F.layer_norm(flat, flat.shape[-1:]) if self.standard else flat
+        weight = F.softmax(scores * self.log_sharpness.exp(), dim=-1)
         where = weight @ places(maps)
         peak = (weight * flat).sum(-1, keepdim=True)
         return torch.cat([where, torch.tanh(peak / 4)], dim=-1).flatten(1)[:, None]
@@ -137,7 +140,7 @@ class _Block(nn.Module):
             self.downsample = nn.Sequential(_conv(width_in, width, 1, stride), _norm(norm, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = x if self.downsample is None else normed(*self.downsample, x)
+        beside = x if self.downsample is None else normed(self.downsample[0], self.downsample[1], x)
         x = F.relu(normed(self.conv1, self.bn1, x), inplace=True)
         return F.relu(normed(self.conv2, self.bn2, x).add_(beside), inplace=True)
 
@@ -174,9 +177,9 @@ class FrozenNorm(nn.Module):
         return self._folded[1:]
 
 
-def normed(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+def normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """A convolution without bias and the norm after it: one operation where the norm may fold."""
-    if isinstance(norm, FrozenNorm) and norm.folds and not torch.is_grad_enabled():
+    if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenNorm) and norm.folds and not torch.is_grad_enabled():
         return F.conv2d(x, *norm.folded(conv), conv.stride, conv.padding)
     return norm(conv(x))
 

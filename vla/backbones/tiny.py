@@ -34,7 +34,10 @@ ROLE_BUCKETS = 64
 class Tiny:
     """Sizes of the tiny backbone. `image_size` is the side it sees; other sizes are resized, square or not. `lora`: adapters on its
     transformer, whose own weights are then frozen (what it sees by is not). `stem`: sees instead of the light convolutions, whose sizes
-    are `channels` and `keypoints`. `depth` 0: no transformer, for decoders with one of their own."""
+    are `channels` and `keypoints`. `depth` 0: no transformer, for decoders with one of their own.
+
+    `sharpness`: the map of each keypoint has mean 0 and deviation 1 before its softmax, times this number at first, each map its own.
+    None: as it comes, which starts nearly even over the image, so that what is small in it is not found (docs/design.md)."""
 
     kind: ClassVar[str] = "backbone.tiny"
     width: int = 192
@@ -48,6 +51,7 @@ class Tiny:
     lora: LoRA | None = None
     mlp_ratio: float = 4.0
     stem: ResNet18 | None = None
+    sharpness: float | None = None
 
     def build(self) -> TinyBackbone:
         return TinyBackbone(self)
@@ -59,7 +63,7 @@ class TinyBackbone(Backbone):
     def __init__(self, config: Tiny) -> None:
         super().__init__()
         self.config, self.width = config, config.width
-        self.stem = LightStem(config.channels, config.keypoints) if config.stem is None else config.stem.build()
+        self.stem = LightStem(config.channels, config.keypoints, config.sharpness) if config.stem is None else config.stem.build()
         self.image_in = nn.Linear(self.stem.width, config.width)
         self.word_in = nn.Embedding(config.words, config.width)
         self.role_in = nn.Embedding(ROLE_BUCKETS, config.width)

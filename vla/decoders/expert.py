@@ -40,15 +40,45 @@ Modulations = tuple[Tensor, ...]
 the last one's."""
 
 
+Angles = tuple[Tensor, Tensor] | None
+"""Cosines and sines of positions (`rotation`); None where nothing turns."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Keys and values (B, kv_heads, S, head_width). `both`: the keys' heads, then the values', where they are one tensor, to be put behind
+    others at once."""
+
+    k: Tensor
+    v: Tensor
+    both: Tensor | None = None
+
+    @staticmethod
+    def of(both: Tensor) -> Seen:
+        """(B, 2 kv_heads, S, head_width)."""
+        k, v = both.chunk(2, dim=1)
+        return Seen(k, v, both)
+
+    def after(self, before: Seen | None) -> Seen:
+        """Behind others."""
+        if before is None:
+            return self
+        if self.both is not None and before.both is not None:
+            return Seen.of(torch.cat([before.both, self.both], dim=2))
+        return Seen(torch.cat([before.k, self.k], dim=2), torch.cat([before.v, self.v], dim=2))
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """What tokens in these places, after this cache, need besides their embeddings: for those who run other embeddings in the same places
-    again and again. `before`: keys and values of the cache per layer, None without one."""
+    again and again. `angles`: of keys and queries. `all_angles`: of every head of the product that makes queries, keys and values, of
+    which values do not turn. `before`: keys and values of the cache per layer, None without one."""
 
     seen: Tokens
     masks: tuple[Mask, ...]
-    angles: tuple[Tensor, Tensor] | None
-    before: tuple[tuple[Tensor, Tensor], ...] | None
+    angles: Angles
+    all_angles: Angles
+    before: tuple[Seen, ...] | None
 
 
 @dataclass(frozen=True)
@@ -108,10 +138,11 @@ class Expert(nn.Module):
         for layer, block in enumerate(self.blocks):
             before = None if here.before is None else here.before[layer]
             mask, own = here.masks[layer % len(here.masks)], modulations[2 * layer : 2 * layer + 2]
+            given = (x_BSD, mask, (here.angles, here.all_angles), before, condition_BKD, own)
             if self.gradient_checkpointing and self.training:
-                x_BSD, key, value = checkpoint(block, x_BSD, mask, here.angles, before, condition_BKD, own, use_reentrant=False)
+                x_BSD, key, value = checkpoint(block, *given, use_reentrant=False)
             else:
-                x_BSD, key, value = block(x_BSD, mask, here.angles, before, condition_BKD, own)
+                x_BSD, key, value = block(*given)
             layers.append(x_BSD)
             keys.append(key)
             values.append(value)
@@ -120,8 +151,12 @@ class Expert(nn.Module):
     def arrange(self, tokens: Tokens, cache: Hidden | None) -> Arrangement:
         """Of tokens whose embeddings, but for their type, do not matter."""
         seen, dtype = _places(tokens) if cache is None else _places(cache.tokens).cat(_places(tokens)), tokens.x_BSD.dtype
-        before = None if cache is None else tuple((k.to(dtype), v.to(dtype)) for k, v in zip(cache.keys, cache.values, strict=True))
-        return Arrangement(seen, self._masks(tokens, seen, cache), self._angles(tokens.position_BS, dtype), before)
+        angles, joined = self._angles(tokens.position_BS, dtype), not torch.is_grad_enabled() and not self.shape.interleaved
+        before = None
+        if cache is not None:
+            pairs = [(k.to(dtype), v.to(dtype)) for k, v in zip(cache.keys, cache.values, strict=True)]
+            before = tuple(Seen.of(torch.cat(pair, dim=1)) if joined else Seen(*pair) for pair in pairs)
+        return Arrangement(seen, self._masks(tokens, seen, cache), angles, self._all_angles(angles) if joined else None, before)
 
     def modulations(self, condition_BKD: Tensor | None) -> Modulations:
         """What each norm makes of conditions, of one noise level or of several at once; () where norms do not adapt."""
@@ -159,10 +194,19 @@ class Expert(nn.Module):
         # GR00T N1.7 (`attend_text_every_n_blocks = 2`): every other look is at the text, the others at the images.
         return [context & ~image_BS[:, None, None], own, context & image_BS[:, None, None], own]
 
-    def _angles(self, position_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def _angles(self, position_BS: Tensor, dtype: torch.dtype) -> Angles:
         if self.shape.style == "dit":
             return None
         return rotation(position_BS, self.shape.head_width, self.shape.rope_theta, dtype)
+
+    def _all_angles(self, angles: Angles) -> Angles:
+        """(B, heads + 2 kv_heads, S, head_width) each."""
+        if angles is None:
+            return None
+        turned, still = self.shape.heads + self.shape.kv_heads, self.shape.kv_heads
+        cos, sin = (angle.expand(-1, turned, -1, -1) for angle in angles)
+        fixed = (fill(angles[0]).expand(-1, still, -1, -1) for fill in (torch.ones_like, torch.zeros_like))
+        return tuple(torch.cat(pair, dim=1) for pair in zip((cos, sin), fixed, strict=True))
 
 
 class _Block(nn.Module):
@@ -182,27 +226,29 @@ class _Block(nn.Module):
         self.mlp = make() if s.experts == 1 else ExpertMixture(make, s.experts, s.top_k, s.width)
         nn.init.normal_(self.out.weight, std=0.02 / (2 * s.depth) ** 0.5)  # as vla/backbones/transformer.py
 
-    def project(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def project(self, x_BSD: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """Keys and values (B, kv_heads, S, head_width) of the context; empty where this layer does not look at it."""
         if self.context_kv is None:
             empty = x_BSD.new_zeros(len(x_BSD), self.shape.kv_heads, 0, self.shape.head_width)
             return empty, empty
-        return self._split(self.context_kv(x_BSD), angles)
+        found = self._split(self.context_kv(x_BSD), angles)
+        return found.k, found.v
 
     def forward(
         self,
         x_BSD: Tensor,
         mask: Mask,
-        angles: tuple[Tensor, Tensor] | None,
-        before: tuple[Tensor, Tensor] | None,
+        angles: tuple[Angles, Angles],
+        before: Seen | None,
         condition_BKD: Tensor | None,
         modulations: Modulations,
     ) -> tuple[Tensor, Tensor, Tensor]:
         first, second = modulations or (None, None)
         normed_BSD, join = self.norm1(x_BSD, first)
-        q, own = self._look(normed_BSD, angles)
-        pairs = [pair for pair in (None if self.self_only else before, own) if pair is not None]
-        k, v = pairs[0] if len(pairs) == 1 else (torch.cat(parts, dim=2) for parts in zip(*pairs, strict=True))
+        q, own = self._look(normed_BSD, *angles)
+        seen = before if own is None else own.after(None if self.self_only else before)
+        assert seen is not None, "a layer that looks at a cache alone needs one"
+        k, v = seen.k, seen.v
         added, anything = mask
         rows = q.reshape(len(q), self.shape.kv_heads, -1, self.shape.head_width)
         attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=added)
@@ -211,20 +257,19 @@ class _Block(nn.Module):
         normed_BSD, join = self.norm2(x_BSD, second)
         return join(x_BSD, self.mlp(normed_BSD, condition_BKD)), k, v
 
-    def _look(self, normed_BSD: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Queries, and the tokens' own keys and values: (B, heads, S, head_width) each."""
+    def _look(self, normed_BSD: Tensor, angles: Angles, all_angles: Angles) -> tuple[Tensor, Seen | None]:
+        """Queries (B, heads, S, head_width), and the tokens' own keys and values."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         whole = None if self.kv is None else whole_product((self.q, self.kv), normed_BSD)
-        if whole is not None:  # then queries and keys lie side by side, and turn at once
-            all_heads = whole.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
-            q, k = _rotate(all_heads[:, : heads + kv_heads], angles).split((heads, kv_heads), dim=1)
-            return q, (k, all_heads[:, heads + kv_heads :])
+        if whole is not None and (angles is None or all_angles is not None):  # then all lie side by side, and turn at once
+            every = _rotate(whole.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2), all_angles)
+            return every[:, :heads], Seen.of(every[:, heads:])
         q = _rotate(self.q(normed_BSD).unflatten(-1, (heads, -1)).transpose(1, 2), angles)
         return q, None if self.kv is None else self._split(self.kv(normed_BSD), angles)
 
-    def _split(self, kv_BSX: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _split(self, kv_BSX: Tensor, angles: Angles) -> Seen:
         k, v = kv_BSX.unflatten(-1, (2, self.shape.kv_heads, -1)).permute(2, 0, 3, 1, 4)
-        return _rotate(k, angles), v
+        return Seen(_rotate(k, angles), v)
 
 
 class _Norm(nn.Module):
@@ -296,5 +341,5 @@ def _mask(seen_B1SK: Tensor, dtype: torch.dtype, may_be_blind: bool) -> Mask:
     return additive(seen_B1SK | ~anything_B1S1, dtype), anything_B1S1 if may_be_blind else None
 
 
-def _rotate(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+def _rotate(x: Tensor, angles: Angles) -> Tensor:
     return x if angles is None else rotate(x, angles)
