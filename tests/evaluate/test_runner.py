@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,12 +190,26 @@ def test_a_optimized_checkpoint_does_the_same_and_the_result_says_so(toy, tmp_pa
 
 
 def test_a_robot_that_means_other_numbers_is_refused(toy):
-    from dataclasses import replace
-
     suite = load_suite(TOY)
     other = replace(suite, embodiment=replace(suite.embodiment, cameras=("third_person",), limits=((-2.0, 2.0),) * 2))
-    with pytest.raises(UserError, match="differs from the suite's in cameras, limits"):
+    with pytest.raises(UserError, match="differs from the suite's in limits, cameras"):
         evaluate(toy, other)
+
+
+def test_a_checkpoint_sees_by_the_cameras_that_it_was_trained_with():
+    one = replace(load_suite(TOY).embodiment, cameras=("wrist",))
+    seen = []
+
+    class Looking:
+        def __init__(self, policy):
+            self.policy, self.contents = policy, policy.contents
+
+        def act_batch(self, observations, keys):
+            seen.extend(set(observation.images) for observation in observations)
+            return self.policy.act_batch(observations, keys)
+
+    result = evaluate(Looking(_policy(one, Parallel())), TOY, ["easy"], 2, workers=1)
+    assert len(result.rows) == 2 and set(map(frozenset, seen)) == {frozenset({"wrist"})}
 
 
 @pytest.mark.parametrize("bad", [np.full((4, 2), np.nan), np.zeros((4, 3))])

@@ -110,15 +110,17 @@ def _load(folder: Path, suite: Suite, device: str, optimize: bool, evaluations: 
 
 
 def _robot_of(contents: Any, suite: Suite) -> Embodiment:
-    """The checkpoint's own robot of the suite's name; it must mean the same numbers and see the same cameras. Where nobody published the
-    robot's limits, those of the simulation hold, whose motors nothing can break."""
+    """The checkpoint's own robot of the suite's name; it must mean the same numbers, and see by the suite's cameras or some of them (which a
+    mixture that leaves one out has decided). Where nobody published the robot's limits, those of the simulation hold, whose motors nothing
+    can break."""
     robots = {robot.name: robot for robot in contents.embodiments}
     name = suite.embodiment.name
     if name not in robots:
         raise UnknownName("embodiment of this checkpoint", name, robots, f"Suite {suite.name} needs it: fine-tune (finetune/forkme.py).")
     found = robots[name] if robots[name].limits is not None else replace(robots[name], limits=suite.embodiment.limits)
     ours, theirs = suite.embodiment.to_json(), found.to_json()
-    differ = [key for key in ("cameras", "state", "command", "rate_hz", "limits") if ours[key] != theirs[key]]
+    differ = [key for key in ("state", "command", "rate_hz", "limits") if ours[key] != theirs[key]]
+    differ += ["cameras"] if set(found.cameras) - set(suite.embodiment.cameras) else []
     if differ:
         raise UserError(
             f"the checkpoint's '{name}' differs from the suite's in {', '.join(differ)}: "

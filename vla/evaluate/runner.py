@@ -101,7 +101,7 @@ def evaluate(
     ensemble_name = repr(ensemble) if ensemble else "newest chunk"
     declared = _declared(suite, seed, {"image_size": image_size, "execute": execute, "ensemble": ensemble_name}, probe)
     setup = _setup(suite, image_size, execute, ensemble, probe)
-    setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None}
+    setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None, "cameras": list(robot.cameras)}
     rounds = _rounds(names, episodes, shard, rival, declared)
     kept = Journal(journal, {**declared, "policy": _identity(facts), "versions": versions()}) if journal is not None else None
     known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}

@@ -71,6 +71,7 @@ class Worker:
         self.suite, self.image_size, self.execute, self.delay = suite, setup["image_size"], setup["execute"], setup.get("delay", 0)
         self.offsets_s, self.varies = setup.get("offsets_s", [0.0]), setup.get("varies", False)
         self.ensemble: Ensemble | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
+        self.cameras = setup.get("cameras")
         self.disturbance = Disturbance(*setup["disturbance"]) if setup.get("disturbance") else None
         self.slots: dict[int, Slot] = {}
         self.clock = {"build": 0.0, "reset": 0.0, "step": 0.0, "render": 0.0, "replay": 0.0}
@@ -115,6 +116,7 @@ class Worker:
         env = self.suite.make(task, image_size)
         if self.disturbance is not None:
             env.disturb(self.disturbance)
+        env.roles = tuple(self.cameras or env.roles)
         return env
 
     def _act(self, index: int, chunk_TA: np.ndarray | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

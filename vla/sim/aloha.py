@@ -61,7 +61,7 @@ class AlohaEnv(SimEnv):
         if self._cameras is None:  # a GL context costs a second: none until somebody looks
             views = {"third_person": "angle", "wrist_right": "right_wrist"}
             self._cameras = Cameras(self._physics.model.ptr, views, self.image_size, turn_deg=self.camera_turn_deg)
-        return self._cameras.draw(self._physics.data.ptr)
+        return self._cameras.draw(self._physics.data.ptr, self.roles)
 
     def model(self) -> mujoco.MjModel:
         return self._physics.model.ptr

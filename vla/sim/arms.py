@@ -58,7 +58,7 @@ class ArmEnv(SimEnv):
             self._cameras = Cameras(
                 self._env.sim.model._model, views, self.image_size, (0,), self.camera_turn_deg
             )  # 0: shapes for collisions
-        return self._cameras.draw(self._env.sim.data._data)
+        return self._cameras.draw(self._env.sim.data._data, self.roles)
 
     def model(self) -> mujoco.MjModel:
         return self._env.sim.model._model

@@ -109,6 +109,8 @@ class SimEnv(gymnasium.Env):
         """By how much a probe moves the cameras that are on no wrist."""
         self.orders = 0
         """Raised when an episode goes on with something else to do: whatever was planned is void then."""
+        self.roles = embodiment.cameras
+        """The cameras that somebody looks through."""
         self._recolouring: Recolouring | None = None
 
     def disturb(self, disturbance: Disturbance) -> None:
@@ -145,8 +147,8 @@ class SimEnv(gymnasium.Env):
         return {"state": self._checked_state()}, float(success), success, self.steps >= self.max_steps, {"success": success}
 
     def observation(self, instruction: str | None = None) -> Observation:
-        """What a policy sees now: every camera, one frame of history. Renders."""
-        images = {role: image[None] for role, image in self.cameras().items()}
+        """What a policy sees now: every camera of `roles`, one frame of history. Renders."""
+        images = {role: image[None] for role, image in self.cameras().items() if role in self.roles}
         return Observation(images, self._checked_state()[None], instruction or self.instruction, self.embodiment.name)
 
     def watched(self) -> Observation:
@@ -155,7 +157,7 @@ class SimEnv(gymnasium.Env):
 
     @abstractmethod
     def cameras(self) -> dict[str, np.ndarray]:
-        """Role -> uint8 (H, W, 3) of now, upright. Renders, so call it only where somebody looks."""
+        """Role -> uint8 (H, W, 3) of now, upright, at least those of `roles`. Renders, so call it only where somebody looks."""
 
     @abstractmethod
     def state(self) -> np.ndarray:

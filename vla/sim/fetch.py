@@ -59,7 +59,7 @@ class FetchEnv(SimEnv):
 
     def cameras(self) -> dict[str, np.ndarray]:
         """Role -> uint8 (H, W, 3), rendered now."""
-        return self._looking().draw(self._env.data)
+        return self._looking().draw(self._env.data, self.roles)
 
     def model(self) -> mujoco.MjModel:
         return self._env.model

@@ -42,7 +42,7 @@ class MetaWorldEnv(SimEnv):
         self._seen = np.zeros(39)
 
     def cameras(self) -> dict[str, np.ndarray]:
-        return self._looking().draw(self._env.data)
+        return self._looking().draw(self._env.data, self.roles)
 
     def model(self) -> mujoco.MjModel:
         return self._env.model

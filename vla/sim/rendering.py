@@ -85,14 +85,14 @@ class Cameras:
         atexit.register(_close_all)
         _restore_meshes(model, fine)
 
-    def draw(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
-        """Role -> image of the state in `data`."""
+    def draw(self, data: mujoco.MjData, roles: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Role -> image of the state in `data`, of all views or of some."""
         import mujoco
 
         images = {}
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        for role in self._views:
+        for role in self._views if roles is None else roles:
             self._aim(data, role)
             mujoco.mjr_render(self._rectangle, self._scene, self._context)
             bottom_up = np.empty((self._rectangle.height, self._rectangle.width, 3), np.uint8)
