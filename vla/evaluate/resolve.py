@@ -110,8 +110,8 @@ def _load(folder: Path, suite: Suite, device: str, optimize: bool, evaluations: 
 
 
 def _robot_of(contents: Any, suite: Suite) -> Embodiment:
-    """The checkpoint's own robot of the suite's name; it must mean the same numbers, and see by the suite's cameras or some of them (which a
-    mixture that leaves one out has decided). Where nobody published the robot's limits, those of the simulation hold, whose motors nothing
+    """The checkpoint's own robot of the suite's name; it must mean the same numbers, and see by the suite's cameras or some of them, which
+    a mixture that leaves one out has decided. Where nobody published the robot's limits, those of the simulation hold, whose motors nothing
     can break."""
     robots = {robot.name: robot for robot in contents.embodiments}
     name = suite.embodiment.name
