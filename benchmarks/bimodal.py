@@ -43,7 +43,7 @@ from vla.types import Observation, Sample
 
 STEPS, RADIUS, DETOUR = 6, 0.3, 0.6
 """Of a plan; metres around the origin; how far to the side the expert goes."""
-BACKBONE = Tiny(width=32, depth=2, heads=2, channels=4, keypoints=4, words=64, image_size=16)
+BACKBONE = Tiny(width=32, depth=2, heads=2, channels=4, keypoints=4, words=64, image_size=16, sharpness=None)
 BINS = Bins(edges=24)
 DECODERS: Mapping[str, Any] = {
     "parallel, L1": Parallel(),

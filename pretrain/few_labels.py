@@ -30,7 +30,7 @@ from vla.model import Model
 from vla.train.optim import AdamW, Cosine
 from vla.train.run import Run
 
-BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32)
+BACKBONE = Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32, sharpness=None)  # as in docs/results.md
 
 latent_action = LatentRun(
     name="few_latent_action",

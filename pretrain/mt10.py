@@ -19,16 +19,16 @@ from vla.train.run import Run
 
 RUN = Run(
     name="mt10",
-    model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32), Parallel(steps_per_token=3)),
+    model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=64), Parallel(steps_per_token=3)),
     mixture="data_mixtures/mt10.yaml",
     embodiments=("metaworld_sawyer",),
-    steps=5000,
+    steps=6000,
     batch_size=64,
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
     schedule=Cosine(warmup_steps=50),
     ema_decay=0.99,
-    validate_every=2500,
+    validate_every=3000,
     save_every=200,
     workers=0,
-    threads=2,
+    threads=1,
 )

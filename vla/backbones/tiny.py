@@ -40,6 +40,7 @@ class Tiny:
     None: as it comes, which starts nearly even over the image, so that what is small in it is not found (docs/design.md)."""
 
     kind: ClassVar[str] = "backbone.tiny"
+    before: ClassVar[Mapping[str, object]] = {"sharpness": None}
     width: int = 192
     depth: int = 4
     heads: int = 4
@@ -51,7 +52,7 @@ class Tiny:
     lora: LoRA | None = None
     mlp_ratio: float = 4.0
     stem: ResNet18 | None = None
-    sharpness: float | None = None
+    sharpness: float | None = 2.0
 
     def build(self) -> TinyBackbone:
         return TinyBackbone(self)
