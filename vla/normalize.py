@@ -346,6 +346,12 @@ class RobotNormalizer:
         state = Normalizer.fit(stats.state, method, robot.state.tremble_A)
         return RobotNormalizer(stats.key, state, Normalizer.fit(stats.action, method))
 
+    @staticmethod
+    def not_yet(robot: Embodiment) -> RobotNormalizer:
+        """Of a model that has seen no action of this robot: the identity, and why. Whoever keeps it says that it is untrained."""
+        state, action = (Normalizer.identity(space.size, "no action was seen yet") for space in (robot.state, robot.action))
+        return RobotNormalizer(StatsKey.of(robot), state, action)
+
     def check(self, embodiment: Embodiment) -> None:
         """Raises StatsMissing unless these numbers were taken for exactly this robot, frame, horizon and rate."""
         want = StatsKey.of(embodiment)

@@ -40,7 +40,7 @@ class Policy:
             raise UserError("with other evaluations it does not act as it did when it was exported; verify it without them")
         contents, model = load_model(folder, device, evaluations)
         if contents.untrained:
-            raise UserError(f"{folder} has learned no actions yet: its decoder is fresh. First `vla train RECIPE.py --init {folder}`.")
+            raise UserError(f"{folder} has learned no actions yet. First `vla train RECIPE.py --init {folder}`.")
         policy = Policy(contents, model, seed=seed)
         if verify:
             from vla.golden import check

@@ -11,12 +11,14 @@ import torch
 
 from tests.latent_action.dots import CONFIG
 from tests.parts import TINY
+from vla.checkpoint import load_checkpoint
 from vla.data.mixture import Mixture
 from vla.data.reader import Dataset
 from vla.decoders.base import total_loss
 from vla.decoders.latent import LatentActions
 from vla.decoders.latent_flow import LatentFlow
 from vla.decoders.parallel import Parallel
+from vla.errors import StatsMissing, UserError
 from vla.latent_action.label import label
 from vla.model import Model
 from vla.noise import Noise
@@ -101,6 +103,41 @@ def test_few_labels_teach_what_codes_mean_as_far_as_codes_tell(recipe, tmp_path)
     kept = meaning.weight_EXTA.clone()
     meaning.fit(replace(few, label_BTA=torch.zeros_like(few.label_BTA)))
     assert torch.equal(meaning.weight_EXTA, kept)
+
+
+@pytest.fixture(scope="module", name="watched")
+def _watched(recipe, tmp_path_factory):
+    """What the recipe's run learns from the video alone: codes, and no action of any robot."""
+    out = tmp_path_factory.mktemp("watched")
+    mixture = Mixture.of(
+        [source.dataset.folder for source in recipe.mixture.sources if source.dataset.info.supervision == "none"], "video", 0.0
+    )
+    video = replace(recipe, mixture=mixture, steps=20)
+    return train(video, out), out, video
+
+
+def test_codes_alone_teach_a_policy_that_does_not_act_yet(watched, tmp_path):
+    result, out, video = watched
+    rows = losses(out)
+    assert rows[-1]["latent"] < rows[0]["latent"] and "l1" not in rows[-1]
+    with pytest.raises(UserError, match="has learned no actions yet. First"):
+        Policy.load(result.checkpoint)
+    again = train(replace(video, steps=24), out, resume=True, allow_changed=True)
+    assert load_checkpoint(again.checkpoint)[0].untrained
+    with pytest.raises(UserError, match=r"its sources have no actions, and a decoder.parallel learns no codes\. Add a source"):
+        assemble(replace(video, model=Model(TINY, Parallel())), None, tmp_path, "size", None)
+    with pytest.raises(StatsMissing, match="no statistics for 'dot'"):
+        assemble(replace(video, latents=None), None, tmp_path, "size", None)
+
+
+def test_a_robot_starts_from_codes_alone_with_numbers_of_its_own(watched, dots, tmp_path):
+    tuned = replace(watched[2], model=Model(TINY, Parallel()), latents=None, mixture=Mixture.of([dots[0]], "robot", 0.0))
+    job = assemble(replace(tuned, init=str(watched[1])), None, tmp_path, "size", None)
+    _, weights = load_checkpoint(watched[1])
+    carried = {name: tensor for name, tensor in job.model.state_dict().items() if name.startswith("backbone.")}
+    assert carried and all(torch.equal(tensor, weights[name]) for name, tensor in carried.items())
+    assert job.contents.normalizers == assemble(tuned, None, tmp_path, "size", None).contents.normalizers
+    assert not job.contents.untrained and any("fresh: decoder" in note for note in job.notes)
 
 
 @pytest.mark.thorough

@@ -17,17 +17,15 @@ from vla.backbones.empty import build_empty
 from vla.backbones.pretrained import FAMILIES, from_pretrained
 from vla.checkpoint import Contents
 from vla.errors import UnknownName
-from vla.interop import stats
 from vla.interop.plan import Plan, Rule, Take
 from vla.interop.source import Source
 from vla.model import VLA, Model
-from vla.normalize import Normalizer
+from vla.normalize import RobotNormalizer
 from vla.presets import PRESETS, preset
 
 HEADS = ("lm_head.", "language_model.lm_head.")
 HEAD, CUT = "a head of words, which acting does not use", "what a policy never reads of it"
 ROTARY = {"language_model.model.rotary_emb.": "rotary frequencies, which are computed"}
-NOT_YET = "no action was seen yet"
 SEED = 0
 
 
@@ -44,11 +42,8 @@ def plan(source: Source, variant: str = "vlm") -> Plan:
     robot = replace(source.robot, cameras=cameras)
     backbone = from_pretrained(str(source.folder), origin=None, cameras=cameras)
     model = Model(backbone, chosen.decoder, state=chosen.state)
-    identity = stats.robot_normalizer(
-        robot, Normalizer.identity(robot.state.size, NOT_YET), Normalizer.identity(robot.action.size, NOT_YET)
-    )
     facts = {"format": "vlm", "family": model_type, "preset": source.preset}
-    contents = Contents(model, (robot,), {robot.name: identity}, {"imported": facts, "untrained": True})
+    contents = Contents(model, (robot,), {robot.name: RobotNormalizer.not_yet(robot)}, {"imported": facts, "untrained": True})
     empty = build_empty(model, contents.roster)
     stored = source.stored
     rules: dict[str, Rule] = {}

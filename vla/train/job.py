@@ -141,8 +141,11 @@ def assemble(
     first = resumed or (find(run.init, near) if run.init else None)
     origin = load_checkpoint(first) if first else None
     learned = origin is not None and not origin[0].untrained and (resumed or run.init_parts != ())
-    normalizers, notes = _normalizers(run, robots, mixture, origin[0] if origin and learned else None)
+    known = origin[0] if origin and learned else None
+    codes_alone = known is None and _codes_alone(run, mixture)
+    normalizers, notes = _no_numbers(robots) if codes_alone else _normalizers(run, robots, mixture, known)
     told = {**run.to_json(), "data": mixture.fingerprint(), "sources": [_told(source) for source in mixture.sources]}
+    told |= {"untrained": True} if codes_alone else {}
     contents = Contents(_model(run, origin), tuple(robots), normalizers, told, run.history_s)
     model = _empty(contents, most_parameters)
     if model is not None:
@@ -155,6 +158,9 @@ def assemble(
             notes += model.backbone.load_pretrained()
         if origin and not resumed:
             notes += _carry(run, model, contents, *origin)
+    if codes_alone and not model.decoder.latent_codes:
+        fix = "Add a source with actions, or take a decoder that learns codes, such as LatentActions."
+        raise UserError(f"run '{run.name}': its sources have no actions, and a {contents.model.decoder.kind} learns no codes. {fix}")
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
@@ -245,6 +251,16 @@ def _normalizers(
             fix = "Add a source with its actions, or take it out of the run's embodiments."
             raise StatsMissing(f"no statistics for '{robot.name}': no source of the mixture '{mixture.name}' has its actions. {fix}")
     return normalizers, notes
+
+
+def _codes_alone(run: Run, mixture: Mixture) -> bool:
+    """Whether the run was given codes to learn, and no source of it has actions beside them."""
+    return run.latents is not None and not any(source.dataset.info.recorded_action for source in mixture.sources)
+
+
+def _no_numbers(robots: list[Embodiment]) -> tuple[dict[str, RobotNormalizer], list[str]]:
+    note = "note: no source has actions: it learns latent codes alone, and acts only after it was fine-tuned with actions (--init)"
+    return {robot.name: RobotNormalizer.not_yet(robot) for robot in robots}, [note]
 
 
 def _empty(contents: Contents, most_parameters: float) -> VLA | None:
