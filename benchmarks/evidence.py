@@ -115,6 +115,7 @@ ARMS = {
     "pretrained": "pretrained on a Sawyer and a Fetch arm",
     "permuted": "the same with actions exchanged between episodes",
     "one_robot": "pretrained on the Sawyer alone, as many samples",
+    "latent": "pretrained on the same video without labels, by latent actions",
 }
 
 
@@ -149,7 +150,25 @@ def _new_robot(results: Path) -> str:
                 lines.append(f"| {count} {_rate(ARMS[arm], row)} {seeds} | {told} | {worth} |")
         lines.append("")
     lines.append("`worth`: how many times these demonstrations training from scratch would need for the same success, roughly.\n")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_codes(found.get("codes", {}))])
+
+
+def _codes(found: dict[str, Any]) -> list[str]:
+    """What the codes of each source's video say, a line for each thing that a probe reads from them."""
+    if not found:
+        return []
+    lines = [
+        "What the latent actions say: a linear map from codes, which saw no label, to what the robots did between the frames, on episodes "
+        "that the map was not fitted on.\n",
+        "| video | | mean R² | by dimension | codebook in use, by perplexity | entries never used |",
+        "|---" * 6 + "|",
+    ]
+    for source, row in found.items():
+        used = f"{row['perplexity_share']:.0%} | {row['dead_share']:.0%}"
+        for name, r2_D in row["probe_r2"].items():
+            each = ", ".join(f"{r2:.2f}" for r2 in r2_D)
+            lines.append(f"| {source} | {name.replace('/', ' of ')} | {sum(r2_D) / len(r2_D):.2f} | {each} | {used} |")
+    return [*lines, ""]
 
 
 def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,18 @@ scratch_longer  fresh weights, and the steps of pretraining on top
 pretrained      from `pretrain/demo.py`: eight Sawyer tasks and a Fetch arm, `--pretrain-steps`; then like `scratch`
 permuted        the same pretraining on data whose actions were exchanged between episodes: images and words as before, motion without sense
 one_robot       the same pretraining on the Sawyer alone, as many samples
+latent          the frames and words of `pretrained` as video, no state, no action: a latent-action model says in codes what changes between
+                frames, and pretraining predicts its codes alone, as many steps. Fine-tuning is of the model that every arm has: that
+                backbone, a fresh head in the place of the one for codes (LAPA). `pretrain/few_labels.py` keeps the decoder of codes, for
+                labels have taught its readout by then; here it would be as fresh, and no other arm's. Half of the episodes show injected
+                noise, of which the labels that other arms learn from are clean
 
 A seed chooses the demonstrations (those of fewer are among those of more), their order and the fresh weights. All arms meet the same
 episodes, so that differences are paired (McNemar), each arm with `scratch` and with `pretrained`. Episodes of one trained network are not
 independent trainings, and pretraining is run once: intervals and p-values speak of these networks, and `by_seed` shows how much they
-differ. Every stage is a command of ours, logged in `--out`; the same command goes on where an earlier one was stopped.
+differ. Of `latent` there is also how much of its codebook the video uses (`codes`), and how well a linear map tells from codes what the
+robots did, on episodes that the map has not seen; the latent-action model, without labels, has. Every stage is a command of ours, logged in
+`--out`; the same command goes on where an earlier one was stopped.
 """
 
 from __future__ import annotations
@@ -22,24 +29,31 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla.data.format import MANIFEST
+from vla.data.format import MANIFEST, DatasetInfo
+from vla.data.latents import read_latents
 from vla.data.reader import Dataset
 from vla.data.writer import ShardWriter
 from vla.demo.stages import Stage, State, run_stages
 from vla.evaluate.result import EvalResult, git_commit, read_result, versions
 from vla.evaluate.statistics import compare_paired, wilson
+from vla.latent_action.checkpoint import load_latent
+from vla.latent_action.health import Usage
+from vla.latent_action.label import label_hash
+from vla.latent_action.probe import probe
+from vla.latent_action.run import LatentRun
 from vla.train.run import Run, load_recipe
+from vla.types import Episode
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE, PRETRAIN, FINETUNE = "benchmarks/new_robot.py", "pretrain/demo.py", "finetune/demo.py"
+HERE, PRETRAIN, FINETUNE, WATCH = "benchmarks/new_robot.py", "pretrain/demo.py", "finetune/demo.py", "pretrain/demo_latent_action.py"
 TARGETS = {
     "panda": ("panda", "lift"),
     "robosuite_ur5e": ("robosuite-ur5e", "lift"),
@@ -52,26 +66,46 @@ SOURCES = {
     "fetch": ("--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25"),
 }
 """What pretraining sees: dataset -> how `vla collect` makes it."""
-ARMS = ("scratch", "scratch_longer", "pretrained", "permuted", "one_robot")
-PRETRAINED = {"pretrained": (PRETRAIN, "data"), "permuted": (PRETRAIN, "permuted"), "one_robot": (f"{HERE}:one_robot", "data")}
-"""Arm -> recipe and data root of its pretraining."""
+VIDEO, WATCHER = "video", "latent_action"
+"""Folders of the same without labels, and of the model that says in codes what it shows."""
+
+
+class Pretraining(NamedTuple):  # a recipe's module is not in sys.modules, where a dataclass would look for its own
+    """`recipe`, and the `data` root that it learns from. `coded`: from codes of the video there, so that fine-tuning has a fresh head."""
+
+    recipe: str
+    data: str = "data"
+    coded: bool = False
+
+
+PRETRAINED = {
+    "pretrained": Pretraining(PRETRAIN),
+    "permuted": Pretraining(PRETRAIN, "permuted"),
+    "one_robot": Pretraining(f"{HERE}:one_robot"),
+    "latent": Pretraining(f"{HERE}:latent", VIDEO, coded=True),
+}
+ARMS = ("scratch", "scratch_longer", *PRETRAINED)
 NOISY = ("--noise-share", "0.5")
 
 _pretraining: Run = load_recipe(str(ROOT / PRETRAIN))
 _tuning: Run = load_recipe(str(ROOT / FINETUNE))
+_watching: LatentRun = load_recipe(f"{ROOT / WATCH}:two_robots")
 RUN = one_robot = replace(_pretraining, name="one_robot", mixture="data_mixtures/sawyer.yaml", embodiments=("metaworld_sawyer",))
+latent = replace(_pretraining, name="latent", model=load_recipe(f"{ROOT / PRETRAIN}:latent").model)
+latent_action = replace(_watching, name="new_robot_latent_action", mixture="data_mixtures/new_robot_video.yaml")
 
 
-def _recipes(robot: str) -> tuple[Run, Run]:
-    """Fine-tuning from `--init`, and the same from fresh weights."""
+def _recipes(robot: str) -> tuple[Run, Run, Run]:
+    """Fine-tuning from `--init`, from all of it but the decoder, and from fresh weights; the same model each time."""
     tuned = replace(_tuning, name=f"new_robot_{robot}", mixture="data_mixtures/new_robot.yaml", embodiments=(robot,))
-    return tuned, replace(tuned, name=f"{tuned.name}_scratch", init=None, model=_pretraining.model)
+    new_head = replace(tuned, name=f"{tuned.name}_new_head", model=_pretraining.model)
+    return tuned, new_head, replace(new_head, name=f"{tuned.name}_scratch", init=None)
 
 
-panda, panda_scratch = _recipes("panda")
-robosuite_ur5e, robosuite_ur5e_scratch = _recipes("robosuite_ur5e")
-robosuite_kinova3, robosuite_kinova3_scratch = _recipes("robosuite_kinova3")
-robosuite_iiwa, robosuite_iiwa_scratch = _recipes("robosuite_iiwa")
+panda, panda_new_head, panda_scratch = _recipes("panda")
+robosuite_ur5e, robosuite_ur5e_new_head, robosuite_ur5e_scratch = _recipes("robosuite_ur5e")
+robosuite_kinova3, robosuite_kinova3_new_head, robosuite_kinova3_scratch = _recipes("robosuite_kinova3")
+robosuite_iiwa, robosuite_iiwa_new_head, robosuite_iiwa_scratch = _recipes("robosuite_iiwa")
 
 
 def main() -> None:
@@ -88,6 +122,10 @@ def main() -> None:
     if "permuted" in arms:
         for name in SOURCES:
             permute(out / "data" / name, out / "permuted" / name)
+    coded = _coded(arms)
+    if coded:
+        for name in SOURCES:
+            unlabel(out / "data" / name, out / VIDEO / name)
     plan = learning(robots, counts, arms, args)
     began.append(run_stages(plan, out / "learn", args.cores, True, _shown()))
     found = {
@@ -101,11 +139,15 @@ def main() -> None:
         "seconds": sum(row.seconds for state in began for row in state.done.values()),
         "cpu_seconds": sum(row.cpu_seconds for state in began for row in state.done.values()),
         "robots": {robot: curves(robot, counts, arms, args.seeds, out) for robot in robots},
+        **({"codes": codes(out)} if coded else {}),
         "command": _command(args),
     }
     if args.json:
         print(json.dumps(found, indent=1))
         return
+    for source, row in found.get("codes", {}).items():
+        means = ", ".join(f"{what} {np.mean(r2_D):.2f}" for what, r2_D in row["probe_r2"].items())
+        print(f"codes of {source}: {row['perplexity_share']:.0%} of the codebook in use; linear probe R2 {means}")
     for robot, rows in found["robots"].items():
         for count, by_arm in rows["demonstrations"].items():
             for arm, row in by_arm.items():
@@ -131,7 +173,7 @@ def collecting(robots: Sequence[str], most: int, out: Path, cores: int) -> list[
 
 def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], args: argparse.Namespace) -> list[Stage]:
     """Pretraining, fine-tuning and evaluation of every arm; a core each."""
-    out, found = args.out, []
+    out, found = args.out, coding(args.out) if _coded(arms) else []
 
     def train(name: str, recipe: str, root: Path, steps: int, *more: str, needs: tuple[str, ...] = ()) -> str:
         command = ("train", recipe, "--data-root", str(root), "--out", str(out / "runs" / name), "--steps", str(steps), *more, "--resume")
@@ -140,26 +182,43 @@ def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], 
 
     for arm in arms:
         if arm in PRETRAINED:
-            recipe, root = PRETRAINED[arm]
-            train(f"pretrain {arm}", recipe, out / root, args.pretrain_steps)
+            how = PRETRAINED[arm]
+            told, needs = (("--latents", str(out / WATCHER)), ("label",)) if how.coded else ((), ())
+            train(f"pretrain {arm}", how.recipe, out / how.data, args.pretrain_steps, *told, needs=needs)
     for robot in robots:
         suite, task = TARGETS[robot]
         for count in counts:
             for seed in range(args.seeds):
                 for arm in arms:
                     name, root = f"{robot} {count}-{seed} {arm}", out / robot / f"{count}-{seed}"
-                    how = ("--seed", str(seed))
+                    seeded = ("--seed", str(seed))
                     if arm in PRETRAINED:
                         before = f"pretrain {arm}"
                         init = ("--init", str(out / "runs" / before))
-                        train(name, f"{HERE}:{robot}", root, args.steps, *init, *how, needs=(before,))
+                        head = "_new_head" if PRETRAINED[arm].coded else ""
+                        train(name, f"{HERE}:{robot}{head}", root, args.steps, *init, *seeded, needs=(before,))
                     else:
                         more = args.pretrain_steps if arm == "scratch_longer" else 0
-                        train(name, f"{HERE}:{robot}_scratch", root, args.steps + more, *how)
+                        train(name, f"{HERE}:{robot}_scratch", root, args.steps + more, *seeded)
                     where = ("--suite", suite, "--tasks", task, "--episodes", str(args.episodes), "--seed", "0", "--workers", "1")
                     command = ("eval", str(out / "runs" / name), *where, "--json", str(_result(out, robot, count, seed, arm)))
                     found.append(Stage(f"evaluate {name}", "evaluate", command, (name,), typical_s=2.5 * args.episodes))
     return found
+
+
+def coding(out: Path) -> list[Stage]:
+    """A latent-action model of what pretraining sees, as video, and its codes beside that video."""
+    model, video = out / WATCHER, out / VIDEO
+    watching = ("train", f"{HERE}:latent_action", "--data-root", str(video), "--out", str(model), "--resume")
+    labelling = ("label", str(model), *(str(video / name) for name in SOURCES), "--json")
+    return [
+        Stage("watch", "train", watching, typical_s=170),
+        Stage("label", "label", labelling, ("watch",), typical_s=30),
+    ]
+
+
+def _coded(arms: Iterable[str]) -> bool:
+    return any(PRETRAINED[arm].coded for arm in arms if arm in PRETRAINED)
 
 
 def choose(every: Path, out: Path, count: int, seed: int) -> None:
@@ -168,30 +227,39 @@ def choose(every: Path, out: Path, count: int, seed: int) -> None:
     if count > len(dataset):
         sys.exit(f"{every} holds {len(dataset)} episodes, not {count}")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
-    _write(out, dataset, ((int(index), None) for index in chosen))
+    _write(out, dataset.info, (dataset.read(int(index)) for index in chosen))
 
 
 def permute(every: Path, out: Path) -> None:
     """A dataset in which each episode has the actions of another, cut to its length or begun again."""
     dataset = Dataset.open(every)
     order = np.random.default_rng(0).permutation(len(dataset))
-    giver = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))  # one cycle: nobody keeps its own
-    _write(out, dataset, giver.items())
+    pairs = zip(order.tolist(), np.roll(order, 1).tolist(), strict=True)  # one cycle: nobody keeps its own
+    _write(out, dataset.info, (_with_actions(dataset.read(index), dataset.episode(giver).action) for index, giver in pairs))
 
 
-def _write(out: Path, dataset: Dataset, episodes: Any) -> None:
+def _with_actions(episode: Episode, action: np.ndarray | None) -> Episode:
+    assert action is not None
+    return replace(episode, action=np.resize(action, (episode.steps, action.shape[1])))
+
+
+def unlabel(every: Path, out: Path) -> None:
+    """A dataset as video of its robot: the same frames and words, in the same order and under the same names, so that a mixture draws the
+    same; no state, no action."""
+    dataset = Dataset.open(every)
+    info = replace(dataset.info, supervision="none", state_space=None, action_space=None)
+    episodes = (dataset.read(index) for index in range(len(dataset)))
+    _write(out, info, (replace(episode, supervision="none", state=None, action=None) for episode in episodes))
+
+
+def _write(out: Path, info: DatasetInfo, episodes: Iterable[Episode]) -> None:
+    """Unless it is there; what an earlier call left unfinished is finished."""
     if (out / MANIFEST).is_file():
         return
-    with ShardWriter(out, dataset.info, resume=True) as writer:
-        for index, actions_of in episodes:
-            episode = dataset.read(index)
-            if writer.has(episode.id):
-                continue
-            if actions_of is not None:
-                action = dataset.episode(actions_of).action
-                assert action is not None
-                episode = replace(episode, action=np.resize(action, (episode.steps, action.shape[1])))
-            writer.add(episode)
+    with ShardWriter(out, info, resume=True) as writer:
+        for episode in episodes:
+            if not writer.has(episode.id):
+                writer.add(episode)
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[int], list[str], list[str]]:
@@ -221,6 +289,25 @@ def _command(args: argparse.Namespace) -> str:
     given = {name: value for name, value in vars(args).items() if name not in ("out", "json", "cores")}
     words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
     return " ".join(["python -m benchmarks.new_robot --json", *words])
+
+
+def codes(out: Path) -> dict[str, dict[str, Any]]:
+    """Source -> what its video's codes say. `probe_r2`: of a linear map from them to what the demonstrations, whose labels no training has
+    seen, say of the same frames; one R2 per dimension. `perplexity`: of each code."""
+    model = load_latent(out / WATCHER)
+    found = {}
+    for name in SOURCES:
+        code_XN = np.array(read_latents(Dataset.open(out / VIDEO / name), label_hash(model)), np.int64)[:, : model.codes]
+        r2 = probe(Dataset.open(out / "data" / name), code_XN, model.vocabulary, model.check_gap(None))
+        usage = Usage.of(code_XN, model.vocabulary)
+        found[name] = {
+            "probe_r2": {what: r2_D.tolist() for what, r2_D in r2.items()},
+            "vocabulary": model.vocabulary,
+            "perplexity": usage.perplexity_N.tolist(),
+            "perplexity_share": usage.perplexity_share,
+            "dead_share": usage.dead_share,
+        }
+    return found
 
 
 def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, out: Path) -> dict[str, Any]:

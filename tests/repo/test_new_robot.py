@@ -7,14 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from benchmarks import new_robot
 from tests.data.episodes import ROBOT, make_episode
+from tests.latent_action.dots import CONFIG, write_dots
 from vla import cli
+from vla.checkpoint import load_checkpoint, steps_saved
 from vla.data.format import DatasetInfo
+from vla.data.mixture import Mixture
+from vla.data.pipeline import Pipeline
 from vla.data.reader import Dataset
 from vla.data.writer import ShardWriter
+from vla.embodiment import Embodiment, load_embodiment
 from vla.evaluate.result import EvalResult, Row
+from vla.latent_action.label import label
+from vla.latent_action.train import frame_pairs, train_latent
+from vla.types import Episode, Frames, Span
 
 
 @pytest.fixture
@@ -53,6 +62,78 @@ def test_permuting_gives_every_episode_the_actions_of_another_and_changes_nothin
     assert givers == set(rows)
 
 
+def test_without_labels_the_same_frames_are_drawn_in_the_same_order(every, tmp_path):
+    new_robot.unlabel(every, tmp_path / "video" / "all")
+    new_robot.unlabel(every, tmp_path / "video" / "all")  # once more: it is there
+    info = Dataset.open(tmp_path / "video" / "all").info
+    assert (info.supervision, info.recorded_state, info.recorded_action) == ("none", None, None) and info.robot == ROBOT
+    robots = {ROBOT.name: ROBOT}
+    labelled, video = (Pipeline(Mixture.of([folder], val_fraction=0.3), robots) for folder in (every, tmp_path / "video" / "all"))
+    for own, found in zip(labelled.samples(range(30)), video.samples(range(30)), strict=True):
+        assert (found.source, found.episode, found.step) == (own.source, own.episode, own.step)
+        assert found.observation.instruction == own.observation.instruction and found.action_TA is None and own.action_TA is not None
+        assert found.observation.state.shape == (1, 0)
+        assert all(np.array_equal(found.observation.images[camera], image) for camera, image in own.observation.images.items())
+
+
+def test_codes_of_the_video_are_compared_with_labels_that_it_does_not_have(tmp_path):
+    videos = [tmp_path / new_robot.VIDEO / name for name in new_robot.SOURCES]
+    for folder in videos:
+        new_robot.unlabel(write_dots(tmp_path / "data" / folder.name), folder)
+    model = train_latent(CONFIG, frame_pairs(CONFIG, videos).samples, steps=100, batch=32, out=tmp_path / new_robot.WATCHER)
+    for folder in videos:
+        label(Dataset.open(folder), model)
+    found = new_robot.codes(tmp_path)
+    assert [*found] == [*new_robot.SOURCES]
+    for row in found.values():
+        assert [*row["probe_r2"]] == ["displacement/place", "action/move"] and min(row["probe_r2"]["displacement/place"]) > 0.4
+        assert len(row["perplexity"]) == CONFIG.quantizer.codes and 0 < row["perplexity_share"] <= 1 and 0 <= row["dead_share"] < 1
+
+
+@pytest.mark.thorough
+def test_codes_train_a_backbone_that_a_new_robot_starts_from(tmp_path, monkeypatch):
+    """The arm `latent` in a few steps, by the commands of its stages, on pictures that tell nothing."""
+    monkeypatch.chdir(new_robot.ROOT)
+    robots = {"sawyer": "metaworld_sawyer", "fetch": "fetch"}
+    for name in new_robot.SOURCES:
+        _write_noise(tmp_path / "data" / name, load_embodiment(robots[name]))
+        new_robot.unlabel(tmp_path / "data" / name, tmp_path / new_robot.VIDEO / name)
+    _write_noise(tmp_path / "panda" / "4-0" / "new_robot", load_embodiment("panda"))
+    config, videos = new_robot.latent_action.model, [tmp_path / new_robot.VIDEO / name for name in new_robot.SOURCES]
+    train_latent(config, frame_pairs(config, videos).samples, 2, 8, out=tmp_path / new_robot.WATCHER, min_perplexity_share=0.0)
+    asked = argparse.Namespace(out=tmp_path, seeds=1, steps=2, pretrain_steps=2, episodes=1)
+    stages = {stage.name: stage for stage in new_robot.learning(["panda"], [4], ["scratch", "latent"], asked)}
+    for name in ("label", "pretrain latent", "panda 4-0 latent"):
+        assert cli.main([*stages[name].command, *(("--batch-size", "8") if stages[name].phase == "train" else ())]) == 0
+    (before, weights), (after, tuned) = (
+        load_checkpoint(steps_saved(tmp_path / "runs" / name)[-1] / "pretrained_model") for name in ("pretrain latent", "panda 4-0 latent")
+    )
+    assert before.untrained and not after.untrained and after.model == new_robot.panda_scratch.model
+    assert after.normalizers["panda"].action.method == "quantile"
+    moved = [float((tensor - weights[name]).abs().max()) for name, tensor in tuned.items() if name.startswith("backbone.")]
+    assert moved and 0 < max(moved) < 0.02  # two steps of AdamW from there; fresh weights would lie tenths away
+
+
+def _write_noise(folder: Path, robot: Embodiment, episodes: int = 120, steps: int = 4) -> None:
+    with ShardWriter(folder, DatasetInfo(name=folder.name, embodiment=robot.to_json())) as writer:
+        for number in range(episodes):
+            rng = np.random.default_rng(number)
+            images = [simplejpeg.encode_jpeg(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(steps)]
+            writer.add(
+                Episode(
+                    id=f"{folder.name}{number}",
+                    embodiment=robot.name,
+                    rate_hz=robot.rate_hz,
+                    supervision="actions",
+                    instructions=(Span("open the drawer", 0, steps),),
+                    time_s=np.arange(steps) / float(robot.rate_hz),
+                    frames={camera: Frames(np.arange(steps), tuple(images)) for camera in robot.cameras},
+                    state=rng.normal(size=(steps, robot.state.size)),
+                    action=rng.uniform(-1, 1, size=(steps, robot.command.size)),
+                )
+            )
+
+
 def test_every_stage_is_a_command_that_there_is_and_needs_what_stands_before_it():
     asked = argparse.Namespace(out=Path("runs/x"), seeds=2, steps=3, pretrain_steps=4, episodes=5)
     robots = list(new_robot.TARGETS)
@@ -62,9 +143,9 @@ def test_every_stage_is_a_command_that_there_is_and_needs_what_stands_before_it(
         cli.parse(stage.command)
         assert set(stage.needs) <= seen and stage.name not in seen
         seen.add(stage.name)
-        if stage.command[0] == "train":
-            new_robot.load_recipe(stage.command[1])
-    assert len(stages) == 2 + len(robots) + 3 + 2 * len(robots) * 2 * 2 * len(new_robot.ARMS)
+    for recipe in {stage.command[1] for stage in stages if stage.command[0] == "train"}:
+        new_robot.load_recipe(recipe)
+    assert len(stages) == 2 + len(robots) + 2 + 4 + 2 * len(robots) * 2 * 2 * len(new_robot.ARMS)
 
 
 def test_how_many_demonstrations_from_scratch_a_success_is_worth():

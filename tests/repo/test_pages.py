@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.cases import CASES
-from benchmarks.evidence import evidence
+from benchmarks.evidence import _codes, evidence
 from benchmarks.pages import RESULTS, ROOT, pages, performance
 
 
@@ -24,6 +24,13 @@ def test_a_result_that_falls_short_is_shown_as_short_and_a_missing_one_as_missin
     assert "| memory then | not measured | | |" in text
     assert text.count("Not measured yet.") == len(CASES) - 1
     assert "Not run yet." in evidence(tmp_path)
+
+
+def test_codes_are_shown_by_source_and_by_what_a_probe_reads():
+    row = {"probe_r2": {"displacement/hand": [0.5, 0.7], "action/move": [0.2]}, "perplexity_share": 0.81, "dead_share": 0.03}
+    lines = _codes({"sawyer": row})
+    assert "| sawyer | displacement of hand | 0.60 | 0.50, 0.70 | 81% | 3% |" in lines
+    assert "| sawyer | action of move | 0.20 | 0.20 | 81% | 3% |" in lines and _codes({}) == []
 
 
 def test_every_command_names_a_module_that_is_there():
