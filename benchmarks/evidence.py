@@ -158,8 +158,8 @@ def _codes(found: dict[str, Any]) -> list[str]:
     if not found:
         return []
     lines = [
-        "What the latent actions say: a linear map from codes, which saw no label, to what the robots did between the frames, on episodes "
-        "that the map was not fitted on.\n",
+        "What the latent actions say: a linear map from codes to what the robots did between the frames, on episodes that the map was not "
+        "fitted on. The model that gives the codes has watched them, without a label.\n",
         "| video | | mean R² | by dimension | codebook in use, by perplexity | entries never used |",
         "|---" * 6 + "|",
     ]
