@@ -16,14 +16,15 @@ codes hang on each other as much as they can. `trained_ms_per_call`: the same of
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ CONTEXT = Tiny(width=256, depth=6, heads=4, channels=8, keypoints=16, max_words=
 DENOISER = DiT(conditioning=LayerKeysValues(width=128, mlp_width=256), evaluations=10)
 CONTEXT_BATCH = 4
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 def samples(count: int, words: int) -> list[Sample]:
     """Random: two cameras of 64 px, a state of 4 numbers, an instruction of so many words, a chunk of the horizon, four latent codes."""
@@ -97,23 +100,25 @@ def samples(count: int, words: int) -> list[Sample]:
 class Bench:
     """A model with its optimizer and one batch: a training step, and a call."""
 
-    def __init__(self, backbone: Any, decoder: Any, batch: int, words: int = 8) -> None:
+    def __init__(self, model: VLA, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.batch, self.optimizer = model, batch, optimizer
+        self.call = calls(model, batch[:1])
+
+    @staticmethod
+    def random(backbone: Any, decoder: Any, batch: int, words: int = 8) -> Bench:
+        """Of fresh weights and random samples."""
         torch.manual_seed(0)
         identity = Normalizer.identity(4, "random numbers in -1..1")
         contents = Contents(Model(backbone, decoder), (ROBOT,), {ROBOT.name: RobotNormalizer(StatsKey.of(ROBOT), identity, identity)})
-        self.model: VLA = contents.build()
-        self.batch: Batch = contents.collate(self.model).samples(samples(batch, words), {"bench": 0})
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.size = batch
+        model = contents.build()
+        made = contents.collate(model).samples(samples(batch, words), {"bench": 0})
+        return Bench(model, made, torch.optim.AdamW(model.parameters(), lr=1e-4))
 
     def train(self) -> None:
+        """Forward, backward, update."""
         self.optimizer.zero_grad()
         total_loss(self.model(self.batch, Noise(self.batch.position_B))).backward()
         self.optimizer.step()
-
-    @torch.inference_mode()
-    def call(self) -> None:
-        self.model.sample(self.batch[:1], Noise(self.batch.position_B[:1]))
 
     def flops(self) -> int:
         """Of the forward and backward pass of a training step; attention as the products that it is."""
@@ -122,40 +127,65 @@ class Bench:
         return counter.get_total_flops()
 
 
+def calls(model: VLA, batch: Batch) -> Callable[[], None]:
+    """A call of the model, which makes one observation of the batch to a chunk: the next one each time."""
+    seen = [batch[row : row + 1] for row in range(len(batch.position_B))]
+    turns = itertools.cycle([(one, Noise(one.position_B)) for one in seen])
+
+    @torch.inference_mode()
+    def call() -> None:
+        model.sample(*next(turns))
+
+    return call
+
+
+def in_turn(runs: Mapping[Name, Callable[[], None]], blocks: int, repeats: int) -> dict[Name, list[float]]:
+    """Wall seconds of each, a mean over `repeats` in each of the blocks, so that a slow moment of the machine is shared."""
+    took: dict[Name, list[float]] = {name: [] for name in runs}
+    for block in range(blocks + 1):  # the first warms up
+        for name, run in runs.items():
+            seconds = seconds_of(run, repeats)
+            took[name].extend([seconds] if block else [])
+    return took
+
+
+def seconds_of(run: Callable[[], None], repeats: int) -> float:
+    """Wall seconds of a run, a mean over `repeats`."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - started) / repeats
+
+
+def milliseconds(seconds: Sequence[float]) -> float:
+    """The median."""
+    return round(1000 * statistics.median(seconds), 2)
+
+
 def measure(blocks: int, repeats: int) -> dict[str, Any]:
     """A row a decoder, in interleaved blocks: training samples/s, ms of a call for one observation, actions/s; and K = 8 beside K = 1."""
-    benches = {name: Bench(TINY, config, BATCH) for name, config in DECODERS.items()}
-    train: dict[str, list[float]] = {name: [] for name in benches}
-    call: dict[str, list[float]] = {name: [] for name in benches}
-    for block in range(blocks + 1):  # the first warms up
-        for name, bench in benches.items():
-            for seconds, run in ((train[name], bench.train), (call[name], bench.call)):
-                took = seconds_of(run, repeats)
-                seconds.extend([took] if block else [])
-    rows = []
-    for name in benches:
-        called_s = statistics.median(call[name])
-        rows.append(
-            {
-                "decoder": name,
-                "parameters": sum(p.numel() for p in benches[name].model.parameters()),
-                "train_samples_per_s": round(BATCH / statistics.median(train[name]), 1),
-                "ms_per_call": round(1000 * called_s, 2),
-                "actions_per_s": round(ROBOT.horizon / called_s),
-            }
-        )
+    benches = {name: Bench.random(TINY, config, BATCH) for name, config in DECODERS.items()}
+    work = {(name, what): run for name, bench in benches.items() for what, run in (("train", bench.train), ("call", bench.call))}
+    took = in_turn(work, blocks, repeats)
+    rows = [
+        {
+            "decoder": name,
+            "parameters": sum(p.numel() for p in bench.model.parameters()),
+            "train_samples_per_s": round(BATCH / statistics.median(took[name, "train"]), 1),
+            "ms_per_call": milliseconds(took[name, "call"]),
+            "actions_per_s": round(ROBOT.horizon / statistics.median(took[name, "call"])),
+        }
+        for name, bench in benches.items()
+    ]
     return {"rows": rows, **compare_k(blocks, repeats)}
 
 
 def compare_k(blocks: int, repeats: int) -> dict[str, float]:
     """K = 8 against K = 1 on the same contexts, in turn."""
-    one, eight = (Bench(CONTEXT, replace(DENOISER, samples_per_context=k), CONTEXT_BATCH, words=248) for k in (1, 8))
+    one, eight = (Bench.random(CONTEXT, replace(DENOISER, samples_per_context=k), CONTEXT_BATCH, words=248) for k in (1, 8))
     prediction = 8 * one.flops() / eight.flops()
-    ratios = []
-    for block in range(blocks + 1):
-        took_one, took_eight = seconds_of(one.train, repeats), seconds_of(eight.train, repeats)
-        ratios.extend([8 * took_one / took_eight] if block else [])
-    gain = statistics.median(ratios)
+    took = in_turn({1: one.train, 8: eight.train}, blocks, repeats)
+    gain = statistics.median(8 * took_one / took_eight for took_one, took_eight in zip(took[1], took[8], strict=True))
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     return {
         "k8_over_k1": round(gain, 3),
@@ -170,35 +200,17 @@ def trained_call(folder: Path, blocks: int, repeats: int) -> dict[str, Any]:
     """Milliseconds of a trained model from an observation to a chunk; the median over the blocks."""
     policy = Policy.load(folder)
     robot = policy.contents.embodiments[0]
-    batch, noise = policy.prepared([observation(policy.contents, robot, 1, image_side(policy.contents))], [1])
-
-    @torch.inference_mode()
-    def call() -> None:
-        policy.model.sample(batch, noise)
-
-    took = [seconds_of(call, repeats) for _ in range(blocks + 1)][1:]
-    return {"trained_ms_per_call": round(1000 * statistics.median(took), 2), "trained": folder.name}
+    batch, _ = policy.prepared([observation(policy.contents, robot, 1, image_side(policy.contents))], [1])
+    took = in_turn({"call": calls(policy.model, batch)}, blocks, repeats)
+    return {"trained_ms_per_call": milliseconds(took["call"]), "trained": folder.name}
 
 
 def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
     """Milliseconds from an observation to a chunk for each of the demo's models, in turn; medians over the blocks."""
     torch.set_num_threads(threads)
     models = {name: load_recipe(f"{DEMO}:{name}").model for name in DEMOS}
-    benches = {name: Bench(model.backbone, model.decoder, 1) for name, model in models.items()}
-    took: dict[str, list[float]] = {name: [] for name in benches}
-    for block in range(blocks + 1):  # the first warms up
-        for name, bench in benches.items():
-            seconds = seconds_of(bench.call, repeats)
-            took[name].extend([seconds] if block else [])
-    return {"demo_threads": threads, "demo_ms_per_call": {name: round(1000 * statistics.median(s), 2) for name, s in took.items()}}
-
-
-def seconds_of(run: Callable[[], None], repeats: int) -> float:
-    """Wall seconds of a run, a mean over `repeats`."""
-    started = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - started) / repeats
+    took = in_turn({name: Bench.random(model.backbone, model.decoder, 1).call for name, model in models.items()}, blocks, repeats)
+    return {"demo_threads": threads, "demo_ms_per_call": {name: milliseconds(seconds) for name, seconds in took.items()}}
 
 
 def main() -> None:

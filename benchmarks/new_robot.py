@@ -30,20 +30,19 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.experiment import NOISY, command_line, facts, same_settings, shown, success
 from vla.data.format import MANIFEST, DatasetInfo
 from vla.data.latents import read_latents
 from vla.data.reader import Dataset
 from vla.data.writer import ShardWriter
-from vla.demo.stages import Stage, State, run_stages
-from vla.evaluate.result import EvalResult, git_commit, read_result, versions
-from vla.evaluate.statistics import compare_paired, wilson
+from vla.demo.stages import Stage, run_stages
+from vla.evaluate.result import read_result
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.health import Usage
 from vla.latent_action.label import label_hash
@@ -85,7 +84,6 @@ PRETRAINED = {
     "latent": Pretraining(f"{HERE}:latent", VIDEO, coded=True),
 }
 ARMS = ("scratch", "scratch_longer", *PRETRAINED)
-NOISY = ("--noise-share", "0.5")
 
 _pretraining: Run = load_recipe(str(ROOT / PRETRAIN))
 _tuning: Run = load_recipe(str(ROOT / FINETUNE))
@@ -113,8 +111,9 @@ def main() -> None:
     args = _arguments()
     counts, robots, arms = _asked(args)
     out: Path = args.out
-    _same_settings(out, {"most": max(counts), "episodes": args.episodes, "steps": args.steps, "pretrain_steps": args.pretrain_steps})
-    began = [run_stages(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores, True, _shown())]
+    settings = {"most": max(counts), "episodes": args.episodes, "steps": args.steps, "pretrain_steps": args.pretrain_steps}
+    same_settings(out, settings, "most: the largest number of demonstrations")
+    began = [run_stages(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores, True, shown())]
     for robot in robots:
         for count in counts:
             for seed in range(args.seeds):
@@ -127,20 +126,16 @@ def main() -> None:
         for name in SOURCES:
             unlabel(out / "data" / name, out / VIDEO / name)
     plan = learning(robots, counts, arms, args)
-    began.append(run_stages(plan, out / "learn", args.cores, True, _shown()))
+    began.append(run_stages(plan, out / "learn", args.cores, True, shown()))
     found = {
-        "date": date.today().isoformat(),
-        "commit": git_commit(),
-        "versions": versions(),
+        **facts(began),
         "steps": args.steps,
         "pretrain_steps": args.pretrain_steps,
         "seeds": args.seeds,
         "episodes": args.episodes,
-        "seconds": sum(row.seconds for state in began for row in state.done.values()),
-        "cpu_seconds": sum(row.cpu_seconds for state in began for row in state.done.values()),
         "robots": {robot: curves(robot, counts, arms, args.seeds, out) for robot in robots},
         **({"codes": codes(out)} if coded else {}),
-        "command": _command(args),
+        "command": command_line("benchmarks.new_robot", args),
     }
     if args.json:
         print(json.dumps(found, indent=1))
@@ -275,22 +270,6 @@ def _asked(args: argparse.Namespace) -> tuple[list[int], list[str], list[str]]:
     return sorted(map(int, words)), robots, arms
 
 
-def _same_settings(out: Path, settings: Mapping[str, int]) -> None:
-    """A folder is of one experiment: others would choose other demonstrations, or compare what was trained otherwise."""
-    path = out / "settings.json"
-    if path.is_file() and (known := json.loads(path.read_text())) != settings:
-        sys.exit(f"{out} was begun with {known}, not {settings} (most: the largest number of demonstrations); choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings))
-
-
-def _command(args: argparse.Namespace) -> str:
-    """What makes the figures again, anywhere."""
-    given = {name: value for name, value in vars(args).items() if name not in ("out", "json", "cores")}
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
-    return " ".join(["python -m benchmarks.new_robot --json", *words])
-
-
 def codes(out: Path) -> dict[str, dict[str, Any]]:
     """Source -> what its video's codes say. `probe_r2`: of a linear map from them to what the demonstrations, whose labels no training has
     seen, say of the same frames; one R2 per dimension. `perplexity`: of each code."""
@@ -316,7 +295,7 @@ def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, o
     for count in counts:
         results = {arm: [read_result(_result(out, robot, count, seed, arm)) for seed in range(seeds)] for arm in arms}
         table[str(count)] = {
-            arm: _row(every, {base: results[base] for base in ("scratch", "pretrained") if base != arm and base in results})
+            arm: success(every, {base: results[base] for base in ("scratch", "pretrained") if base != arm and base in results})
             for arm, every in results.items()
         }
     scratch = {count: table[str(count)]["scratch"]["rate"] for count in counts}
@@ -327,32 +306,6 @@ def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, o
     }
     suite, task = TARGETS[robot]
     return {"suite": suite, "task": task, "demonstrations": table, "multiplier": multiplier}
-
-
-def _row(results: Sequence[EvalResult], bases: Mapping[str, Sequence[EvalResult]]) -> dict[str, Any]:
-    outcomes = _outcomes(results)
-    interval = wilson(int(outcomes.sum()), outcomes.size)
-    row: dict[str, Any] = {
-        "successes": int(outcomes.sum()),
-        "episodes": outcomes.size,
-        "rate": float(outcomes.mean()),
-        "low": interval.low,
-        "high": interval.high,
-        "by_seed": outcomes.sum(1).tolist(),
-        "raw": ["".join("01"[int(success)] for success in one) for one in outcomes],
-    }
-    for name, others in bases.items():
-        assert [[r.seed for r in result.rows] for result in results] == [[r.seed for r in result.rows] for result in others]
-        base = _outcomes(others)
-        better, worse, both = int((outcomes & ~base).sum()), int((base & ~outcomes).sum()), int((outcomes & base).sum())
-        compared = compare_paired(both, better, worse, outcomes.size - both - better - worse)
-        row[f"against_{name}"] = {"better": better, "worse": worse, **asdict(compared)}
-    return row
-
-
-def _outcomes(results: Sequence[EvalResult]) -> np.ndarray:
-    """bool (seeds, episodes)."""
-    return np.array([[bool(row.success) for row in result.rows] for result in results])
 
 
 def demonstrations_for(scratch: Mapping[int, float], rate: float, count: int) -> dict[str, float]:
@@ -374,19 +327,6 @@ def demonstrations_for(scratch: Mapping[int, float], rate: float, count: int) ->
 
 def _result(out: Path, robot: str, count: int, seed: int, arm: str) -> Path:
     return out / "results" / f"{robot}-{count}-{seed}-{arm}.json"
-
-
-def _shown() -> Any:
-    """A line where a stage ends, with the estimate of what is left."""
-    seen: set[str] = set()
-
-    def show(state: State) -> None:
-        for name, done in state.done.items():
-            if name not in seen:
-                seen.add(name)
-                print(f"[{state.elapsed_s:5.0f} s, about {state.remaining_s:.0f} s left] {name}: {done.seconds:.0f} s", file=sys.stderr)
-
-    return show
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,6 +10,7 @@ import pytest
 import simplejpeg
 
 from benchmarks import new_robot
+from benchmarks.experiment import same_settings, success
 from tests.data.episodes import ROBOT, make_episode
 from tests.latent_action.dots import CONFIG, write_dots
 from vla import cli
@@ -166,11 +167,11 @@ def test_arms_are_paired_by_seed_and_episode():
         return EvalResult(facts, "panda", "panda", False, 0, 10, "", 64, {"lift": 9}, rows, 1.0, 1.0, 1, {})
 
     scratch = [result([0, 0, 1, 1]), result([0, 0, 0, 1])]
-    better = new_robot._row([result([1, 0, 1, 1]), result([1, 1, 0, 0])], {"scratch": scratch})
+    better = success([result([1, 0, 1, 1]), result([1, 1, 0, 0])], {"scratch": scratch})
     against = better["against_scratch"]
     assert (against["better"], against["worse"], against["difference"]) == (3, 1, 2 / 8)
     assert better["raw"] == ["1011", "1100"] and better["successes"] == 5 and better["by_seed"] == [3, 2]
-    assert not [key for key in new_robot._row(scratch, {}) if key.startswith("against")]
+    assert not [key for key in success(scratch, {}) if key.startswith("against")]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_arms_are_paired_by_seed_and_episode():
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_collected(words, reason, tmp_path, monkeypatch):
-    new_robot._same_settings(tmp_path, {"most": 30, "episodes": 40, "steps": 300, "pretrain_steps": 1000})
+    same_settings(tmp_path, {"most": 30, "episodes": 40, "steps": 300, "pretrain_steps": 1000})
     monkeypatch.setattr("sys.argv", ["new_robot", "--out", str(tmp_path), *words])
     monkeypatch.setattr(new_robot, "run_stages", lambda *_: pytest.fail("it began"))
     with pytest.raises(SystemExit, match=reason):

@@ -1,0 +1,93 @@
+"""What experiments of several trainings share: one folder each, stages that resume, and success with what the same episodes say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.demo.stages import State
+from vla.evaluate.result import EvalResult, git_commit, versions
+from vla.evaluate.statistics import compare_paired, wilson
+
+NOISY = ("--noise-share", "0.5")
+"""How demonstrations are collected, as in `make demo`."""
+UNTOLD = ("out", "json", "cores")
+"""What changes no figure of an experiment."""
+
+
+def same_settings(out: Path, settings: Mapping[str, Any], meaning: str = "") -> None:
+    """A folder is of one experiment: others would choose other demonstrations, or compare what was trained otherwise."""
+    path = out / "settings.json"
+    if path.is_file() and (known := json.loads(path.read_text())) != settings:
+        sys.exit(f"{out} was begun with {known}, not {settings}{meaning and f' ({meaning})'}; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
+
+
+def shown() -> Callable[[State], None]:
+    """A line where a stage ends, with the estimate of what is left."""
+    seen: set[str] = set()
+
+    def show(state: State) -> None:
+        for name, done in state.done.items():
+            if name not in seen:
+                seen.add(name)
+                print(f"[{state.elapsed_s:5.0f} s, about {state.remaining_s:.0f} s left] {name}: {done.seconds:.0f} s", file=sys.stderr)
+
+    return show
+
+
+def command_line(module: str, args: argparse.Namespace, untold: Sequence[str] = UNTOLD) -> str:
+    """What makes the figures again, anywhere."""
+    told = {name: value for name, value in vars(args).items() if name not in untold and value not in (None, "")}
+    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "-m", module, "--json", *words])
+
+
+def facts(states: Sequence[State]) -> dict[str, Any]:
+    """When and by what it was made, and what its stages cost: seconds by the clock, which overlap, and CPU seconds."""
+    stages = [stage for state in states for stage in state.done.values()]
+    return {
+        "date": date.today().isoformat(),
+        "commit": git_commit(),
+        "versions": versions(),
+        "seconds": sum(stage.seconds for stage in stages),
+        "cpu_seconds": sum(stage.cpu_seconds for stage in stages),
+    }
+
+
+def success(results: Sequence[EvalResult], bases: Mapping[str, Sequence[EvalResult]]) -> dict[str, Any]:
+    """Of the evaluations of one training a seed: successes of all episodes with Wilson's interval, and against each of `bases`, which met
+    the same episodes, how many turned out `better` and `worse`."""
+    won = outcomes(results)
+    interval = wilson(int(won.sum()), won.size)
+    row: dict[str, Any] = {
+        "successes": int(won.sum()),
+        "episodes": won.size,
+        "rate": float(won.mean()),
+        "low": interval.low,
+        "high": interval.high,
+        "by_seed": won.sum(1).tolist(),
+        "raw": ["".join("01"[int(success)] for success in one) for one in won],
+    }
+    for name, others in bases.items():
+        assert [[r.seed for r in result.rows] for result in results] == [[r.seed for r in result.rows] for result in others]
+        base = outcomes(others)
+        better, worse, both = int((won & ~base).sum()), int((base & ~won).sum()), int((won & base).sum())
+        compared = compare_paired(both, better, worse, won.size - both - better - worse)
+        row[f"against_{name}"] = {"better": better, "worse": worse, **asdict(compared)}
+    return row
+
+
+def outcomes(results: Sequence[EvalResult]) -> np.ndarray:
+    """bool (seeds, episodes)."""
+    return np.array([[bool(row.success) for row in result.rows] for result in results])
