@@ -24,6 +24,7 @@ def evidence(results: Path) -> str:
             "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
             _demo(results),
             _decoders(results),
+            _heads(results),
             _evaluations(results),
             _bimodal(results),
             _meta_world(results, "mt10.json", MT10),
@@ -72,6 +73,36 @@ def _decoders(results: Path) -> str:
         demo, alone = load(results / f"demo-{name}.json"), load(results / f"sawyer-{name}.json")
         success = demo["pretrain"]["success"] if demo else alone["success"] if alone else None
         lines.append(_rate(f"`{name}`", success) if success else f"| `{name}` | not run | | |")
+    return "\n".join(lines) + "\n"
+
+
+HEADS = """## Decoders beside each other, equal steps
+
+One trunk, the same demonstrations, as many optimizer steps for every decoder. Each row beside `parallel` on the same episodes (McNemar's
+exact test, p with Holm's correction for the number of rows). Intervals and p-values are of these trained networks: episodes of one are no
+independent trainings. K: noise draws of a context in a step; a training sample is a context, whatever its draws. The latent codes are of
+a model that watched the same frames, in steps of its own.
+"""
+
+
+def _heads(results: Path) -> str:
+    """`benchmarks/heads.py`."""
+    found = load(results / "heads.json")
+    if found is None:
+        return HEADS + "\n```bash\npython -m benchmarks.heads --json\n```\n\nNot run yet.\n"
+    columns = "| | evaluations | successes | rate | interval | against `parallel` | ms a call | actions/s | training samples/s |"
+    lines = [
+        HEADS,
+        f"```bash\n{found['command']}\n```\n",
+        f"{found['steps']} steps of {found['batch']} samples from {found['data']['episodes']} demonstrations; seeds: {found['seeds']}; "
+        f"episodes a task: {found['episodes']}; threads: {found['threads']} of a call, {found['train_threads']} of training.\n",
+        f"{columns}\n" + "|---" * 9 + "|",
+    ]
+    for row in found["rows"]:
+        pair = row.get("against_parallel")
+        told = _pair({**pair, "p_value": pair["p_holm"]}) if pair else ""
+        cost = f"{row['ms_per_call']:.3g} | {row['actions_per_s']:,} | {row['train_samples_per_s']:.0f}"
+        lines.append(f"| {row['what']} {_rate(row['evaluations'] or '', row)} {told} | {cost} |")
     return "\n".join(lines) + "\n"
 
 

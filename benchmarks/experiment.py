@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vla.demo.stages import State
+from vla.demo.stages import Stage, State, run_stages
+from vla.errors import UserError
 from vla.evaluate.result import EvalResult, git_commit, versions
 from vla.evaluate.statistics import compare_paired, wilson
 
@@ -33,8 +34,8 @@ def same_settings(out: Path, settings: Mapping[str, Any], meaning: str = "") -> 
     path.write_text(json.dumps(settings))
 
 
-def shown() -> Callable[[State], None]:
-    """A line where a stage ends, with the estimate of what is left."""
+def run_all(plan: Sequence[Stage], out: Path, cores: int) -> State:
+    """Runs what is not done yet, with a line where a stage ends and what is left by estimate; leaves with what a stage says is wrong."""
     seen: set[str] = set()
 
     def show(state: State) -> None:
@@ -43,7 +44,10 @@ def shown() -> Callable[[State], None]:
                 seen.add(name)
                 print(f"[{state.elapsed_s:5.0f} s, about {state.remaining_s:.0f} s left] {name}: {done.seconds:.0f} s", file=sys.stderr)
 
-    return show
+    try:
+        return run_stages(plan, out, cores, True, show)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def command_line(module: str, args: argparse.Namespace, untold: Sequence[str] = UNTOLD) -> str:

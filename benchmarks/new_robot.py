@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.experiment import NOISY, command_line, facts, same_settings, shown, success
+from benchmarks.experiment import NOISY, command_line, facts, run_all, same_settings, success
 from vla.data.format import MANIFEST, DatasetInfo
 from vla.data.latents import read_latents
 from vla.data.reader import Dataset
 from vla.data.writer import ShardWriter
-from vla.demo.stages import Stage, run_stages
+from vla.demo.stages import Stage
 from vla.evaluate.result import read_result
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.health import Usage
@@ -113,7 +113,7 @@ def main() -> None:
     out: Path = args.out
     settings = {"most": max(counts), "episodes": args.episodes, "steps": args.steps, "pretrain_steps": args.pretrain_steps}
     same_settings(out, settings, "most: the largest number of demonstrations")
-    began = [run_stages(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores, True, shown())]
+    began = [run_all(collecting(robots, max(counts), out, args.cores), out / "collect", args.cores)]
     for robot in robots:
         for count in counts:
             for seed in range(args.seeds):
@@ -126,7 +126,7 @@ def main() -> None:
         for name in SOURCES:
             unlabel(out / "data" / name, out / VIDEO / name)
     plan = learning(robots, counts, arms, args)
-    began.append(run_stages(plan, out / "learn", args.cores, True, shown()))
+    began.append(run_all(plan, out / "learn", args.cores))
     found = {
         **facts(began),
         "steps": args.steps,

@@ -188,6 +188,6 @@ def test_arms_are_paired_by_seed_and_episode():
 def test_what_cannot_be_is_refused_before_anything_is_collected(words, reason, tmp_path, monkeypatch):
     same_settings(tmp_path, {"most": 30, "episodes": 40, "steps": 300, "pretrain_steps": 1000})
     monkeypatch.setattr("sys.argv", ["new_robot", "--out", str(tmp_path), *words])
-    monkeypatch.setattr(new_robot, "run_stages", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(new_robot, "run_all", lambda *_: pytest.fail("it began"))
     with pytest.raises(SystemExit, match=reason):
         new_robot.main()
