@@ -17,7 +17,8 @@ from vla.diffusion.ddpm import DDPM
 from vla.model import Model
 from vla.train.run import Run, load_recipe
 
-HERE, MIXTURE = Path(__file__).parent, "data_mixtures/heads.yaml"
+HERE = Path(__file__).parent
+MIXTURE = "data_mixtures/heads.yaml"
 
 
 def _of_demo(name: str, variant: str) -> Run:
