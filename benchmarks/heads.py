@@ -1,4 +1,4 @@
-r"""Which head, for the same training? Every head on one trunk, on the same demonstrations, for as many optimizer steps, compared.
+"""Which head, for the same training? Every head on one trunk, on the same demonstrations, for as many optimizer steps, compared.
 
     python -m benchmarks.heads --json                                      # two cores, about an hour
     python -m benchmarks.heads --heads parallel,flow,flow_8 --seeds 5 --steps 3000 --episodes 50 --cores 16
@@ -57,7 +57,7 @@ BLOCKS, REPEATS = 15, 3
 @dataclass(frozen=True)
 class Head:
     """`evaluations`: of the network for a chunk, a row each (None: there is one way). `latents`: it learns latent codes too. `step_s`,
-    `episode_s`: what a training step and an episode take one core, for estimates alone."""
+    `episode_s`: what a training step and an episode take of one core, for estimates alone."""
 
     what: str
     evaluations: tuple[int | None, ...] = (None,)
@@ -257,13 +257,11 @@ def _asked(args: argparse.Namespace) -> list[str]:
     names = args.heads.split(",")
     if unknown := [name for name in names if name not in HEADS]:
         sys.exit(f"{', '.join(unknown)}: heads are {', '.join(HEADS)}")
-    if (
-        BASE not in names
-        or min(_given(args, ("demonstrations", "steps", "latent_steps", "seeds", "episodes", "threads", "cores")).values()) < 1
-    ):
-        sys.exit(
-            f"`{BASE}` is what the other heads are compared with; demonstrations, steps, seeds, episodes, threads and cores are at least 1"
-        )
+    if BASE not in names:
+        sys.exit(f"`{BASE}` is what the other heads are compared with: add it to --heads")
+    counts = ("demonstrations", "steps", "latent_steps", "seeds", "episodes", "threads", "cores")
+    if min(_given(args, counts).values()) < 1:
+        sys.exit(f"{', '.join(counts)}: each at least 1")
     if args.data_root and not (args.data_root / DATASET).is_dir():
         sys.exit(f"{args.data_root} holds no dataset `{DATASET}`; leave --data-root out, and one is collected")
     return [name for name in HEADS if name in names]
