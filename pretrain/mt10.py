@@ -1,10 +1,10 @@
 """Ten Meta-World tasks on two cores: MT10, one small policy, from scratch.
 
 What      1.4M parameters, two 64 px cameras, proprioception and an instruction -> a chunk of 12 commands.
-Hardware  two CPU cores, no GPU.
-Time      at most 30 minutes of two cores: collecting, training, 10 episodes a task.
-Expect    most of the seven tasks whose goal is an object in the picture; reach, push and pick-place show theirs by a marker of one or two
-          pixels. docs/results.md has what was measured.
+Hardware  one CPU core of two, no GPU.
+Time      at most 30 minutes: collecting, training, 10 episodes a task.
+Expect    all of the seven tasks whose goal is an object in the picture, and a part of reach, push and pick-place, which show theirs by a
+          marker of one or two pixels. docs/results.md has what was measured.
 Command   vla collect --suite metaworld-mt10 --episodes 50 --noise-share 0.5 --out data/mt10
           vla train pretrain/mt10.py
           vla eval runs/mt10 --suite metaworld-mt10 --episodes 10 --json runs/mt10/eval.json
