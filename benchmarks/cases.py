@@ -59,7 +59,6 @@ TRAINING = (
     ("MFU", "plain_mfu"),
     ("MFU, compiled", "compiled_mfu"),
 )
-SMALL_THINGS = (("reach", "reach"), ("push", "push"), ("pick-place", "pick-place"))
 FEATURES = {
     "paligemma/pooled": "small PaliGemma, pooled on the last token",
     "paligemma/parallel": "small PaliGemma, parallel decoding",
