@@ -1,8 +1,8 @@
 """A vision-language backbone from scratch, for a CPU: light convolutions, one keypoint token per camera, hashed words.
 
 Spatial softmax (vla/backbones/stems.py) turns each feature map into one image coordinate: what a manipulation policy needs most, at one
-token per camera. No normalisation layers in the stem: they cost as much as the convolutions on a CPU, and steps per second decide what
-is learned (docs/design.md). `stem=ResNet18()` sees as ACT and Diffusion Policy do.
+token per camera. No normalisation layers between convolutions: they cost as much as those on a CPU, and steps per second decide what is
+learned; only the maps of keypoints, which are few and small, are standardised (docs/design.md). `stem=ResNet18()` sees as ACT and Diffusion Policy do.
 """
 
 from __future__ import annotations
