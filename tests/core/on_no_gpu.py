@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from tests.backbones.families import FAMILIES
 from tests.parts import BACKBONES, DECODERS, SOURCES, contents, samples
@@ -102,7 +102,7 @@ def tried(decoder: Any, backbone: Any) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    _setup_privateuseone_for_python_backend(DEVICE)
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE)
     asked = sys.argv[1:] or list(cases())
     print(json.dumps({name: tried(*cases()[name]) for name in asked}, indent=1))
 
