@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 
 from benchmarks import new_robot
 from benchmarks.experiment import same_settings, success
@@ -33,6 +34,15 @@ def every(tmp_path):
         for number in range(6):
             writer.add(make_episode(f"e{number}", steps=4 + number, seed=number))
     return tmp_path / "all"
+
+
+@pytest.fixture
+def one_thread():
+    """Two beside busy cores take many times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_fewer_demonstrations_are_among_more_and_each_seed_has_its_own(every, tmp_path):
@@ -77,22 +87,22 @@ def test_without_labels_the_same_frames_are_drawn_in_the_same_order(every, tmp_p
         assert all(np.array_equal(found.observation.images[camera], image) for camera, image in own.observation.images.items())
 
 
-def test_codes_of_the_video_are_compared_with_labels_that_it_does_not_have(tmp_path):
+def test_codes_of_the_video_are_compared_with_labels_that_it_does_not_have(tmp_path, one_thread):
     videos = [tmp_path / new_robot.VIDEO / name for name in new_robot.SOURCES]
     for folder in videos:
         new_robot.unlabel(write_dots(tmp_path / "data" / folder.name), folder)
-    model = train_latent(CONFIG, frame_pairs(CONFIG, videos).samples, steps=100, batch=32, out=tmp_path / new_robot.WATCHER)
+    model = train_latent(CONFIG, frame_pairs(CONFIG, videos).samples, steps=150, batch=32, out=tmp_path / new_robot.WATCHER)
     for folder in videos:
         label(Dataset.open(folder), model)
     found = new_robot.codes(tmp_path)
     assert [*found] == [*new_robot.SOURCES]
     for row in found.values():
-        assert [*row["probe_r2"]] == ["displacement/place", "action/move"] and min(row["probe_r2"]["displacement/place"]) > 0.4
+        assert [*row["probe_r2"]] == ["displacement/place", "action/move"] and min(row["probe_r2"]["displacement/place"]) > 0.5
         assert len(row["perplexity"]) == CONFIG.quantizer.codes and 0 < row["perplexity_share"] <= 1 and 0 <= row["dead_share"] < 1
 
 
 @pytest.mark.thorough
-def test_codes_train_a_backbone_that_a_new_robot_starts_from(tmp_path, monkeypatch):
+def test_codes_train_a_backbone_that_a_new_robot_starts_from(tmp_path, monkeypatch, one_thread):
     """The arm `latent` in a few steps, by the commands of its stages, on pictures that tell nothing."""
     monkeypatch.chdir(new_robot.ROOT)
     robots = {"sawyer": "metaworld_sawyer", "fetch": "fetch"}
