@@ -181,10 +181,7 @@ NEW_ROBOT = (
     "training from scratch on the same demonstrations, and beside the pretrained one, on the same episodes (McNemar's exact test). "
     "Intervals and p-values are of these trained networks: episodes of one are no independent trainings, and pretraining was run once.\n"
 )
-NEW_ROBOT_BEFORE = (
-    f"## Does pretraining help a robot that hardly sees?\n\n{BEFORE}\nThe cube is a few pixels, which keypoints of maps as they come do "
-    "not find from so few demonstrations: a part of what pretraining gave here is that the policy looks at all.\n"
-)
+NEW_ROBOT_BEFORE = f"## A new robot, before\n\n{BEFORE}"
 
 
 def _new_robot(path: Path, head: str) -> str:
