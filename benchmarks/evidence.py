@@ -7,11 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import DEMOS
 from vla.evaluate.statistics import compare_paired
-
-VARIANTS = ("fast", "dit_one", "ddpm")
-"""Of `pretrain/demo.py` that `make demo` does not take."""
 
 MT10 = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
 MT50 = "## Fifty tasks in half an hour of one large GPU\n\nMeta-World's MT50 from scratch; the commands stand in `pretrain/mt50.py`.\n"
@@ -30,9 +26,7 @@ def evidence(results: Path) -> str:
         [
             "# Results\n\nSuccess in closed loop, from images, proprioception and an instruction. Intervals are Wilson's, 95%.\n",
             _demo(results),
-            _decoders(results),
             _heads(results),
-            _evaluations(results),
             _bimodal(results),
             _meta_world(results, "mt10.json", MT10),
             _meta_world(results, "mt50.json", MT50),
@@ -71,21 +65,7 @@ def _demo(results: Path) -> str:
     return "\n".join(lines)
 
 
-def _decoders(results: Path) -> str:
-    lines = [
-        f"## Decoders beside each other, each with its own steps\n\n{BEFORE}\n"
-        "The demo's eight tasks, data and backbone; steps as in `pretrain/demo.py`. `fast`: FAST codes; "
-        "`dit_one`: one noise sample a context instead of four; `ddpm`: that path instead of a flow.\n\n"
-        "```bash\nmake demo DECODER=masked\nvla train pretrain/demo.py:fast --data-root runs/demo/data\n```\n",
-        "| decoder | successes | rate | interval |\n|---|---|---|---|",
-    ]
-    for name in (*DEMOS, *VARIANTS):
-        found = load(results / f"sawyer-{name}.json")
-        lines.append(_rate(f"`{name}`", found["success"]) if found else f"| `{name}` | not run | | |")
-    return "\n".join(lines) + "\n"
-
-
-HEADS = """## Decoders beside each other, equal steps
+HEADS = """## Decoders beside each other
 
 One trunk, the same demonstrations, as many optimizer steps for every decoder. Each row beside `parallel` on the same episodes (McNemar's
 exact test, p with Holm's correction for the number of rows). Intervals and p-values are of these trained networks: episodes of one are no
@@ -113,27 +93,6 @@ def _heads(results: Path) -> str:
         cost = f"{row['ms_per_call']:.3g} | {row['actions_per_s']:,} | {row['train_samples_per_s']:.0f}"
         lines.append(f"| {row['what']} {_rate(row['evaluations'] or '', row)} {told} | {cost} |")
     return "\n".join(lines) + "\n"
-
-
-def _evaluations(results: Path) -> str:
-    """`vla eval --evaluations` of the denoising decoders."""
-    head = (
-        f"## Evaluations of the network\n\n{BEFORE}\n"
-        "The same weights, asked another number of times for a chunk; the same episodes in every row.\n\n"
-        "```bash\nvla eval runs/mine --suite metaworld-objects --episodes 20 --seed 0 --evaluations 2 --json FILE\n```\n"
-    )
-    found = [json.loads(path.read_text()) for path in results.glob("evaluations-*.json")]
-    if not found:
-        return head + "\nNot run yet.\n"
-    lines = ["| decoder | evaluations | successes | rate | interval | against the fewest |\n|---|---|---|---|---|---|"]
-    fewest: dict[str, dict[str, Any]] = {}
-    for result in sorted(found, key=lambda result: (result["policy"]["decoder"], result["policy"]["evaluations"])):
-        decoder = result["policy"]["decoder"].removeprefix("decoder.")
-        base = fewest.setdefault(decoder, result)
-        told = "" if base is result else _pair(_paired(result, base))
-        lines.append(f"| `{decoder}` {_rate(result['policy']['evaluations'], result['success'])} {told} |")
-    lines.append("\nThese demonstrations have one way to do each task; the next table has two.")
-    return head + "\n" + "\n".join(lines) + "\n"
 
 
 def _small_things(results: Path) -> str:

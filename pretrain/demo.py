@@ -18,7 +18,6 @@ from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
 from vla.decoders.tokens import AutoregressiveTokens
-from vla.diffusion.ddpm import DDPM
 from vla.diffusion.flow import Flow
 from vla.model import Model
 from vla.train.optim import AdamW, Cosine
@@ -51,17 +50,11 @@ dit = replace(
     model=Model(BACKBONE, DiT(path=Flow(predict="data", times="uniform"), samples_per_context=4, evaluations=4, steps_per_token=3)),
     steps=1100,
 )
-"""With K noise samples a context; `dit_one` is the same with one, `ddpm` another path, `fast` other codes: for `docs/results.md` alone."""
+"""With K noise samples a context; `dit_one` is the same with one, `fast` has other codes: for `pretrain/heads.py` alone."""
 dit_one = replace(
     RUN,
     name="demo_dit_one",
     model=Model(BACKBONE, DiT(path=Flow(predict="data", times="uniform"), samples_per_context=1, evaluations=4, steps_per_token=3)),
-    steps=1100,
-)
-ddpm = replace(
-    RUN,
-    name="demo_ddpm",
-    model=Model(BACKBONE, DiT(path=DDPM(steps=50), samples_per_context=4, evaluations=10, steps_per_token=3)),
     steps=1100,
 )
 fast = replace(RUN, name="demo_fast", model=Model(BACKBONE, AutoregressiveTokens(codec=FAST(vocabulary=512), hide=0.5)), steps=1600)

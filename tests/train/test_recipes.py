@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.repo.test_packaging import PROJECT
-from vla.embodiment import load_embodiment
+from vla.embodiment import Embodiment, load_embodiment
 from vla.train.optim import Zero
 from vla.train.run import Run, load_recipe
 
@@ -36,7 +36,7 @@ def test_every_recipe_and_variant_constructs(recipe, monkeypatch):
     assert (ROOT / run.mixture).is_file()
     if isinstance(run, Run):
         run.check(1)
-        assert all(load_embodiment(name) for name in run.embodiments)
+        assert all(isinstance(robot, Embodiment) or load_embodiment(robot) for robot in run.embodiments)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
