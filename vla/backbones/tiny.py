@@ -2,7 +2,8 @@
 
 Spatial softmax (vla/backbones/stems.py) turns each feature map into one image coordinate: what a manipulation policy needs most, at one
 token per camera. No normalisation layers between convolutions: they cost as much as those on a CPU, and steps per second decide what is
-learned; only the maps of keypoints, which are few and small, are standardised (docs/design.md). `stem=ResNet18()` sees as ACT and Diffusion Policy do.
+learned; only the maps of keypoints, which are few and small, are standardised (docs/design.md). `stem=ResNet18()` sees as ACT and
+Diffusion Policy do.
 """
 
 from __future__ import annotations
