@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +105,8 @@ def tried(decoder: Any, backbone: Any) -> dict[str, list[str]]:
 def main() -> None:
     backend_registration._setup_privateuseone_for_python_backend(DEVICE)
     asked = sys.argv[1:] or list(cases())
-    print(json.dumps({name: tried(*cases()[name]) for name in asked}, indent=1))
+    print(json.dumps({name: tried(*cases()[name]) for name in asked}, indent=1), flush=True)
+    os._exit(0)  # threads of a device that Python made may end after it, and abort the process
 
 
 if __name__ == "__main__":

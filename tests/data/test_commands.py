@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -152,11 +153,13 @@ def all_mixtures():
 def every_source(tmp_path_factory):
     """A data root with a tiny dataset for every source of every shipped mixture."""
     root = tmp_path_factory.mktemp("every")
-    for path in all_mixtures():
-        for row in yaml.safe_load(path.read_text())["sources"]:
-            folder = root / str(row.get("path", row.get("name", "")))
-            if "mixture" not in row and not folder.exists():
-                write(folder, folder.name, [make_episode("a", 5)])
+    rows = [row for path in all_mixtures() for row in yaml.safe_load(path.read_text())["sources"] if "mixture" not in row]
+    for row in sorted(rows, key=lambda row: "cameras" not in row):  # who names roles decides what they are
+        folder = root / str(row.get("path", row.get("name", "")))
+        roles, episode = tuple(row.get("cameras", ROBOT.cameras)), make_episode("a", 5)
+        if not folder.exists():
+            seen = dict(zip(roles, episode.frames.values(), strict=False))
+            write(folder, folder.name, [replace(episode, frames=seen)], embodiment=replace(ROBOT, cameras=roles).to_json())
     return root
 
 
