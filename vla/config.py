@@ -101,7 +101,7 @@ def to_json(config: Any) -> Any:
 def from_json(data: Any) -> Any:
     """The inverse of `to_json` for dataclasses with a kind; unknown kinds and keys are errors that list the choices.
 
-    A class says in `before` what a setting is in files from before there was one."""
+    A class says in `older_files` what a setting is in files from before there was one."""
     if isinstance(data, list):
         return tuple(from_json(item) for item in data)
     if not isinstance(data, Mapping) or "kind" not in data:
@@ -112,7 +112,7 @@ def from_json(data: Any) -> Any:
     if extra:
         raise UnknownName(f"setting of {data['kind']}", sorted(extra)[0], known)
     given = {key: from_json(value) for key, value in data.items() if key != "kind"}
-    return cls(**{**getattr(cls, "before", {}), **given})
+    return cls(**{**getattr(cls, "older_files", {}), **given})
 
 
 def find_kind(kind: str) -> type:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.parts import DECODERS, SOURCES, TINY, contents, samples
+from vla.backbones.tiny import Tiny
 from vla.config import KINDS, find_kind, from_json, load_plugin, to_json
 from vla.errors import UnknownName, UserError
 from vla.model import Model
@@ -44,6 +45,13 @@ def test_json_round_trip(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_listed_kind_exists_and_says_so(kind):
     assert find_kind(kind).kind == kind
+
+
+def test_a_setting_that_a_file_is_older_than_means_what_it_did():
+    written = to_json(Tiny())
+    assert from_json(written) == Tiny() and Tiny().sharpness is not None
+    del written["sharpness"]
+    assert from_json(written) == Tiny(sharpness=None)
 
 
 def test_unknown_settings_are_errors_that_list_the_choices():

@@ -41,7 +41,7 @@ class Tiny:
     None: as it comes, which starts nearly even over the image, so that what is small in it is not found (docs/design.md)."""
 
     kind: ClassVar[str] = "backbone.tiny"
-    before: ClassVar[Mapping[str, object]] = {"sharpness": None}
+    older_files: ClassVar[Mapping[str, object]] = {"sharpness": None}
     width: int = 192
     depth: int = 4
     heads: int = 4
