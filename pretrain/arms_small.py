@@ -16,8 +16,7 @@ from vla.train.run import Run
 
 RUN = Run(
     name="arms_small",
-    # `sharpness=None` is how the checkpoint in the repository sees: it was trained before there was another way.
-    model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=32, sharpness=None), Parallel(steps_per_token=3)),
+    model=Model(Tiny(width=128, depth=4, heads=4, channels=16, keypoints=64), Parallel(steps_per_token=3)),
     mixture="data_mixtures/arms_small.yaml",
     embodiments=("metaworld_sawyer", "fetch", "panda", "aloha"),
     steps=5000,
