@@ -238,7 +238,10 @@ def _meta_world(results: Path, file: str, head: str) -> str:
         f"Minutes by the clock: {took}.\n",
         "| | successes | rate | interval |\n|---|---|---|---|",
         _rate("all", found["success"]),
+        *(_rate(f"{name} tasks", row) for name, row in found.get("groups", {}).items()),
     ]
+    if "mean_over_groups" in found:
+        lines[1] += f"\nMean over the {len(found['groups'])} groups of difficulty: {100 * found['mean_over_groups']:.1f}%.\n"
     return "\n".join([*lines, *(_rate(f"- {name}", row) for name, row in found["tasks"].items())]) + "\n"
 
 

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from tests.evaluate.results import result
+from vla.commands.eval import print_result
 from vla.errors import UserError
 from vla.evaluate.compare import compare
+from vla.evaluate.pages import evaluation_page
 from vla.evaluate.result import episode_seed, read_result, write_result
 from vla.evaluate.statistics import compare_paired, compare_unpaired, wilson
 from vla.sim.collect import FIRST_SEED as FIRST_COLLECTED
@@ -28,6 +30,27 @@ def test_a_result_survives_the_disk(tmp_path):
         del row["decisions"]
     (tmp_path / "old.json").write_text(json.dumps(data))
     assert read_result(tmp_path / "old.json") == before
+
+
+def test_each_group_of_tasks_counts_as_much_as_another(tmp_path, capsys):
+    of = {"open": "easy", "close": "easy", "insert": "hard"}
+    found = result({"open": "++++", "close": "+++-", "insert": "+---"}, group_of=of)
+    assert {name: (rate.successes, rate.episodes) for name, rate in found.groups.items()} == {"easy": (7, 8), "hard": (1, 4)}
+    assert found.mean_over_groups == (7 / 8 + 1 / 4) / 2 != found.pooled.rate
+    data = json.loads(write_result(tmp_path / "r.json", found).read_text())
+    assert (data["groups"]["easy"]["rate"], data["mean_over_groups"]) == (7 / 8, 9 / 16)
+    assert read_result(tmp_path / "r.json").mean_over_groups == 9 / 16
+    print_result(found)
+    printed = capsys.readouterr().out
+    assert "easy tasks" in printed and "7/8" in printed and "mean over the 2 groups of tasks: 56.2%" in printed
+    page = evaluation_page(found)
+    assert page.tiles["mean over groups of tasks"] == "56.2%" and "hard tasks" in page.sections[0].body()
+
+
+def test_tasks_of_one_group_have_no_mean_over_groups(tmp_path):
+    found = result({"open": "+-", "close": "+-"}, group_of={"open": "easy", "close": "easy"})
+    assert found.groups == {} and found.mean_over_groups is None
+    assert "groups" not in json.loads(write_result(tmp_path / "r.json", found).read_text())
 
 
 @pytest.mark.parametrize(

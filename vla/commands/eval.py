@@ -112,9 +112,13 @@ def print_result(result: EvalResult) -> None:
 
     scored = any(row.reward not in (0.0, 1.0) for row in result.rows)  # a benchmark's own score, such as how many tasks of five
     table = Table("task", "successes", "rate", "95% interval", "mean steps", *["mean score"] * scored, "failures")
-    for name, rate in [*result.tasks.items(), ("all", result.pooled)]:
-        rows = [row for row in result.rows if name in (row.task, "all")]
-        if name == "all":
+    summed = [
+        (f"{name} tasks", rate, [row for row in result.rows if result.group_of.get(row.task) == name])
+        for name, rate in result.groups.items()
+    ]
+    each = [(name, rate, [row for row in result.rows if row.task == name]) for name, rate in result.tasks.items()]
+    for name, rate, rows in [*each, *summed, ("all", result.pooled, result.rows)]:
+        if len(table.rows) in (len(each), len(each) + len(summed)):
             table.add_section()
         reasons = {reason: sum(row.reason == reason for row in rows) for row in rows for reason in [row.reason] if not row.success}
         table.add_row(
@@ -128,6 +132,8 @@ def print_result(result: EvalResult) -> None:
         )
     console = Console(soft_wrap=True)
     console.print(table)
+    if result.mean_over_groups is not None:
+        console.print(f"mean over the {len(result.groups)} groups of tasks: {result.mean_over_groups:.1%}")
     if result.probe:
         console.print(f"probe {result.probe['spec']}: {result.probe['what']}")
     if result.stopping:

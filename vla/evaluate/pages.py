@@ -28,6 +28,8 @@ def evaluation_page(result: EvalResult) -> Report:
         "95% exact interval": f"{pooled.exact_low:.1%} – {pooled.exact_high:.1%}",
         "episodes": str(pooled.episodes),
     }
+    if result.mean_over_groups is not None:
+        tiles["mean over groups of tasks"] = f"{result.mean_over_groups:.1%}"
     sections: list[Section] = [Successes("Success", {_short(name): result}, note="95% Wilson intervals.")]
     if result.videos:
         sections.append(Gallery("Rollouts", gallery_of(result), "The first successes and the first failures of each task."))

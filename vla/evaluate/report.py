@@ -131,6 +131,9 @@ class Successes:
         for task in dict.fromkeys(task for result in self.results.values() for task in [*result.tasks, ""] if task):
             rates = {name: result.tasks[task] for name, result in self.results.items() if task in result.tasks}
             rows += self._rows(task, rates, many)
+        for group in dict.fromkeys(group for result in self.results.values() for group in result.groups):
+            rates = {name: result.groups[group] for name, result in self.results.items() if group in result.groups}
+            rows += self._rows(f"{group} tasks", rates, many, "total")
         rows += self._rows("all tasks", {name: result.pooled for name, result in self.results.items()}, many, "total")
         head = "<th>task</th>" + ("<th>policy</th>" if many else "")
         head += '<th class="right">successes</th><th class="right">rate</th><th class="right">95% interval</th>'

@@ -106,6 +106,7 @@ class EvalResult:
     `videos`: file names by task and outcome, beside the JSON or in the folder that was asked for. `notes`: what a reader must know.
     `probe`: what was perturbed (`vla.evaluate.probes`), if anything. `shard`: which part of the episodes this is, as "1/4", or "".
     `episodes`: per task that were asked for, of all shards. `stopping`: the rule by which the run ended early, and its verdict, if any.
+    `group_of`: how the benchmark groups its tasks, where it does.
     """
 
     policy: Mapping[str, Any]
@@ -132,6 +133,7 @@ class EvalResult:
     shard: str = ""
     episodes: int = 0
     stopping: Mapping[str, Any] | None = None
+    group_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, Rate]:
@@ -144,6 +146,19 @@ class EvalResult:
         """Over all episodes: the mean of the tasks, since each has the same number of episodes."""
         return Rate.of(self.rows)
 
+    @property
+    def groups(self) -> dict[str, Rate]:
+        """By the benchmark's group of tasks; empty where it has not two of them among these."""
+        names = dict.fromkeys(self.group_of[task] for task in self.tasks if task in self.group_of)
+        of = {name: [row for row in self.rows if self.group_of.get(row.task) == name] for name in names}
+        return {name: Rate.of(rows) for name, rows in of.items()} if len(of) > 1 else {}
+
+    @property
+    def mean_over_groups(self) -> float | None:
+        """Each group counts as much as another, however many tasks it has; None without groups."""
+        rates = [rate.rate for rate in self.groups.values()]
+        return sum(rates) / len(rates) if rates else None
+
     def to_json(self) -> dict[str, Any]:
         """The result file: totals with intervals, per task, and one raw row per episode."""
         data = asdict(self)
@@ -153,11 +168,14 @@ class EvalResult:
             "success": asdict(self.pooled),
             "tasks": {name: asdict(rate) for name, rate in self.tasks.items()},
         }
+        if self.groups:
+            grouped = {"groups": {name: asdict(rate) for name, rate in self.groups.items()}, "mean_over_groups": self.mean_over_groups}
+            summary = {**summary, **grouped}
         return {**summary, **data}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EvalResult:
-        added = ("termination", "probe", "shard", "episodes", "stopping")  # files of before have none of these
+        added = ("termination", "probe", "shard", "episodes", "stopping", "group_of")  # files of before have none of these
         known = {name: data[name] for name in EvalResult.__dataclass_fields__ if name in data or name not in added}
         rows = tuple(Row(**{name: value for name, value in row.items() if name in Row.__dataclass_fields__}) for row in data["rows"])
         return EvalResult(**{**known, "rows": rows, "videos": tuple(data["videos"]), "notes": tuple(data["notes"])})

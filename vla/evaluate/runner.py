@@ -157,6 +157,7 @@ def evaluate(
         shard=shard.spec,
         episodes=episodes,
         stopping=rival.to_json() if rival is not None else None,
+        group_of={name: group for name in names if (group := suite.task(name).group)},
     )
 
 
