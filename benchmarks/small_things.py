@@ -80,7 +80,7 @@ class Told(nn.Module):
 
     def __init__(self, config: Tiny) -> None:
         super().__init__()
-        self.stem = LightStem(config.channels, config.keypoints, config.sharpness)
+        self.stem = LightStem(config.channels, config.keypoints, config.sharpness, config.stride)
         self.mix = nn.Sequential(nn.Linear(self.stem.width + len(TASKS), config.width), nn.SiLU(), nn.Linear(config.width, 3))
 
     def forward(self, seen: Pictures) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.parts import ROBOTS, TINY, observation
-from vla.backbones.stems import ResNet18
+from vla.backbones.stems import LightStem, ResNet18
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.fused import join_norms
 from vla.torchvision_cpu import prepare_torchvision
@@ -111,3 +111,39 @@ def test_tokens_of_each_view_and_frame(stem, tokens):
     moved = (backbone.embed(inputs).x_BSD - prefix.x_BSD)[0].abs().amax(-1) > 1e-6
     start = words + 2 * tokens
     assert torch.equal(moved, (torch.arange(len(prefix)) >= start) & (torch.arange(len(prefix)) < start + tokens))
+
+
+def test_a_cell_of_a_keypoints_map_is_as_wide_as_its_stride():
+    """The stem at 4 is the one of before `stride`, name by name; each doubling quarters the cells and adds a convolution."""
+    torch.manual_seed(0)
+    pixels, cells = torch.rand(2, 3, 64, 64) * 2 - 1, {}
+    for stride in (2, 4, 8):
+        stem = LightStem(4, 5, 2.0, stride)
+        stem.convs.register_forward_hook(lambda module, args, out, stride=stride: cells.update({stride: out.shape[1:]}))
+        assert stem(pixels).shape == (2, 1, 15)
+    assert cells == {2: (5, 32, 32), 4: (5, 16, 16), 8: (5, 8, 8)}
+    before = LightStem(4, 5, 2.0)
+    assert {name: tuple(value.shape) for name, value in before.convs.state_dict().items() if name.endswith("weight")} == {
+        "0.weight": (4, 3, 5, 5),
+        "2.weight": (8, 4, 3, 3),
+        "4.weight": (8, 8, 3, 3),
+        "6.weight": (5, 8, 1, 1),
+    }
+    for stride in (0, 1, 3, 12):
+        with pytest.raises(UserError, match=f"is {stride} pixels wide; give a power of two"):
+            LightStem(4, 5, 2.0, stride)
+
+
+@torch.no_grad()
+def test_a_dot_is_found_where_it_is():
+    """Keypoints that look for brightness, on maps of either stride: x and y of the dot, from -1 to 1."""
+    for stride in (4, 8):
+        stem = LightStem(2, 1, 4.0, stride)
+        for layer in stem.convs:
+            if hasattr(layer, "weight"):
+                layer.weight.fill_(0.1), layer.bias.zero_()
+        for x, y in ((12, 12), (44, 20), (20, 52)):
+            pixels = torch.full((1, 3, 64, 64), 0.0)
+            pixels[..., y - 2 : y + 2, x - 2 : x + 2] = 1.0
+            found_x, found_y, _ = stem(pixels)[0, 0].tolist()
+            assert abs(found_x - (2 * x / 64 - 1)) < 0.12 and abs(found_y - (2 * y / 64 - 1)) < 0.12

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,20 +48,19 @@ class ResNet18:
 
 
 class LightStem(nn.Module):
-    """Images in -1..1 (N, 3, H, W) -> (N, 1, width): per keypoint its x, its y and its peak value. `sharpness`: see `Tiny`."""
+    """Images in -1..1 (N, 3, H, W) -> (N, 1, width): per keypoint its x, its y and its peak value. `sharpness`, `stride`: see `Tiny`."""
 
-    def __init__(self, channels: int, keypoints: int, sharpness: float | None = None) -> None:
+    def __init__(self, channels: int, keypoints: int, sharpness: float | None = None, stride: int = 4) -> None:
         super().__init__()
-        c = channels
-        self.convs = nn.Sequential(
-            nn.Conv2d(3, c, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * c, keypoints, 1),
-        )
+        halvings = stride.bit_length() - 1
+        if halvings < 1 or stride != 1 << halvings:
+            raise UserError(f"a cell of the keypoints' maps is {stride} pixels wide; give a power of two, such as 4")
+        wide = [channels << level for level in range(halvings)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 5, stride=2, padding=2), nn.ReLU()]
+        for width_in, width in pairwise(wide):
+            layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(wide[-1], wide[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(wide[-1], keypoints, 1)]
+        self.convs = nn.Sequential(*layers)
         self.width = 3 * keypoints
         self.standard = sharpness is not None
         # DeepSpeed takes no parameter without a dimension.

@@ -38,7 +38,8 @@ class Tiny:
     are `channels` and `keypoints`. `depth` 0: no transformer, for decoders with one of their own.
 
     `sharpness`: the map of each keypoint has mean 0 and deviation 1 before its softmax, times this number at first, each map its own.
-    None: as it comes, which starts nearly even over the image, so that what is small in it is not found (docs/design.md)."""
+    None: as it comes, which starts nearly even over the image, so that what is small in it is not found (docs/design.md).
+    `stride`: pixels of the image that a cell of those maps is wide; each doubling is one more convolution, of twice as many channels."""
 
     kind: ClassVar[str] = "backbone.tiny"
     older_files: ClassVar[Mapping[str, object]] = {"sharpness": None}
@@ -54,6 +55,7 @@ class Tiny:
     mlp_ratio: float = 4.0
     stem: ResNet18 | None = None
     sharpness: float | None = 2.0
+    stride: int = 4
 
     def build(self) -> TinyBackbone:
         return TinyBackbone(self)
@@ -65,7 +67,9 @@ class TinyBackbone(Backbone):
     def __init__(self, config: Tiny) -> None:
         super().__init__()
         self.config, self.width = config, config.width
-        self.stem = LightStem(config.channels, config.keypoints, config.sharpness) if config.stem is None else config.stem.build()
+        self.stem = (
+            LightStem(config.channels, config.keypoints, config.sharpness, config.stride) if config.stem is None else config.stem.build()
+        )
         self.image_in = nn.Linear(self.stem.width, config.width)
         self.word_in = nn.Embedding(config.words, config.width)
         self.role_in = nn.Embedding(ROLE_BUCKETS, config.width)
