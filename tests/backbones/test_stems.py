@@ -136,7 +136,7 @@ def test_a_cell_of_a_keypoints_map_is_as_wide_as_its_stride():
 
 @torch.no_grad()
 def test_a_dot_is_found_where_it_is():
-    """Keypoints that look for brightness, on maps of either stride: x and y of the dot, from -1 to 1."""
+    """Keypoints that look for brightness, on maps of either stride: -1 is the first cell, 1 the last; cells lie on pixels 0, stride, ..."""
     for stride in (4, 8):
         stem = LightStem(2, 1, 4.0, stride)
         for layer in stem.convs:
@@ -146,4 +146,5 @@ def test_a_dot_is_found_where_it_is():
             pixels = torch.full((1, 3, 64, 64), 0.0)
             pixels[..., y - 2 : y + 2, x - 2 : x + 2] = 1.0
             found_x, found_y, _ = stem(pixels)[0, 0].tolist()
-            assert abs(found_x - (2 * x / 64 - 1)) < 0.12 and abs(found_y - (2 * y / 64 - 1)) < 0.12
+            want_x, want_y = (2 * (middle - 0.5) / (64 - stride) - 1 for middle in (x, y))
+            assert abs(found_x - want_x) < 0.05 and abs(found_y - want_y) < 0.05
