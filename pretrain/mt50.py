@@ -42,7 +42,7 @@ two_cores = replace(
     RUN,
     name="mt50_two_cores",
     model=Model(Tiny(width=192, depth=4, heads=4, channels=16, keypoints=128, image_size=128, stride=8), Parallel(steps_per_token=3)),
-    steps=30_000,
+    steps=24_000,
     batch_size=64,
     precision="fp32",
     optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
