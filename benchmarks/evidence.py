@@ -9,8 +9,12 @@ from typing import Any
 
 from vla.evaluate.statistics import compare_paired
 
-MT10 = "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch; the commands stand in `pretrain/mt10.py`.\n"
-MT50 = "## Fifty tasks in half an hour of one large GPU\n\nMeta-World's MT50 from scratch; the commands stand in `pretrain/mt50.py`.\n"
+FROM_SCRATCH = (
+    ("mt10", "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch, by two 64 px cameras.\n"),
+    ("mt50_two_cores", "## Fifty tasks on two cores\n\nMeta-World's MT50 from scratch, by one 128 px camera.\n"),
+    ("mt50", "## Fifty tasks in half an hour of one large GPU\n\nMeta-World's MT50 from scratch, by one 128 px camera.\n"),
+)
+"""Name of the recipe and of its result, and what is said of it."""
 
 
 BEFORE = (
@@ -28,8 +32,7 @@ def evidence(results: Path) -> str:
             _demo(results),
             _heads(results),
             _bimodal(results),
-            _meta_world(results, "mt10.json", MT10),
-            _meta_world(results, "mt50.json", MT50),
+            *(_from_scratch(results, *each) for each in FROM_SCRATCH),
             _new_robot(results / "new_robot.json", NEW_ROBOT),
             _new_robot(results / "new_robot_before.json", NEW_ROBOT_BEFORE),
             _few_labels(results),
@@ -227,9 +230,10 @@ def _probes(results: Path) -> str:
     return head + "\n" + "\n".join(lines) + "\n\n" + " ".join(changed) + "\n"
 
 
-def _meta_world(results: Path, file: str, head: str) -> str:
-    """All tasks of a suite, from `vla eval` and the minutes that it took."""
-    found = load(results / file)
+def _from_scratch(results: Path, name: str, head: str) -> str:
+    """`benchmarks/from_scratch.py`: all tasks of a suite, and the minutes that it took."""
+    found = load(results / f"{name}.json")
+    head += f"\n```bash\npython -m benchmarks.from_scratch pretrain/{name}.py --json\n```\n"
     if found is None:
         return head + "\nNot run yet.\n"
     took = " + ".join(f"{seconds / 60:.1f} ({name})" for name, seconds in found["wall_s"].items())

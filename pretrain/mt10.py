@@ -8,7 +8,8 @@ Expect    all of the seven tasks whose goal is an object in the picture, and a p
 Command   vla collect --suite metaworld-mt10 --episodes 50 --noise-share 0.5 --out data/mt10
           vla train pretrain/mt10.py
           vla eval runs/mt10 --suite metaworld-mt10 --episodes 10 --json runs/mt10/eval.json
-Parts     each goes on where it was stopped: `vla collect` and `vla train` with --resume, `vla eval` by the same command.
+Parts     each goes on where it was stopped: `vla collect` and `vla train` with --resume, `vla eval` by the same command; or all by
+          python -m benchmarks.from_scratch pretrain/mt10.py
 """
 
 from vla.backbones.tiny import Tiny

@@ -1,8 +1,8 @@
 """Fifty Meta-World tasks on one large GPU: MT50, one policy of 28M parameters, from scratch.
 
 What      28M parameters, one 128 px camera (as others report this benchmark), proprioception and an instruction -> a chunk of 12 commands.
-          `two_cameras` sees by the wrist's as well; `two_cores` is 3M parameters, for a machine without a GPU.
-Hardware  one GPU of 80 GB or more and 16 cores; for `two_cores` two cores.
+          `two_cameras` sees by the wrist's as well.
+Hardware  one GPU of 80 GB or more and 16 cores; pretrain/mt50_two_cores.py is for a machine without one.
 Time      meant for 30 minutes of an H200, which nobody has timed, in parts of under 10, each of which goes on where the last was stopped.
 Expect    not run yet: it needs a GPU. The goal is 75% over the four groups of difficulty (SmolVLA 2.25B: 68.2, StarVLA 3B: 70.9).
 Command   vla collect --suite metaworld-mt50 --episodes 50 --noise-share 0.5 --image-size 128 --workers 16 --out data/mt50
@@ -38,17 +38,3 @@ RUN = Run(
     workers=12,
 )
 two_cameras = replace(RUN, name="mt50_two_cameras", mixture="data_mixtures/mt50_two_cameras.yaml", embodiments=(BOTH,))
-two_cores = replace(
-    RUN,
-    name="mt50_two_cores",
-    model=Model(Tiny(width=192, depth=4, heads=4, channels=16, keypoints=128, image_size=128, stride=8), Parallel(steps_per_token=3)),
-    steps=24_000,
-    batch_size=64,
-    precision="fp32",
-    optim=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, grad_clip=1.0),
-    schedule=Cosine(warmup_steps=100),
-    validate_every=5000,
-    save_every=1000,
-    workers=0,
-    threads=1,
-)
