@@ -361,6 +361,29 @@ def to_rotation(values: np.ndarray, unit: str) -> Rotation:
     return Rotation.from_matrix(np.stack([first, second, np.cross(first, second)], axis=-1))
 
 
+def nearest_rotations(rows: np.ndarray, space: Space) -> np.ndarray:
+    """float64 (n, size of the space), each rotation field made one: a network's numbers are a rotation but for its error. Quaternions are
+    divided by their length, rot6d goes through Gram-Schmidt (Zhou et al. 2019). SchemaError for what says no direction at all."""
+    rows = np.array(rows, dtype=np.float64)
+    for name, where in space.slices().items():
+        unit = space.field(name).unit
+        if unit == "quat_xyzw":
+            rows[:, where] = _unit_length(rows[:, where], name)
+        elif unit == "rot6d":
+            first, second = np.split(rows[:, where], 2, axis=-1)
+            first = _unit_length(first, name)
+            second = _unit_length(second - (first * second).sum(-1, keepdims=True) * first, name)
+            rows[:, where] = np.concatenate([first, second], axis=-1)
+    return rows
+
+
+def _unit_length(vectors: np.ndarray, name: str) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if not (length > 1e-6).all():  # NaN too
+        raise SchemaError(f"'{name}' is no rotation, and near none: a vector of length {length.min():.2g} has no direction")
+    return vectors / length
+
+
 def from_rotation(rotation: Rotation, unit: str) -> np.ndarray:
     """n rotations -> (n, width of the unit). Quaternions come with w >= 0."""
     if unit == "axis_angle":

@@ -13,6 +13,7 @@ from torch import Tensor
 from vla.capture import Captured
 from vla.checkpoint import Contents, acting, load_model, save_checkpoint
 from vla.continuing import prior_of
+from vla.embodiment import nearest_rotations
 from vla.errors import SchemaError, UserError
 from vla.float8 import multiplies, to_float8
 from vla.fused import fuse, join_norms
@@ -183,7 +184,7 @@ class Policy:
     def _chunk(self, observation: Observation, action_TA: np.ndarray) -> Chunk:
         robot = self._robots[observation.embodiment]
         normal_TA = action_TA[: robot.horizon, : robot.action.size]
-        learned_TA = self.contents.normalizers[robot.name].action.denormalize(normal_TA)
+        learned_TA = nearest_rotations(self.contents.normalizers[robot.name].action.denormalize(normal_TA), robot.action)
         return Chunk(robot.limit(robot.decode(learned_TA, observation.state[-1])), robot.name, robot.rate_hz)
 
 

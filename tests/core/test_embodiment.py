@@ -15,6 +15,7 @@ from vla.embodiment import (
     convert,
     from_rotation,
     load_embodiment,
+    nearest_rotations,
     resample,
     to_rotation,
 )
@@ -98,6 +99,23 @@ def test_rotations_are_read_from_arrays_that_nobody_may_write(unit):
     values = from_rotation(Rotation.from_rotvec([[0.1, 0.2, 0.3]]), unit)
     values.flags.writeable = False
     np.testing.assert_allclose(to_rotation(values, unit).as_rotvec(), [[0.1, 0.2, 0.3]], atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["quat_xyzw", "rot6d"])
+def test_what_is_nearly_a_rotation_becomes_one(unit):
+    rng = np.random.default_rng(0)
+    space = Space((Field("hand", 3, "m"), Field("turn", {"quat_xyzw": 4, "rot6d": 6}[unit], unit)))
+    true = from_rotation(Rotation.random(50, rng=rng), unit)
+    rows = np.concatenate([rng.normal(size=(50, 3)), true], axis=1)
+    np.testing.assert_allclose(nearest_rotations(rows, space), rows, atol=1e-12)
+    said = rows + rng.normal(0, 0.02, rows.shape)
+    found = nearest_rotations(said, space)
+    np.testing.assert_array_equal(found[:, :3], said[:, :3])
+    off = (to_rotation(found[:, 3:], unit) * to_rotation(true, unit).inv()).magnitude()
+    assert 0 < off.max() < 0.15  # about twice the numbers' error, in radians
+    said[7, 3:] = 0
+    with pytest.raises(SchemaError, match="'turn' is no rotation"):
+        nearest_rotations(said, space)
 
 
 def test_resampling_keeps_the_motion_per_second():
