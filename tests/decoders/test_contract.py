@@ -109,6 +109,15 @@ def test_is_deterministic_and_a_row_ignores_its_neighbours(made):
     assert (first[~batch.spec.mask_BTA] == 0).all()
 
 
+def test_it_says_whether_other_noise_gives_another_chunk(made):
+    model, collate = made
+    batch = batch_of(collate, samples(6))
+    model.eval()
+    with torch.inference_mode():
+        first, *others = (model.sample(batch, Noise(batch.position_B, seed)) for seed in range(4))
+    assert model.decoder.draws == any(not torch.equal(first, other) for other in others)
+
+
 def test_resuming_keeps_what_is_committed_and_is_sampling_where_nothing_is(made):
     model, collate = made
     batch = batch_of(collate, samples(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,14 @@ def test_a_value_chooses_which_and_agreement_how_far():
         np.testing.assert_array_equal(chunk.action_TA, whole.action_TA[:2])
 
 
+def test_samples_that_happen_to_agree_are_no_mistake():
+    """A confident policy that draws says the same again and again; only one that never draws has nothing to choose from."""
+    sure = policy(replace(DECODERS["tokens"], temperature=1e-4))
+    seen = [observation(ROBOTS[0], np.random.default_rng(0))]
+    (same,) = Several(sure, 2, agreement=Agreement(0.1)).act_batch(seen, [1])
+    np.testing.assert_array_equal(same.action_TA, sure.act_batch(seen, [1])[0].action_TA)
+
+
 def test_what_makes_no_sense_is_refused():
     alone = policy(DECODERS["flow"])
     with pytest.raises(UserError, match="give one of them"):
@@ -72,10 +81,9 @@ def test_what_makes_no_sense_is_refused():
     for most, least in ((0.0, 1), (float("nan"), 1), (0.1, 0)):
         with pytest.raises(UserError, match="a spread above 0, for at least 1 command"):
             Agreement(most, least)
-    with pytest.raises(UserError, match="nothing to choose"):
-        Several(policy(DECODERS["parallel"]), 2, agreement=Agreement(0.1)).act_batch(
-            [observation(ROBOTS[0], np.random.default_rng(0))], [1]
-        )
+    for decoder in ("parallel", "tokens"):
+        with pytest.raises(UserError, match="nothing to choose"):
+            Several(policy(DECODERS[decoder]), 2, agreement=Agreement(0.1))
 
 
 def test_in_an_evaluation_the_robot_looks_again_where_samples_part(tmp_path, capsys):

@@ -39,6 +39,11 @@ class ActionDecoder(nn.Module, ABC):
     shares_prefix: bool = True
     reads: Reads = Reads()
 
+    @property
+    def draws(self) -> bool:
+        """Whether other noise may give another chunk of the same observation."""
+        return True
+
     def bind(self, backbone: Backbone) -> None:
         """Builds what needs more of the backbone's sizes than its width; called once, before any weight is loaded."""
         return

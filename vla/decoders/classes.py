@@ -48,6 +48,10 @@ class ClassesDecoder(ActionDecoder):
             raise UserError(f"{config.codec.kind} has chunks of any number of codes, which no single pass can place; decode it one by one")
         self.hidden_id = self.codes.codec.vocabulary
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
 

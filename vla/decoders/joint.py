@@ -82,6 +82,10 @@ class JointDecoder(ActionDecoder):
         self.fits = max(decoder.fits for decoder in decoders)
         self.reads = reduce(or_, (decoder.reads for decoder in decoders))
 
+    @property
+    def draws(self) -> bool:
+        return self.parts[self.acts].draws
+
     def bind(self, backbone: Backbone) -> None:
         for decoder in self.parts.values():
             decoder.bind(backbone)

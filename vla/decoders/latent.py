@@ -68,6 +68,10 @@ class LatentDecoder(ActionDecoder):
         self.meaning = _Meaning(config, roster) if config.taught_scale else None
         self.fits = 6144 if self.meaning is not None else 0
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def fit(self, target: Target) -> None:
         if self.meaning is not None:
             self.meaning.fit(target)

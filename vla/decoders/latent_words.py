@@ -68,6 +68,10 @@ class LatentWordsDecoder(ActionDecoder):
         self.out_ETA = nn.Parameter(torch.zeros(*size, roster.action_width))
         self.roster_axes = {"out_ETIA": ("E", "T", None, "A"), "out_ETA": ("E", "T", "A")}
 
+    @property
+    def draws(self) -> bool:
+        return self.config.temperature > 0
+
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         return {"l1": target.label_BTA.sum().float(), "latent": target.has_latent_B.sum().float() * self.config.codes}
 

@@ -66,6 +66,10 @@ class MaskedDecoder(ActionDecoder):
         self.shares_prefix = not config.whole
         self.closing_1D = nn.Parameter(torch.randn(1, width) * 0.5) if config.whole else None
 
+    @property
+    def draws(self) -> bool:
+        return self.config.temperature > 0
+
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
 

@@ -66,6 +66,10 @@ class ParallelDecoder(ActionDecoder):
         self.closing_1D = nn.Parameter(torch.randn(1, width) * 0.5) if config.whole else None
         self.out = config.head.build(width, roster, max(self.numbers, 1))
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def weights(self, target: Target, noise: Noise) -> Mapping[str, Tensor]:
         return {"l1": target.label_BTA.sum().float()}
 

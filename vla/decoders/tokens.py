@@ -151,6 +151,10 @@ class TokensDecoder(ActionDecoder):
         self.chunks = self.repaired = 0
         """Chunks sampled, and those in which the likeliest code would have made one that is too long or too short."""
 
+    @property
+    def draws(self) -> bool:
+        return self.temperature > 0
+
     def fit(self, target: Target) -> None:
         self.codes.fit(target)
 

@@ -51,7 +51,7 @@ class Agreement:
 class Several(Policy):
     """A policy that samples so many chunks for each observation. The first is the one that the policy alone would have given.
 
-    UserError where it samples no two different ones (a decoder with one answer), or where nothing is asked of them.
+    UserError where its decoder has one answer (`ActionDecoder.draws`), or where nothing is asked of them.
     """
 
     def __init__(self, policy: Policy, samples: int, value: Value | None = None, agreement: Agreement | None = None) -> None:
@@ -59,6 +59,8 @@ class Several(Policy):
             raise UserError(f"a choice among samples takes at least 2 of them, not {samples}; give --samples 8")
         if value is None and agreement is None:
             raise UserError("several samples are drawn for a value to choose one, or to see how far they agree; give one of them")
+        if not policy.model.decoder.draws:
+            raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
         super().__init__(policy.contents, policy.model, policy.seed)
         self.samples, self.agreement = samples, agreement
         self.value = value.to(next(policy.model.parameters()).device) if value is not None else None
@@ -85,10 +87,7 @@ class Several(Policy):
             asked = (backbone, prefix.repeat(N), spec[row_X], of_draws)
             action_XTA = decoder.sample(*asked) if prior is None else decoder.resume(*asked, prior.to(device)[row_X])
             drawn.append(action_XTA.unflatten(0, (B, N)).transpose(0, 1))
-        drawn_NBTA = torch.cat(drawn)
-        if bool((drawn_NBTA == drawn_NBTA[0]).all()):
-            raise UserError("this checkpoint gives one chunk an observation, so that there is nothing to choose; leave out --samples")
-        return drawn_NBTA
+        return torch.cat(drawn)
 
     def _chosen(self, drawn_NBTA: Tensor, prefix: Tokens) -> Tensor:
         if self.value is None:
