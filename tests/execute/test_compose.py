@@ -11,7 +11,7 @@ import torch
 from tests.parts import DECODERS, ROBOTS, TINY, contents, observation
 from vla.decoders.dit import DiT
 from vla.diffusion.ddpm import DDPM
-from vla.errors import UserError
+from vla.errors import SchemaError, UnknownName, UserError
 from vla.execute.compose import Composed
 from vla.fused import Share
 from vla.normalize import Normalizer
@@ -63,6 +63,25 @@ def test_other_conditionings_compose_and_continue(seen):
     rest = Continuation(np.full((3, ROBOTS[0].command.size), 0.25), frozen=2)
     chunk = both.continue_batch(seen[:1], [1], [rest])[0]
     np.testing.assert_allclose(chunk.action_TA[:2], 0.25, atol=1e-6)
+
+
+def test_each_sees_by_the_cameras_of_its_own(seen):
+    """One by both, the other by one of them: given all that there is, each acts on what it was trained with."""
+    (observed,) = seen[:1]
+    holds = contents(DECODERS["flow"], TINY)
+    shown = observed.images.keys() - {next(iter(observed.images))}
+    blind = [replace(robot, cameras=tuple(shown)) if robot.name == observed.embodiment else robot for robot in holds.embodiments]
+    one, two = policy(DECODERS["flow"]), policy(None, 1, replace(holds, embodiments=tuple(blind)))
+    mostly = Composed([one, two], [1e-6, 1 - 1e-6]).act(observed)
+    alone = two.act(replace(observed, images={role: observed.images[role] for role in shown}))
+    np.testing.assert_allclose(mostly.action_TA, alone.action_TA, atol=1e-3)
+    more = replace(observed, images={**observed.images, "third": observed.images[next(iter(shown))]})
+    with pytest.raises(SchemaError, match=r"\['third'\] given, by which none"):
+        Composed([one, two], [0.5, 0.5]).act(more)
+    with pytest.raises(SchemaError, match="has the roles"):  # one of them misses a camera
+        Composed([one, two], [0.5, 0.5]).act(replace(observed, images={role: observed.images[role] for role in shown}))
+    with pytest.raises(UnknownName, match="nobody"):
+        Composed([one, two], [0.5, 0.5]).act(replace(observed, embodiment="nobody"))
 
 
 @pytest.mark.parametrize("decoder", [DECODERS["flow"], DiT(path=DDPM(steps=20), evaluations=3)], ids=["flow", "ddpm"])

@@ -8,7 +8,8 @@ cameras, have other backbones and other conditionings; the numbers that they den
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 from vla.decoders.base import join
 from vla.diffusion.base import Path, Predict, Warm
 from vla.diffusion.guide import guided
-from vla.errors import UserError
+from vla.errors import SchemaError, UnknownName, UserError
+from vla.goals import GOAL
 from vla.noise import Noise
 from vla.policy import Policy
 from vla.types import ActionSpec, Observation, Prior
@@ -53,10 +55,20 @@ class Composed(Policy):
         """UserError, as `save_pretrained`."""
         raise UserError("a composed policy is several checkpoints and their weights: push each policy, and compose them where they act")
 
+    @staticmethod
+    def _roles(policy: Policy, observation: Observation) -> tuple[str, ...]:
+        cameras = {robot.name: robot.cameras for robot in policy.contents.embodiments}
+        if observation.embodiment not in cameras:
+            raise UnknownName("embodiment of these policies", observation.embodiment, cameras)
+        return cameras[observation.embodiment]
+
     def _sample(self, observations: Sequence[Observation], keys: Sequence[int], prior: Prior | None = None) -> Tensor:
+        for observation in observations:
+            if unseen := set(observation.images).difference({GOAL}, *(self._roles(policy, observation) for policy in self.policies)):
+                raise SchemaError(f"cameras {sorted(unseen)} given, by which none of these policies sees")
         denoisers = []
         for policy in self.policies:
-            batch, noise = policy.prepared(observations, keys)
+            batch, noise = policy.prepared([_shown(each, self._roles(policy, each)) for each in observations], keys)
             model = policy.model
             denoisers.append(model.decoder.denoiser(model.backbone, model.prefix(batch), batch.spec))
         path, like = denoisers[0].path, batch.spec
@@ -68,6 +80,12 @@ class Composed(Policy):
 
         evaluations = max(denoiser.evaluations for denoiser in denoisers)
         return denoised(self, predict, path, evaluations, like, Noise(noise.key_B, self.seed), prior)
+
+
+def _shown(observation: Observation, roles: Collection[str]) -> Observation:
+    """Of what there is, what a policy of these cameras sees; one that it misses it names itself."""
+    images = {role: image for role, image in observation.images.items() if role in (*roles, GOAL)}
+    return replace(observation, images=images, geometry={role: known for role, known in observation.geometry.items() if role in images})
 
 
 def denoised(
