@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,22 @@ def test_a_second_job_on_the_folder_is_refused(go, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     go()
+
+
+def test_what_to_go_on_from_is_looked_for_when_nobody_else_can_remove_it(go, monkeypatch):
+    go(save_every=3)
+    order, newest, lock = [], checkpoint.newest, checkpoint.lock
+
+    @contextmanager
+    def locked(out):
+        with lock(out):
+            order.append("locked")
+            yield
+
+    monkeypatch.setattr(checkpoint, "lock", locked)
+    monkeypatch.setattr(checkpoint, "newest", lambda *args: order.append("looked") or newest(*args))
+    go(resume=True, save_every=3)
+    assert order[:2] == ["locked", "looked"]
 
 
 def test_no_space_leaves_the_checkpoint_before_intact(go, shards, tmp_path):

@@ -63,6 +63,10 @@ def test_the_loss_is_of_all_microbatches_and_the_log_ends_with_every_step(shards
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["sources"] == pytest.approx(b["sources"], abs=1e-5)
 
 
+def test_the_largest_seed_trains(shards, tmp_path):
+    assert train(toy_run(steps=2, seed=2**31 - 1), tmp_path / "run", data_root=shards).step == 2
+
+
 def test_too_many_updates_that_are_not_finite_stop_the_run_with_a_checkpoint(shards, tmp_path):
     run = toy_run(optim=AdamW(lr=1e-3), max_skips=3, steps=20)
     job = assemble(run, shards, shards)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.toy import toy_run
+from vla.alignment import Align
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
 from vla.train.run import differences, load_recipe
@@ -24,6 +26,8 @@ from vla.train.run import differences, load_recipe
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 1.5}, "steps must be int"),
         ({"seed": True}, "seed must be int"),
+        ({"seed": 2**31}, "seed must be from 0 to"),
+        ({"seed": -1}, "seed must be from 0 to"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"embodiments": "narrow"}, "a tuple of robots"),
         ({"history_s": (0.0, -0.5)}, "end at 0.0"),
@@ -61,6 +65,14 @@ def test_only_what_changes_an_update_is_unsafe():
     unsafe, harmless = differences(same, new)
     assert "optim.lr: 0.003 -> 0.1" in unsafe and "schedule.kind: schedule.cosine -> schedule.constant" in unsafe
     assert "log_every: 1 -> 7" in harmless and "zero.stage: absent -> 2" in harmless
+
+
+def test_micro_batches_matter_where_samples_are_compared_with_each_other():
+    halves = {"batch_size": 8, "microbatch": 4}
+    assert differences(toy_run(batch_size=8).to_json(), toy_run(**halves).to_json())[0] == []
+    align = replace(toy_run().model, align=Align())
+    unsafe, _ = differences(toy_run(batch_size=8, model=align).to_json(), toy_run(**halves, model=align).to_json())
+    assert unsafe == ["microbatch: None -> 4"]
 
 
 @pytest.mark.parametrize("schedule", [Cosine(10, final=0.1), WSD(10, decay_steps=30, final=0.1), Constant(10)])

@@ -76,8 +76,10 @@ class Progress:
 def lock(out: Path) -> Iterator[None]:
     """One job per folder: refuses a second. The kernel drops the lock with its process, however that ends.
 
-    A POSIX lock: it is the process's own, where `flock` would live on in the loader processes of a killed one.
+    A POSIX lock: it is the process's own, where `flock` would live on in the loader processes of a killed one. A folder that was made for
+    it and in which nothing was written, because of a mistake that was found first, is removed.
     """
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = open(out / ".lock", "a+")  # noqa: SIM115  # closed below
@@ -89,12 +91,19 @@ def lock(out: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise UserError(f"{out} is in use by process {file.read().strip() or '?'}. Wait for it, or choose another --out.") from error
+        if not (out / ".lock").exists() or not os.path.samestat(os.fstat(file.fileno()), (out / ".lock").stat()):
+            raise UserError(f"{out} was removed by a job that has just failed. Start again.")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         for partial in [*(out / "checkpoints").glob(".*.partial"), *(out / "checkpoints").glob(".*.replaced")]:  # a killed save's
             partial.unlink() if partial.is_symlink() else shutil.rmtree(partial)
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in out.iterdir()] == [".lock"]:
+                (out / ".lock").unlink()
+                out.rmdir()
 
 
 def save(

@@ -75,11 +75,11 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(together(ranks, run.timeout_s))
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        ranks.first_does(lambda: stack.enter_context(checkpoint.lock(out)))  # first: another job may be removing what is found
         found = Path(ranks.first_does(lambda: _found(out, resume, watch)))
         resumed, verify = (found / checkpoint.MODEL if found.name else None), ("full" if ranks.first else "size")
         job = job or ranks.all_do(lambda: assemble(run, data_root, near, verify, resumed))
         facts = {**run.to_json(), **job.facts}
-        ranks.first_does(lambda: stack.enter_context(checkpoint.lock(out)))
         ranks.first_does(lambda: checkpoint.record_run(out, facts, not found.name, allow_changed, watch.say))
         engine = make_engine(run, job.model, ranks)
         start = _restore(engine, job, found, run) if found.name else Progress(0, 0, run.batch_size, run.seed)
@@ -113,7 +113,8 @@ def _steps(
             weights, asked = agreement.sum_weights(batches, noises)
             if asked:  # on any rank; then all leave here
                 break
-            torch.manual_seed((run.seed * 1_000_003 + done.step) * 65_537 + ranks.rank)  # for dropout: a function of the step
+            # For dropout: a function of the step.
+            torch.manual_seed(((run.seed * 1_000_003 + done.step) * 65_537 + ranks.rank) % 2**63)
             losses = [
                 engine.forward_backward(batch, noise, weights, last=batch is batches[-1])
                 for batch, noise in zip(batches, noises, strict=True)

@@ -128,6 +128,8 @@ class Run:
                 f"run '{self.name}': keep_best needs the held-out loss of what is saved: "
                 "set validate_every, and save_every to a multiple of it"
             )
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"run '{self.name}': seed must be from 0 to 2**31 - 1, not {self.seed}")
         if self.timeout_s <= 0:
             raise UserError(f"run '{self.name}': timeout_s must be above 0, not {self.timeout_s}")
         if isinstance(self.embodiments, str) or not self.embodiments:
@@ -167,12 +169,15 @@ class Run:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(unsafe, harmless) changes between two runs' JSON, one line each: `optim.lr: 0.001 -> 0.01`."""
     before, after = _flat(old), _flat(new)
+    # A contrastive loss compares the samples of one forward pass with each other.
+    compared = any(key.startswith("model.align.") for key in {*before, *after})
     unsafe: list[str] = []
     harmless: list[str] = []
     for key in sorted({*before, *after}):
         if before.get(key, "absent") != after.get(key, "absent"):
             line = f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-            (harmless if key.split(".")[0] in HARMLESS else unsafe).append(line)
+            name = key.split(".")[0]
+            (harmless if name in HARMLESS and not (compared and name == "microbatch") else unsafe).append(line)
     return unsafe, harmless
 
 
