@@ -103,3 +103,6 @@ def test_a_checkpoint_of_a_denoiser_becomes_teacher_and_student():
     assert model.decoder.adopt(own) is own
     with pytest.raises(UserError, match="predicts data"):
         contents(OneStep(DiT(path=DDPM()))).build()
+    with pytest.raises(UserError, match="whose spacing is 'trailing'"):
+        contents(OneStep(DiT(path=DDPM(predict="velocity", spacing="leading")))).build()
+    contents(OneStep(DiT(path=DDPM(predict="data", spacing="leading")))).build()

@@ -38,6 +38,11 @@ class OneStep:
             raise UserError(
                 "at the noisiest level a prediction of the noise says nothing about the data: distil a teacher that predicts data"
             )
+        if isinstance(path, DDPM) and path.spacing == "leading" and path.predict != "data":
+            raise UserError(
+                "with levels spaced 'leading' one evaluation is at the least noisy level, where an output hardly moves the chunk: distil a "
+                "teacher whose spacing is 'trailing', or that predicts data"
+            )
         return OneStepDecoder(self, width, roster)
 
 
