@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ def resolve(
     facts = {"name": type(policy).__name__.lower()}
     if contents is None:
         return policy, facts, suite.embodiment
-    return policy, {**facts, "offsets_s": list(contents.offsets_s)}, _robot_of(contents, suite)
+    facts |= {"fingerprint": _fingerprint(policy), "offsets_s": list(contents.offsets_s), **_image_size(contents)}
+    return policy, facts, _robot_of(contents, suite)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,20 @@ def _load(folder: Path, suite: Suite, device: str, optimize: bool, evaluations: 
         **({"evaluations": evaluations} if evaluations is not None else {}),
         "offsets_s": list(policy.contents.offsets_s),
     }
-    size = getattr(model.backbone, "image_size", None)
-    return policy, {**facts, **({"image_size": size} if size else {})}, robot
+    return policy, {**facts, **_image_size(policy.contents)}, robot
+
+
+def _image_size(contents: Any) -> dict[str, int]:
+    """What its backbone sees, where that is one size."""
+    size = getattr(contents.model.backbone, "image_size", None)
+    return {"image_size": size} if size else {}
+
+
+def _fingerprint(policy: Any) -> str:
+    """Tells a policy that was given as an object from another, or from itself after more training: their rows must not be mixed. Of sums,
+    which are quickly made of billions of numbers wherever they lie."""
+    sums = [(name, value.double().sum().item(), value.double().abs().sum().item()) for name, value in policy.model.state_dict().items()]
+    return hashlib.sha256(repr(sorted(sums)).encode()).hexdigest()
 
 
 def _robot_of(contents: Any, suite: Suite) -> Embodiment:

@@ -37,7 +37,7 @@ PACKAGES = (
 )
 
 
-ACTS = ("name", "manifest_sha256", "optimized", "evaluations", "samples", "value_sha256", "agree", "self_guidance")
+ACTS = ("name", "manifest_sha256", "fingerprint", "optimized", "evaluations", "samples", "value_sha256", "agree", "self_guidance")
 """What a result says of its policy that tells two apart whose rows must not be mixed, beside the device."""
 
 
