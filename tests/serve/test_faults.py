@@ -24,7 +24,10 @@ from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, get, raw, 
 from tests.serve.test_protocols import from_openpi, numpy_json, to_openpi
 from vla.serve import connection
 from vla.serve.background import serving
-from vla.serve.codec import DTYPES
+from vla.serve.batcher import outcomes_of
+from vla.serve.codec import DTYPES, to_json
+from vla.serve.observe import Names, observe
+from vla.serve.openpi import heard
 from vla.serve.server import Server
 from vla.serve.wire import KINDS, Limits
 from vla_client import PolicyClient, Refused, Unavailable
@@ -568,6 +571,41 @@ def test_a_policy_that_fails_over_one_observation_is_asked_row_by_row():
     refused = results.pop(0.5)
     assert results == {0.1: 0.1, 0.2: 0.2, 0.3: 0.3}
     assert refused.kind == "policy_failed" and "RuntimeError" in str(refused) and "secret" not in str(refused)
+
+
+@pytest.mark.parametrize("mistake", [TypeError, AttributeError, AssertionError, MemoryError])
+def test_a_mistake_that_one_observation_meets_costs_that_one_its_answer_and_nobody_else_theirs(mistake, caplog):
+    def before(observations) -> None:
+        if any(seen.instruction == "odd" for seen in observations):
+            raise mistake("at /secret/path/model.py")
+
+    served = service(Echo(before=before))
+    with serving(served) as server, Lawful(server.address), PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        for _ in range(3):  # alone in its batch, or with the lawful one's
+            with pytest.raises(Refused, match=f"policy_failed: {mistake.__name__}$"):
+                client.infer({**said(0.5), "prompt": "odd"})
+        assert not server.broken and served.refused == {"policy_failed": 3}
+    assert any(record.exc_info and record.exc_info[0] is mistake for record in caplog.records)
+
+
+def test_rows_that_act_alone_are_answered_though_their_batch_meets_a_mistake():
+    def before(observations) -> None:
+        if len(observations) > 1:
+            raise MemoryError
+
+    observations = [observe(heard(said(number)), ROBOT, Names()) for number in (0.1, 0.2)]
+    outcomes = outcomes_of(Echo(before=before), observations, range(2))
+    assert [outcome.action_TA[0, 0] for outcome in outcomes] == [0.1, 0.2]
+
+
+def test_half_a_surrogate_pair_is_no_instruction():
+    """`tokenizers` answers it with a TypeError."""
+    served, observation = service(Echo()), to_json(said(0.1)).replace(b"the door", rb"\ud800")
+    with serving(served) as server:
+        status, body = request(server.address, "POST", "/act", observation)
+        assert status == 422 and b"half of a surrogate pair" in body
+        assert request(server.address, "POST", "/act", observation.replace(rb"\ud800", rb"\ud83d\ude00"))[0] == 200  # whole: a smile
+    assert served.actor.batches == [1]
 
 
 def test_a_picture_that_would_unpack_to_a_hundred_megabytes_is_refused_by_its_header():

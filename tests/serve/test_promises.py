@@ -316,10 +316,11 @@ def test_p7_a_checkpoint_of_history_warms_up_and_is_never_shown_frames_of_other_
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_policy_whose_code_is_wrong_ends_the_server_and_nobody_waits():
+@pytest.mark.parametrize("mistake", [AttributeError, TypeError, ImportError])
+def test_a_policy_whose_code_is_wrong_ends_the_server_and_nobody_waits(mistake):
     class Wrong(Echo):
         def act_batch(self, observations, keys):
-            raise AttributeError("no such thing")
+            raise mistake("no such thing")
 
     served = service(Wrong())
     with serving(served) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vla.errors import UserError
-from vla.serve.wire import Refusal
+from vla.serve.wire import Refusal, log_mistake
 from vla.types import Chunk, Observation
 
 
@@ -48,11 +48,21 @@ class Load:
 
 
 class Batcher:
-    """`submit` from the event loop; the policy runs in a thread of its own, which never touches the loop but by its call queue."""
+    """`submit` from the event loop; the policy runs in a thread of its own, which never touches the loop but by its call queue.
 
-    def __init__(self, actor: Actor, max_batch: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `example`: makes an observation that a policy whose code is right acts on.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        max_batch: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+        example: Callable[[], Observation] | None = None,
+    ) -> None:
         self.load = Load()
-        self._actor, self._max_batch, self._max_waiting, self._clock = actor, max_batch, max_waiting, clock
+        self._actor, self._max_batch, self._max_waiting, self._clock, self._example = actor, max_batch, max_waiting, clock, example
         self._waiting: deque[Item] = deque()
         self._lock = threading.Lock()
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -63,7 +73,7 @@ class Batcher:
         self._broken: Callable[[], None] = lambda: None
 
     def start(self, loop: asyncio.AbstractEventLoop, broken: Callable[[], None]) -> None:
-        """`broken` is called in the loop if the policy fails in a way that is no answer to a request: by a mistake in its code."""
+        """`broken` is called in the loop if the policy fails in a way that is no answer to a request: by a mistake that all meet."""
         self._loop, self._broken = loop, broken
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
@@ -99,7 +109,7 @@ class Batcher:
         while batch := self._take():
             start = self._clock()
             try:
-                outcomes = outcomes_of(self._actor, [item.observation for item in batch], [item.key for item in batch])
+                outcomes = outcomes_of(self._actor, [item.observation for item in batch], [item.key for item in batch], self._example)
             except BaseException:
                 self._loop.call_soon_threadsafe(self._broken)
                 raise
@@ -143,18 +153,40 @@ def form_of(observation: Observation) -> tuple[tuple[int, ...], ...]:
 
 
 FAILURES = (ValueError, RuntimeError, ArithmeticError, LookupError)
-"""What a policy may raise over an observation (ours are ValueErrors, torch's RuntimeErrors); anything else is a mistake in its code."""
+"""What a policy may raise over an observation (ours are ValueErrors, torch's RuntimeErrors)."""
+MISTAKES = (TypeError, AttributeError, NameError, AssertionError, StopIteration, BufferError, MemoryError)
+"""What it raises by a mistake in its code, which may be met by everything or by one client's odd observation alone. What tells of the
+installation or the interpreter (ImportError, OSError, SystemError) is no observation's fault, and always the end."""
 
 
-def outcomes_of(actor: Actor, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | Exception]:
-    """A chunk or an error for each. An error that a batch raises is looked for row by row, so that it stays with its own row."""
+def outcomes_of(
+    actor: Actor, observations: Sequence[Observation], keys: Sequence[int], example: Callable[[], Observation] | None = None
+) -> list[Chunk | Exception]:
+    """A chunk or an error for each. An error that a batch raises is looked for row by row, so that it stays with its own row.
+
+    One of `MISTAKES` is its row's too if the policy acts for another row, or at least for the `example`; else it is raised.
+    """
+    outcomes = _tried(actor, observations, keys)
+    mistake = next((outcome for outcome in outcomes if isinstance(outcome, MISTAKES)), None)
+    if mistake is not None and not _acts(outcomes) and (example is None or not _acts(_tried(actor, [example()], [0]))):
+        raise mistake
+    return outcomes
+
+
+def _tried(actor: Actor, observations: Sequence[Observation], keys: Sequence[int]) -> list[Chunk | Exception]:
     several = getattr(actor, "try_batch", None)
     try:
         return list((several or actor.act_batch)(observations, keys))
-    except FAILURES as error:
+    except (*FAILURES, *MISTAKES) as error:
+        if isinstance(error, MISTAKES):
+            log_mistake(f"the policy failed over a batch of {len(observations)} by a mistake in its code", error)
         if len(observations) == 1:
             return [error]
-    return [outcome for row in zip(observations, keys, strict=True) for outcome in outcomes_of(actor, [row[0]], [row[1]])]
+    return [outcome for row in zip(observations, keys, strict=True) for outcome in _tried(actor, [row[0]], [row[1]])]
+
+
+def _acts(outcomes: Sequence[Chunk | Exception]) -> bool:
+    return any(isinstance(outcome, Chunk) for outcome in outcomes)
 
 
 def _deliver(batch: Sequence[Item], outcomes: Sequence[Chunk | Exception], seconds: float) -> None:

@@ -68,6 +68,10 @@ def _known(robot: Embodiment) -> list[str]:
 def _instruction(text: Any) -> str:
     if not isinstance(text, str) or not text.strip() or len(text) > MAX_LETTERS:
         raise Refusal("bad_observation", f"the instruction must be a text of 1 to {MAX_LETTERS} letters")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON may say one; tokenizers written in Rust answer it with a TypeError
+        raise Refusal("bad_observation", "the instruction holds half of a surrogate pair, which is no letter; send whole ones") from error
     return text
 
 

@@ -85,7 +85,7 @@ class Service:
         if self.execute > robot.horizon:
             raise UserError(f"cannot execute {self.execute} commands of chunks of {robot.horizon}")
         self.gate = Gate(robot, self.settings.max_change_per_s, self.settings.max_jerk_per_s2)
-        self.batcher = Batcher(actor, self.settings.max_batch, self.settings.max_waiting, clock)
+        self.batcher = Batcher(actor, self.settings.max_batch, self.settings.max_waiting, clock, self._example)
         contents = getattr(actor, "contents", None)
         self.offsets_s: tuple[float, ...] | None = None if contents is None else contents.offsets_s
         """Times of the frames that the policy sees, relative to now; None for one that takes any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +27,11 @@ KINDS: Mapping[str, int] = {
     "deadline": 504,
 }
 """Kind of refusal -> HTTP status. A client may rely on the kind; the message is for people, short, and names no path."""
+
+
+def log_mistake(what: str, error: BaseException) -> None:
+    """A mistake in code, with its traceback, for whoever runs the server: on standard error, unless `logging` is told otherwise."""
+    logging.getLogger("vla.serve").error(what, exc_info=error)
 
 
 class Refusal(Exception):
