@@ -166,7 +166,10 @@ def _array(data: Any, dtype: Any, shape: Any) -> np.ndarray:
         count *= size  # in Python's integers, which do not wrap around
     if count != len(_bytes(data)):
         raise Refusal("malformed", f"array of shape {shape[:MAX_DIMS]} and dtype {kind.str} does not have {len(data)} bytes"[:200])
-    return np.ndarray(shape, kind, data)
+    try:
+        return np.ndarray(shape, kind, data)
+    except (ValueError, OverflowError) as error:  # no numbers at all, but in a size that numpy cannot count
+        raise Refusal("malformed", "array shape is larger than any array") from error
 
 
 def _dtype(name: Any) -> np.dtype[Any]:

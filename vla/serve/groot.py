@@ -85,7 +85,9 @@ class Groot:
         token, given = self._server.token, request.get("api_token")
         if token is not None and not (isinstance(given, str) and same_secret(given, token)):
             raise Refusal("unauthorized", "send the token as api_token")
-        endpoint, data = request.get("endpoint", "get_action"), request.get("data") or {}
+        endpoint, data = request.get("endpoint", "get_action"), request.get("data")
+        if not isinstance(endpoint, str):
+            raise Refusal("malformed", "endpoint is a text")
         if endpoint == "ping":
             return {"status": "ok", "message": "Server is running"}
         if endpoint == "reset":  # an episode begins
@@ -93,8 +95,10 @@ class Groot:
             return {}
         if endpoint == "get_modality_config":
             return self._modalities()
-        if endpoint != "get_action" or not isinstance(data, dict):
+        if endpoint != "get_action":
             raise Refusal("not_found", "endpoints are ping, get_action, reset, get_modality_config")
+        if not isinstance(data, dict):
+            raise Refusal("malformed", "data is a map, the observation")
         return await self._act(data)
 
     async def _act(self, data: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from vla.serve.wire import KINDS, Door, Refusal
 
@@ -56,7 +55,7 @@ def parse_head(data: bytes) -> Head:
             raise Refusal("malformed", "not a header")
         key = name.lower()
         headers[key] = f"{headers[key]},{value.strip()}" if key in headers else value.strip()
-    return Head(method, urlsplit(target).path, headers)
+    return Head(method, target.partition("?")[0], headers)
 
 
 def admit(head: Head, door: Door) -> None:

@@ -148,10 +148,13 @@ def _listed(space: Space) -> str:
 
 def _numbers(space: Space, value: Any, frames: int) -> np.ndarray:
     """-> float64 (F, size of the space). A list of numbers stands for an array."""
-    if isinstance(value, list) and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
-        value = np.array(value, dtype=np.float64)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = np.array([value], dtype=np.float64)
+        value = [value]
+    if isinstance(value, list) and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
+        try:
+            value = np.array(value, dtype=np.float64)
+        except OverflowError as error:  # an integer of hundreds of digits
+            raise _beyond(space) from error
     size = space.size
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.shape not in ((size,), (frames, size)):
         said = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
@@ -161,5 +164,9 @@ def _numbers(space: Space, value: Any, frames: int) -> np.ndarray:
     if len(rows) != frames:
         raise Refusal("bad_observation", f"state ({_listed(space)}): {len(rows)} rows for {frames} frames")
     if not all(-1e9 <= number <= 1e9 for row in rows.tolist() for number in row):  # as NaN is not
-        raise Refusal("bad_observation", f"state ({_listed(space)}): holds NaN, infinity or numbers over 1e9")
+        raise _beyond(space)
     return rows
+
+
+def _beyond(space: Space) -> Refusal:
+    return Refusal("bad_observation", f"state ({_listed(space)}): holds NaN, infinity or numbers over 1e9")

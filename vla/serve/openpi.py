@@ -8,7 +8,7 @@ of ours puts `request`: {seq, age_s, timeout_s, offsets_s, executed}, each optio
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +79,7 @@ def number(message: Mapping[str, Any], name: str) -> float | None:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # Compared, not converted: JSON's integers may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise Refusal("malformed", f"{name} must be a finite number")
     return float(value)

@@ -33,16 +33,16 @@ class OpenVla:
         return None
 
     async def answer(self, message: bytes | str) -> bytes:
-        payload = from_json(message if isinstance(message, bytes) else message.encode())
+        payload = from_json(message if isinstance(message, bytes) else _bytes(message))
         encoded = isinstance(payload, dict) and "encoded" in payload
         if encoded:
             if len(payload) != 1 or not isinstance(payload["encoded"], str):
                 raise Refusal("malformed", "`encoded` is a text and stands alone")
-            payload = from_json(payload["encoded"].encode())
+            payload = from_json(_bytes(payload["encoded"]))
         if not isinstance(payload, dict):
             raise Refusal("malformed", "a request is a map")
         key, robot = payload.pop("unnorm_key", None), self._service.robot
-        if key is not None and key != robot.name:
+        if key is not None and not (isinstance(key, str) and key == robot.name):
             raise Refusal("mismatch", f"unnorm_key '{str(key)[:80]}' is not served here", (f"embodiment is {robot.name} here",))
         whole_chunk = "full_image" in payload
         # Clients that share a session do not share a count.
@@ -70,3 +70,10 @@ class OpenVla:
         if "request" in payload:
             nested["request"] = payload["request"]
         return nested
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise Refusal("malformed", "half of a surrogate pair is no letter; send whole ones") from error

@@ -74,7 +74,7 @@ class VlaEval:
 
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
         theirs = payload.get("protocol_version", HARNESS_PROTOCOL)
-        if theirs != HARNESS_PROTOCOL:
+        if not (isinstance(theirs, (int, float)) and theirs == HARNESS_PROTOCOL):
             difference = f"protocol_version is {HARNESS_PROTOCOL} here, and {str(theirs)[:20]} was expected"
             raise Refusal("mismatch", difference, (difference,))
         return {
