@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from vla.serve.frames import Frames
-from vla.serve.wire import Limits, Refusal
+from vla.serve.wire import Limits, Refusal, Wire
 
 READ_BYTES = 2**16
 """Room that is offered for what comes next, at least."""
@@ -45,6 +46,8 @@ class Connection(asyncio.BufferedProtocol):
         self.pinged = self.partial = False
         """Whether it was asked for a sign of life since; whether a part of a message has come and the rest has not."""
         self.websocket: Frames | None = None
+        self.wire: Wire | None = None
+        """The protocol that is spoken on the websocket."""
         self._limits, self._held, self._accepted = limits, held, accepted
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
@@ -227,7 +230,8 @@ class Connection(asyncio.BufferedProtocol):
             if data:
                 self._transport.write(data)
             elif self._transport.can_write_eof():
-                self._transport.write_eof()
+                with suppress(OSError):  # the other side is gone already, which `connection_lost` will say
+                    self._transport.write_eof()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

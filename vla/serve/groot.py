@@ -16,8 +16,8 @@ import numpy as np
 from vla.errors import UserError
 from vla.serve.codec import to_npy, unpack
 from vla.serve.http import same_secret
-from vla.serve.server import Server
-from vla.serve.wire import Heard, Refusal, Session
+from vla.serve.server import Server, log_failed
+from vla.serve.wire import Heard, Refusal, Session, internal
 
 MAX_TASKS = 256
 
@@ -47,16 +47,24 @@ async def _answer_all(server: Server, socket: Any) -> None:
     wire, tasks = Groot(server), set[asyncio.Task[None]]()
     while True:
         *envelope, message = await socket.recv_multipart()
-
-        async def answer(envelope: list[bytes] = envelope, message: bytes = message) -> None:
-            await socket.send_multipart([*envelope, await wire.reply(message)])
-
         if len(tasks) >= MAX_TASKS:
-            await socket.send_multipart([*envelope, wire.refusal(Refusal("busy", f"{MAX_TASKS} requests wait already"))])
+            await socket.send_multipart([*envelope, wire.refused(Refusal("busy", f"{MAX_TASKS} requests wait already"))])
             continue
-        task = asyncio.create_task(answer())
+        task = asyncio.create_task(_answer(wire, socket, envelope, message))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(log_failed)
+
+
+async def _answer(wire: Groot, socket: Any, envelope: list[bytes], message: bytes) -> None:
+    try:
+        reply = await wire.reply(message)
+    except asyncio.CancelledError:
+        raise
+    except BaseException:  # the last net: a client that asks and hears nothing would wait for ever
+        await socket.send_multipart([*envelope, wire.refused(internal())])
+        raise  # to `log_failed`
+    await socket.send_multipart([*envelope, reply])
 
 
 class Groot:
@@ -70,10 +78,11 @@ class Groot:
         try:
             return _pack(await self.answer(message))
         except Refusal as refusal:
-            self._service.refused[refusal.kind] += 1
-            return self.refusal(refusal)
+            return self.refused(refusal)
 
-    def refusal(self, refusal: Refusal) -> bytes:
+    def refused(self, refusal: Refusal) -> bytes:
+        """A refusal in this protocol's words, counted."""
+        self._service.refused[refusal.kind] += 1
         return _pack({"error": f"{refusal.kind}: {refusal.message}", "kind": refusal.kind})
 
     async def answer(self, message: bytes) -> Any:

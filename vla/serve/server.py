@@ -23,11 +23,11 @@ from vla.serve.openpi import OpenPi
 from vla.serve.openvla import OpenVla
 from vla.serve.service import Service, expectation
 from vla.serve.vla_eval import PATH, VlaEval
-from vla.serve.wire import Door, Refusal, Wire
+from vla.serve.wire import Door, Refusal, Wire, internal, log_mistake
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MIN_TOKEN = 16
-_GOING_AWAY = 1001
+_GOING_AWAY, _REFUSED, _MISTAKE = 1001, 1008, 1011  # RFC 6455, 7.4.1
 REFUSED_AFTER_S = 1.0
 """How long a connection that is one too many may take to say what it wants, to be told so."""
 PASSES = 4
@@ -120,7 +120,11 @@ class Server:
         self._connections.add(connection)
         task = asyncio.create_task(self._serve(connection))
         self._tasks[task] = connection
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        log_failed(task)
 
     def _make_room(self) -> None:
         """Whoever has said nothing for longest goes; if all have come in properly, the newest is refused, by `_serve`."""
@@ -134,27 +138,35 @@ class Server:
         try:
             if len(self._connections) > self._limits.connections:
                 # What it says is read first: a socket that is closed on unread bytes is reset, and the answer would be lost with it.
-                await asyncio.wait_for(connection.head(), REFUSED_AFTER_S)
+                try:
+                    await asyncio.wait_for(connection.head(), REFUSED_AFTER_S)
+                except asyncio.TimeoutError:
+                    return
                 raise Refusal("busy", f"{self._limits.connections} connections are open already")
             while await self._request(connection):
                 connection.state = "head"
         except Refusal as refusal:
-            self.service.refused[refusal.kind] += 1
             await self._last_words(connection, refusal)
-        except (Closed, ConnectionError, asyncio.TimeoutError):
+        except Closed:
             pass
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # the last net: nobody is left without an answer
+            await self._last_words(connection, internal())
+            raise  # to `_served`, which logs it
         finally:
             connection.close()
             await connection.wait_closed()
             self._connections.discard(connection)
 
     async def _last_words(self, connection: Connection, refusal: Refusal) -> None:
+        self.service.refused[refusal.kind] += 1
         try:
-            if connection.websocket is None:
+            if connection.wire is None:
                 await connection.write(refuse(refusal))
             else:
-                await connection.send(json.dumps(refusal.to_json()))
-                connection.farewell(1008, refusal.kind)
+                await connection.send(connection.wire.refusal(refusal))
+                connection.farewell(_MISTAKE if refusal.kind == "internal" else _REFUSED, refusal.kind)
         except (Closed, ConnectionError):
             pass
 
@@ -213,6 +225,8 @@ class Server:
         )
 
     async def _converse(self, connection: Connection, wire: Wire) -> None:
+        """Refusals of single messages do not end it; mistakes of ours do, since nobody knows what the session has become."""
+        connection.wire = wire
         greeting = wire.greeting()
         if greeting is not None:
             await connection.send(greeting)
@@ -246,3 +260,9 @@ class Server:
                     connection.close(at_once=True)
                 elif not connection.pinged and silent_s > limits.ping_s:
                     connection.ping()
+
+
+def log_failed(task: asyncio.Task[None]) -> None:
+    """A task's mistake, if it ended by one."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_mistake("a request failed by a mistake in the server's code", error)

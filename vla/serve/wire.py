@@ -22,6 +22,7 @@ KINDS: Mapping[str, int] = {
     "bad_observation": 422,
     "unsafe": 500,
     "policy_failed": 500,
+    "internal": 500,
     "busy": 503,
     "draining": 503,
     "deadline": 504,
@@ -44,6 +45,11 @@ class Refusal(Exception):
 
     def to_json(self) -> dict[str, Any]:
         return {"error": self.kind, "message": self.message, **({"differences": list(self.differences)} if self.differences else {})}
+
+
+def internal() -> Refusal:
+    """What a client is told of an error that nobody foresaw: no more than that, since its text may name files."""
+    return Refusal("internal", "the server failed over this request by a mistake of its own; its log says which")
 
 
 @dataclass(frozen=True)
