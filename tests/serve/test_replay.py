@@ -24,6 +24,7 @@ from vla.serve.replay import Replay
 from vla.serve.rollout import Rollout, rollouts
 from vla.serve.service import Service
 from vla.serve.vla_eval import VlaEval
+from vla.serve.wire import Refusal
 from vla_client import PolicyClient, Refused
 
 
@@ -136,6 +137,32 @@ def test_clients_that_only_post_share_a_session_until_one_begins_an_episode(data
             assert request(server.address, "POST", "/reset") == (200, b"{}")
     served.recorder.close()
     assert [len(Rollout.read(folder).requests) for folder in rollouts(tmp_path / "served")] == [9, 9]
+
+
+def test_vla_evals_commands_are_counted_and_recorded_once_though_requests_between_are_refused(dataset, tmp_path):
+    replay, recorded = Replay.of(f"{dataset}:1", None), make_episode("e1", steps=9, seed=1).action
+    served = service(replay, replay.robot, execute=2)
+    served.recorder = Recorder(tmp_path / "served", replay.robot, "replay")
+    nothing, nested = {"images": {}}, {"images": {"front": {"raw": 1}}}  # refused after, and before, the service has heard it
+
+    async def run() -> list[np.ndarray]:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        wire, rows, good = VlaEval(served), [], said(0.1, of=ROBOT)
+        for seq, payload in enumerate([good, good, nothing, nested, good, good, nothing, nothing, good]):
+            message = pack({"type": "observation", "payload": payload, "seq": seq, "timestamp": 0.0})
+            if payload is good:
+                rows.append(unpack(await wire.answer(message))["payload"]["actions"])
+                continue
+            with pytest.raises(Refusal):
+                await wire.answer(message)
+        served.batcher.stop()
+        return rows
+
+    assert np.array_equal(asyncio.run(run()), recorded[:5])
+    served.recorder.close()
+    (folder,) = rollouts(tmp_path / "served")
+    executed = [request.executed for request in Rollout.read(folder).requests]
+    assert [len(rows) for rows in executed] == [0, 2, 2] and np.array_equal(np.concatenate(executed), recorded[:4])
 
 
 def test_what_cannot_be_replayed_is_said(dataset):

@@ -66,8 +66,14 @@ class VlaEval:
             raise Refusal("reordered", f"message {self._seq} came after {newest}")
         self._session.newest_seq = self._seq
         if self._queue.wants_chunk:
-            executed, self._sent = np.array(self._sent).reshape(-1, robot.command.size), []
-            answer = await self._service.act(Heard(flat(payload), executed=executed), self._session)
+            heard = Heard(flat(payload), executed=np.array(self._sent).reshape(-1, robot.command.size))
+            step = self._session.step
+            try:
+                answer = await self._service.act(heard, self._session)
+            except Refusal:
+                self._session.step = step  # the next request says again what was executed, and is counted then
+                raise
+            self._sent = []
             self._queue.put(Chunk(answer.action_TA, robot.name, robot.rate_hz))
         self._sent.append(self._queue.pop())
         return self._sent[-1]
