@@ -54,6 +54,35 @@ def test_a_late_chunk_never_replays_the_past():
     assert queue.pop()[0] == 0.6
 
 
+def test_a_chunk_that_was_overtaken_by_a_newer_observations_fills_only_what_that_one_leaves_open():
+    queue = ChunkQueue(ROBOT, execute=2)
+    queue.put(chunk(0.1, 0.1, 0.1, 0.1))
+    queue.pop(), queue.pop()
+    queue.put(chunk(0.4, 0.5), first_step=2)  # seen at step 2
+    queue.put(chunk(0.2, 0.2, 0.2, 0.2), first_step=1)  # seen at step 1, and later to arrive
+    assert np.array_equal(queue.remaining()[:, 0], [0.4, 0.5]) and not queue.wants_chunk
+    assert [queue.pop()[0] for _ in range(3)] == [0.4, 0.5, 0.2]
+    with pytest.raises(NoCommand, match="step 5"):
+        queue.pop()
+
+
+def test_of_two_chunks_for_one_step_the_last_to_come_is_the_newest():
+    queue = ChunkQueue(ROBOT, execute=2)
+    for row in (0.1, 0.2):
+        queue.put(chunk(row, row))
+    assert queue.pop()[0] == 0.2
+
+
+def test_an_overtaken_chunk_has_its_own_age_in_an_ensemble():
+    orders = []
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):
+        queue = ChunkQueue(ROBOT, execute=1, ensemble=TemporalEnsemble(decay=0.5))
+        for start in order:
+            queue.put(chunk(*(0.1 * start + np.arange(4) / 100)), first_step=start)
+        orders.append([queue.pop()[0] for _ in range(4)])
+    assert orders[0] == orders[1] == orders[2]
+
+
 def test_temporal_ensemble_weighs_the_oldest_most():
     queue = ChunkQueue(ROBOT, execute=1, ensemble=TemporalEnsemble(decay=0.5))
     queue.put(chunk(0.0, 0.2, 0.3, 0.4))

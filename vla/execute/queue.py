@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 
 from vla.embodiment import Embodiment
@@ -23,7 +25,8 @@ class ChunkQueue:
             step(queue.pop())
 
     Every command that leaves is finite and within the robot's limits, whatever the chunks held. A chunk may also come late: `put`
-    says for which step its first row was meant, and rows whose time has gone are never executed.
+    says for which step its first row was meant, and rows whose time has gone are never executed. The newest chunk is the one for the
+    latest step, and so of the newest observation, whenever it came; of two for one step, the one that came last.
     """
 
     def __init__(self, robot: Embodiment, execute: int, ensemble: Ensemble | None = None) -> None:
@@ -32,7 +35,7 @@ class ChunkQueue:
         self.robot, self.execute, self.ensemble = robot, execute, ensemble or Newest()
         self.step = 0
         """Commands popped so far; the step that the next `pop` is for."""
-        self._chunks: list[tuple[int, np.ndarray]] = []  # (step of the first row, commands), oldest first
+        self._chunks: list[tuple[int, np.ndarray]] = []  # (step of the first row, commands), oldest step first
 
     @property
     def started(self) -> bool:
@@ -55,7 +58,8 @@ class ChunkQueue:
             )
         self.robot.command.check(chunk.action_TA, f"{self.robot.name} chunk")
         start = self.step if first_step is None else first_step
-        self._chunks.append((start, np.array(chunk.action_TA, dtype=np.float64)))
+        at = bisect_right(self._chunks, start, key=lambda held: held[0])  # an answer may be overtaken by that to a newer observation
+        self._chunks.insert(at, (start, np.array(chunk.action_TA, dtype=np.float64)))
         self._chunks = [(at, command_TA) for at, command_TA in self._chunks if at + len(command_TA) > self.step]
 
     def pop(self) -> np.ndarray:
