@@ -111,7 +111,21 @@ def _small_things(results: Path) -> str:
     lines = ["| | " + " | ".join(tasks) + " |\n|---" + "|---" * len(tasks) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[task]:.2f}" for task in tasks) + " |" for name, row in found["rows"].items()]
     told = f"{found['pictures']} pictures a task, {found['side']} px, {found['steps']} steps.\n\n"
-    return head + "\n" + told + "\n".join(lines) + "\n"
+    page = head + "\n" + told + "\n".join(lines) + "\n"
+    others = [other for path in sorted(results.glob("small_things_*.json")) if (other := load(path))]
+    if not others:
+        return page
+    lines = ["| | " + " | ".join(tasks) + " | CPU seconds of learning |\n|---" + "|---" * (len(tasks) + 1) + "|"]
+    for other in others:
+        told = f"{other['side']} px, {other['keypoints']} maps with cells of {other['stride']} px"
+        lines += [
+            f"| {told} | " + " | ".join(f"{row[task]:.2f}" for task in tasks) + f" | {other['cpu_s_a_row']:.0f} |"
+            for row in other["rows"].values()
+        ]
+    command = "python -m benchmarks.small_things --side 128 --stride 8 --keypoints 128 --sharpness 2 --json"
+    return (
+        page + f"\nOther sizes (`--side`, `--stride`, `--keypoints`), sharpness 2:\n\n```bash\n{command}\n```\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 def _bimodal(results: Path) -> str:

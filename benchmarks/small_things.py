@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -117,9 +118,9 @@ def explained(model: Told, unknown: Pictures) -> dict[str, float]:
     return found
 
 
-def measure(pictures: Pictures, sharpness: Sequence[float | None], steps: int) -> dict[str, dict[str, float]]:
-    """Row -> task -> R2."""
-    config = load_recipe(str(RECIPE)).model.backbone
+def measure(pictures: Pictures, sharpness: Sequence[float | None], steps: int, **settings: int) -> dict[str, dict[str, float]]:
+    """Row -> task -> R2. `settings`: of the backbone, that differ from the recipe's."""
+    config = replace(load_recipe(str(RECIPE)).model.backbone, **settings)
     order = torch.randperm(len(pictures.task_N), generator=torch.Generator().manual_seed(1))
     held = round(HELD_OUT * len(order))
     known, unknown = pictures.of(order[held:]), pictures.of(order[:held])
@@ -136,15 +137,37 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000, help="of each task (default: %(default)s)")
     parser.add_argument("--side", type=int, default=64, help="pixels (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1600, help="of 64 pictures (default: %(default)s)")
+    recipe = load_recipe(str(RECIPE)).model.backbone
+    parser.add_argument("--stride", type=int, default=recipe.stride, help="pixels of a map's cell (default: %(default)s)")
+    parser.add_argument("--keypoints", type=int, default=recipe.keypoints, help="maps (default: %(default)s)")
+    parser.add_argument("--sharpness", type=float, nargs="+", help="instead of none, 1, 2 and 4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one object, for programs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     configure_rendering()
-    rows = measure(draw(args.pictures, args.side), SHARPNESS, args.steps)
+    settings = {"stride": args.stride, "keypoints": args.keypoints}
+    began = time.process_time()
+    pictures = draw(args.pictures, args.side)
+    drawn_s = time.process_time() - began
+    rows = measure(pictures, args.sharpness or SHARPNESS, args.steps, **settings)
+    learn_s = (time.process_time() - began - drawn_s) / len(rows)
     if args.json:
         told: dict[str, Any] = {"date": date.today().isoformat(), "commit": git_commit(), "versions": versions()}
-        print(json.dumps({**told, "pictures": args.pictures, "side": args.side, "steps": args.steps, "rows": rows}, indent=1))
+        print(
+            json.dumps(
+                {
+                    **told,
+                    "pictures": args.pictures,
+                    "side": args.side,
+                    "steps": args.steps,
+                    **settings,
+                    "cpu_s_a_row": learn_s,
+                    "rows": rows,
+                },
+                indent=1,
+            )
+        )
         return
     for name, row in rows.items():
         print(f"{name:30}", *(f"{task} {r2:5.2f}" for task, r2 in row.items()))
