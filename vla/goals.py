@@ -1,7 +1,8 @@
 """Goals as words or as an image, by the same policy (MDT, Reuss et al. 2024: multimodal goals in one latent).
 
 A goal image is one more camera role of an observation, and words are then not needed: `instruction=""`. In training some samples show how
-the scene looked a while later instead of saying what was asked, so both lead the same decoder to the same actions. `Model(align=Align())`
+the scene looked a while later instead of saying what was asked, so both lead the same decoder to the same actions. Where an episode has no
+frame so much later, near its end, words tell: no sample is left out for want of a goal. `Model(align=Align())`
 also pulls the two latents of a sample together, as MDT does (vla/alignment.py).
 """
 

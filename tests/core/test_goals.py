@@ -65,3 +65,7 @@ def test_a_run_with_a_goal_gap_trains_on_both(tmp_path):
     assert batch.inputs["image_BVFHW3"].shape[1] == 2 and 0 < batch.inputs["image_valid_BV"][:, 1].sum() < 16
     plain = assemble(toy_run(), tmp_path)
     assert plain.batch(plain.train.samples(range(4))).inputs["image_BVFHW3"].shape[1] == 1
+    rows, want = (each.train.samples(range(80)) for each in (job, plain))
+    assert [(row.episode, row.step) for row in rows] == [(row.episode, row.step) for row in want]  # also the ends of episodes
+    ends = [row for row in rows if row.step == 9]
+    assert ends and not any(GOAL in with_goal(row, 1.0).images for row in ends) and all(row.observation.instruction for row in ends)

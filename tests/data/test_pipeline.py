@@ -226,6 +226,41 @@ def test_a_single_frame_makes_no_pair(tmp_path):
     assert pipeline.quarantine.causes == {"short": 1}
 
 
+def test_nothing_lies_ahead_of_the_last_frame_however_short_the_gap(tmp_path):
+    folder = write(tmp_path / "d", [make_episode("a", 6)])
+    pairs, goals = (one(folder, block=6, **{name: (0.05, 0.05)}).samples(range(6)) for name in ("future_gap_s", "goal_gap_s"))
+    assert all(s.step < 5 and s.gap_s == pytest.approx(0.1) for s in pairs)
+    assert sorted(s.step for s in goals) == list(range(6)) and any(s.future for s in goals)
+    assert all(s.future is None for s in goals if s.step == 5)
+
+
+def test_goals_leave_every_sample_where_it_is(tmp_path):
+    """Those of pairs whose place was not exchanged; near an end, in a single frame, across a hole and without a clock there is no goal."""
+    hole = make_episode("hole", 20)
+    hole = replace(hole, time_s=hole.time_s + np.where(np.arange(20) >= 10, 30.0, 0.0))
+    others = [make_episode("dot", 1), make_episode("tiny", 3), make_episode("clockless", 20)]
+    folder = write(tmp_path / "d", [make_episode("long", 60), hole, *others])
+    first = {e.id: row for row, e in enumerate(map(Dataset.open(folder).episode, range(5)))}
+    steps = np.cumsum([0, *(Dataset.open(folder).steps_E)])
+    poke(folder, "time_s", int(steps[first["clockless"]]) + 3, np.nan)
+    plain, told = one(folder, seed=2, block=104), one(folder, seed=2, block=104, goal_gap_s=(0.5, 1.5))
+    paired = one(folder, seed=2, block=104, future_gap_s=(0.5, 1.5), max_bad_rate=1.0)
+    goals: dict[str, set[int]] = {}
+    for want, got, pair in zip(*(each.samples(range(312)) for each in (plain, told, paired)), strict=True):
+        assert (got.episode, got.step) == (want.episode, want.step)
+        if got.future is None:
+            continue
+        goals.setdefault(got.episode, set()).add(got.step)
+        assert red(got.future["wrist"]) == pytest.approx(got.step + round(got.gap_s * 10), abs=2)
+        assert (pair.episode, pair.step, pair.gap_s) == (got.episode, got.step, got.gap_s)
+    assert not told.quarantine.causes
+    assert max(goals["long"]) in range(50, 55) and min(goals["long"]) < 5
+    assert goals["tiny"] == {0} and set(goals) == {"long", "hole", "tiny"}
+    assert 9 not in goals["hole"] and max(goals["hole"]) < 15
+    with pytest.raises(UserError, match="one future"):
+        one(folder, future_gap_s=(0.5, 1.5), goal_gap_s=(0.5, 1.5))
+
+
 def test_video_without_a_robot(tmp_path):
     with ShardWriter(tmp_path / "v", DatasetInfo(name="v", supervision="none")) as writer:
         writer.add(make_video("a", 9))

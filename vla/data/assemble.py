@@ -86,8 +86,10 @@ class Assembler:
         future_gap_s: tuple[float, float] | None,
         cache: FrameCache,
         known: Known | None = None,
+        goal_gap_s: tuple[float, float] | None = None,
     ) -> None:
         self.seed, self.history_s, self.future_gap_s, self.cache, self.known = seed, history_s, future_gap_s, cache, known
+        self.goal_gap_s = goal_gap_s
         self.at = np.zeros(1, np.int64)
 
     def build(self, drafts: Sequence[Draft], canvas: Canvas | None = None, gap_s: float | None = None) -> None:
@@ -142,6 +144,8 @@ class Assembler:
                 draft.ahead = _nearest(episode.time_s[episode.anchors], episode.time_s[episode.anchors[draft.anchor]] + gap_s)
             elif self.future_gap_s is not None:
                 draft.anchor, draft.ahead = self._pair(draft.position, episode, draft.anchor)
+            elif self.goal_gap_s is not None:
+                draft.ahead = self._goal(draft.position, episode, draft.anchor)
             draft.step = step = episode.anchors.item(draft.anchor)
             draft.seen = [step] if len(self.history_s) == 1 else history_steps(episode, step, self.history_s)
             texts = episode.instructions(step)
@@ -306,24 +310,52 @@ class Assembler:
         """(now, later) anchors about a drawn gap apart. An anchor too near the end is exchanged for an earlier one, drawn evenly,
         so that no pair is shorter than asked for; only an episode shorter than the gap gives its first and last."""
         assert self.future_gap_s is not None
-        low, high = self.future_gap_s
-        gap_s = low + (high - low) * float(uniform(self.seed, position, 0x6A9)[0])
-        time_s = episode.time_s[episode.anchors]
         if not episode.finite_time:
             raise BadSample("nonfinite", "a time of the episode is NaN or infinity")
-        if len(time_s) < 2:
+        if len(episode.anchors) < 2:
             raise BadSample("short", f"episode '{episode.id}' has a single frame; a pair needs two")
-        half_tick_s = 0.5 / float(episode.rate_hz)
-        room = int(np.searchsorted(time_s, time_s[-1] - gap_s + half_tick_s, side="right"))
+        gap_s = self._drawn_s(position, self.future_gap_s)
+        room = _room(episode, gap_s)
         if room == 0:
-            return 0, len(time_s) - 1
+            return 0, len(episode.anchors) - 1
         if anchor >= room:
             anchor = int(mix(self.seed, position, 0x9A12)[0] % np.uint64(room))
-        ahead = max(_nearest(time_s, time_s[anchor] + gap_s), anchor + 1)
-        if (apart_s := float(time_s[ahead] - time_s[anchor])) > MAX_STRETCH * gap_s:
+        ahead, apart_s = _ahead(episode, anchor, gap_s)
+        if apart_s > MAX_STRETCH * gap_s:
             after = f"after step {episode.anchors[anchor]}"
             raise BadSample("time", f"episode '{episode.id}' has no frame for {apart_s:.3g} s {after}; the pair is {gap_s:.3g} s")
         return anchor, ahead
+
+    def _goal(self, position: int, episode: StoredEpisode, anchor: int) -> int | None:
+        """The anchor about a drawn gap ahead; None where there is none. The sample stays where it is: an end that no goal lies behind is
+        learned by words, and what lacks a goal alone is no bad sample. A whole episode shorter than the gap is the way to its end."""
+        assert self.goal_gap_s is not None
+        if not episode.finite_time or len(episode.anchors) < 2:
+            return None
+        gap_s = self._drawn_s(position, self.goal_gap_s)
+        room = _room(episode, gap_s)
+        if anchor >= room:
+            return len(episode.anchors) - 1 if room == anchor == 0 else None
+        ahead, apart_s = _ahead(episode, anchor, gap_s)
+        return ahead if apart_s <= MAX_STRETCH * gap_s else None
+
+    def _drawn_s(self, position: int, gap_s: tuple[float, float]) -> float:
+        low, high = gap_s
+        return low + (high - low) * float(uniform(self.seed, position, 0x6A9)[0])
+
+
+def _room(episode: StoredEpisode, gap_s: float) -> int:
+    """How many anchors, from the first on, have the gap before them; half a tick more or less is none."""
+    time_s = episode.time_s[episode.anchors]
+    room = int(np.searchsorted(time_s, time_s[-1] - gap_s + 0.5 / float(episode.rate_hz), side="right"))
+    return min(room, len(time_s) - 1)  # nothing lies ahead of the last, however short the gap
+
+
+def _ahead(episode: StoredEpisode, anchor: int, gap_s: float) -> tuple[int, float]:
+    """The anchor nearest a gap ahead, never the same, and how far ahead it is."""
+    time_s = episode.time_s[episode.anchors]
+    ahead = max(_nearest(time_s, time_s[anchor] + gap_s), anchor + 1)
+    return ahead, float(time_s[ahead] - time_s[anchor])
 
 
 def _nearest(time_s: np.ndarray, want_s: float) -> int:

@@ -34,8 +34,9 @@ class Pipeline:
 
     `embodiments`: by name, the robots to learn; a source's rows are encoded for the one it was recorded on, and its spaces and
     camera roles must be that robot's. `split`: training episodes or held-out ones. `history_s`: offsets of what is seen,
-    seconds, rising to 0. `future_gap_s`: (low, high) for frame pairs; each sample draws its gap. `latents`: hash of the model whose
-    cached codes come along; every source must have them that its mixture does not mark `latents: false`.
+    seconds, rising to 0. `future_gap_s`: (low, high) for frame pairs; each sample draws its gap, and one too near the end gives its place
+    to an earlier one. `goal_gap_s`: the same for goals, but every sample keeps its place, and has no future where none lies so far ahead.
+    `latents`: hash of the model whose cached codes come along; every source must have them that its mixture does not mark `latents: false`.
     `cache_bytes`: decoded frames (and, a little, rows) kept in memory. `max_bad_rate`: share of bad samples that stops the run.
 
     `sources`: name -> number, for the books. `order`, `quarantine` may be looked at. `without`: names of the sources that have no
@@ -52,6 +53,7 @@ class Pipeline:
         window: int | None = None,
         history_s: Sequence[float] = (0.0,),
         future_gap_s: tuple[float, float] | None = None,
+        goal_gap_s: tuple[float, float] | None = None,
         latents: str | None = None,
         cache_bytes: int = 1 << 30,
         max_bad_rate: float = 0.01,
@@ -59,7 +61,9 @@ class Pipeline:
     ) -> None:
         self.mixture, self.seed, self.ledger = mixture, seed, ledger
         self.history_s = _history(history_s)
-        self.future_gap_s = _gap(future_gap_s)
+        self.future_gap_s, self.goal_gap_s = _gap(future_gap_s), _gap(goal_gap_s)
+        if future_gap_s is not None and goal_gap_s is not None:
+            raise UserError("a sample has one future: give future_gap_s (pairs of frames) or goal_gap_s (goals), not both")
         every = [Feed.open(s, embodiments, Split(s.dataset, split, mixture.val_fraction), latents) for s in mixture.sources]
         self.without = tuple(feed.source.name for feed in every if not feed.split.anchors)
         self._feeds = [feed for feed in every if feed.split.anchors]
@@ -78,7 +82,7 @@ class Pipeline:
         self.order = Order(rows, seed, block, window)
         self.sources = {feed.source.name: number for number, feed in enumerate(self._feeds)}
         self.cache = FrameCache(cache_bytes)
-        self.assembler = Assembler(seed, self.history_s, self.future_gap_s, self.cache)
+        self.assembler = Assembler(seed, self.history_s, self.future_gap_s, self.cache, goal_gap_s=self.goal_gap_s)
         for pool in {id(feed.source.dataset.pool): feed.source.dataset.pool for feed in self._feeds}.values():
             pool.episode_bytes = max(pool.episode_bytes, min(cache_bytes // 64, MAX_ROW_CACHE_BYTES))
         self.quarantine = Quarantine(max_bad_rate)
@@ -143,7 +147,7 @@ class Pipeline:
     def leaving_out(self, known: Known) -> Pipeline:
         """The same samples, those without images for which `known(source, episode, step, instruction)` says that they are not needed."""
         other = copy.copy(self)
-        other.assembler = Assembler(self.seed, self.history_s, self.future_gap_s, self.cache, known)
+        other.assembler = Assembler(self.seed, self.history_s, self.future_gap_s, self.cache, known, self.goal_gap_s)
         return other
 
     def batches(self, start_position: int = 0, **options: Any) -> Iterator[tuple[np.ndarray, Any]]:

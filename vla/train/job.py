@@ -132,7 +132,7 @@ def assemble(
         if recorded is not None and recorded.name not in by_name:
             fix = f"Source '{source.name}' was recorded on it: add it to the run's embodiments, or take the source out of the mixture."
             raise UnknownName("embodiment", recorded.name, by_name, fix)
-    train = Pipeline(mixture, by_name, "train", run.seed, history_s=run.history_s, latents=run.latents, future_gap_s=run.goal_gap_s)
+    train = Pipeline(mixture, by_name, "train", run.seed, history_s=run.history_s, latents=run.latents, goal_gap_s=run.goal_gap_s)
     if train.order.length is not None and train.order.length < run.steps * run.batch_size:
         raise UserError(
             f"run '{run.name}' needs {run.steps * run.batch_size:,} samples; with its caps the mixture '{mixture.name}' has "
@@ -231,7 +231,7 @@ def _told(source: Source) -> dict[str, Any]:
 def _held_out(run: Run, mixture: Mixture, robots: Mapping[str, Embodiment]) -> Pipeline | None:
     if mixture.val_fraction == 0:
         return None
-    return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents, future_gap_s=run.goal_gap_s)
+    return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents, goal_gap_s=run.goal_gap_s)
 
 
 def _normalizers(

@@ -53,7 +53,8 @@ class Run:
     which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
     `freeze`: prefixes of parameter names. `lora`: adapters in the backbone, whose adapted weights stand still. `history_s`: times of the
     observed frames relative to now. `goal_gap_s`: (least, most) seconds ahead of an image that tells half of the samples what to do,
-    instead of words (vla/goals.py). `latents`: name of the latent codes that `vla label` wrote.
+    instead of words (vla/goals.py); samples without a frame so far ahead are told by words. `latents`: name of the latent codes that
+    `vla label` wrote.
     `spike_sigmas`: how far out a loss or gradient norm is skipped (vla/train/spikes.py; 0: only what is
     not finite). `max_skips`: skipped updates in a row before the run stops.
     `keep_last`, `keep_best`: checkpoints that stay, the newest and those with the lowest held-out loss. `async_save`: save while training
