@@ -90,6 +90,9 @@ def test_the_index_is_built_once_and_another_when_something_changes(exported, tm
     made_ns = (first.folder / "dataset.json").stat().st_mtime_ns
     assert open_in_place(folder, card, cache).folder == first.folder
     assert (first.folder / "dataset.json").stat().st_mtime_ns == made_ns
+    state = (first.folder / "state.bin").read_bytes()
+    (first.folder / "state.bin").unlink()
+    assert open_in_place(folder, card, cache).digest == first.digest and (first.folder / "state.bin").read_bytes() == state
     turned = card_of(folder, cameras={role: {"from": how.column, "rotate": 90} for role, how in card.cameras.items()})
     again = open_in_place(folder, turned, cache)
     assert again.digest != first.digest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -141,6 +142,26 @@ def test_the_index_is_built_once_and_anew_when_a_shard_changes(root, cache, monk
         file.write(bytes(512))
     with pytest.raises(Damaged, match=r"000.tar has \d+ bytes, and had"):
         type(dataset)(dataset.folder, dataset.manifest, dataset.pool, dataset.tars)
+
+
+def test_fetching_leaves_an_index_alone_and_what_is_gone_of_it_is_made_again(root, tmp_path):
+    cache = Cache(tmp_path / "cache", 40_000)
+    dataset = opened(root, cache)
+    there = {path.name: path.read_bytes() for path in dataset.folder.iterdir()}
+    codes = dataset.folder / "latents" / "kept"
+    codes.parent.mkdir()
+    codes.write_bytes(b"made by hours of labelling")
+    for number in range(2):
+        data = bytes([number]) * 39_000  # nothing else has room beside it
+        source = tmp_path / f"shard-{number:05d}.tar"
+        source.write_bytes(data)
+        cache.bring(f"file://{source}", f"remote/{source.name}", len(data), hashlib.sha256(data).hexdigest(), "source 'remote'")
+    assert [path.name for path in (cache.folder / "remote").iterdir()] == ["shard-00001.tar"]
+    assert {name: (dataset.folder / name).read_bytes() for name in there} == there
+    (dataset.folder / "shard-00001.index").unlink()
+    assert opened(root, cache).digest == dataset.digest
+    assert {name: (dataset.folder / name).read_bytes() for name in there} == there and codes.is_file()
+    assert [path.name for path in dataset.folder.parent.iterdir()] == [dataset.folder.name]
 
 
 def test_an_image_that_changed_since_is_never_shown(root, cache):

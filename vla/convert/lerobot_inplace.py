@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,23 +47,13 @@ _FLAT = {"time_s": "<f8", "state": "<f8", "action": "<f8", "frame_step": "<i8", 
 
 
 def open_in_place(folder: str | Path, card: Card, cache: Cache | None = None, pool: Pool | None = None) -> InPlace:
-    """The dataset; its index is built where the cache has none for this card and these files (path, size, time of change).
+    """The dataset; its index is built where the cache has not all of it for this card and these files (path, size, time of change).
 
     UserError where pictures do not lie in videos (those in the rows cannot be reached one by one: convert them). TooManyBad past 1%.
     """
     folder, cache = Path(folder).resolve(), cache or Cache.default()
     index = cache.folder / "lerobot" / f"{card.name}-{_fingerprint(folder, card)[:16]}"
-    if not (index / fmt.MANIFEST).is_file():
-        with cache.locked(index.name):
-            if not (index / fmt.MANIFEST).is_file():
-                part = index.with_name(f"{index.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-                try:
-                    _build(folder, card, part)
-                    part.rename(index)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+    cache.made(index, lambda: _whole(index), lambda part: _build(folder, card, part))
     return InPlace(folder, index, pool or Pool())
 
 
@@ -199,6 +188,11 @@ class _Numbers(Mapper):
                 raise UserError(f"{self.card.name}: the pictures of '{camera.column}' lie in the rows: convert them by `vla convert`")
             self.shots[role] = (steps, clip.path, clip.time_s[seen])
         return {}
+
+
+def _whole(index: Path) -> bool:
+    """Whether the index is there with all of its files; sizes are looked at when it is opened."""
+    return (index / fmt.MANIFEST).is_file() and all((index / f"{name}.bin").is_file() for name in fmt.read_manifest(index)["flat"])
 
 
 def _build(folder: Path, card: Card, index: Path) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +39,8 @@ MAX_BAD_RATE, GRACE = 0.01, 10
 
 
 def open_foreign(key_map: KeyMap, root: Path, pool: Pool | None = None, cache: Cache | None = None) -> Dataset:
-    """The dataset that a key map describes; its index is built if the cache has none of these files (path, size, time of change).
+    """The dataset that a key map describes; its index is built where the cache has not all of it for these files (path, size, time of
+    change).
 
     Raises SchemaError, naming shard and sample, for what is not as declared or has no place in a shard; Damaged for a shard that was
     cut, and where more than MAX_BAD_RATE of the episodes are bad.
@@ -53,14 +52,7 @@ def open_foreign(key_map: KeyMap, root: Path, pool: Pool | None = None, cache: C
     facts = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in tars]
     depends = json.dumps([INDEX_VERSION, repr(key_map), key_map.robot.to_json(), facts], sort_keys=True)
     folder = cache.folder / "foreign" / f"{key_map.name}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
-    if not (folder / fmt.MANIFEST).is_file():
-        with cache.locked(folder.name):
-            if not (folder / fmt.MANIFEST).is_file():
-                part = folder.with_name(f"{folder.name}.part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-                _build(key_map, tars, part)
-                os.replace(part, folder)
+    cache.made(folder, lambda: _whole(folder), lambda part: _build(key_map, tars, part))
     return ForeignDataset(folder, fmt.read_manifest(folder), pool or Pool(), tars)
 
 
@@ -92,6 +84,14 @@ class ForeignDataset(Dataset):
                 size = where.stat().st_size if where.is_file() else None
                 if size != facts["bytes"]:
                     raise Damaged(f"{self.info.name}: {where} has {size} bytes, and had {facts['bytes']} when it was indexed")
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the index is there with all of its files; sizes are looked at when it is opened."""
+    if not (folder / fmt.MANIFEST).is_file():
+        return False
+    rows = fmt.read_manifest(folder)["shards"]
+    return all((folder / f"{row['name']}.{kind}").is_file() for row in rows for kind in row["files"] if kind != "tar")
 
 
 @dataclass

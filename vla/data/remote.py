@@ -5,7 +5,8 @@
 
 What is opened at once is the manifest and the shards' indices; a shard comes when a sample of it is first needed. Each file is compared
 with the manifest's sha256 while it arrives, has its name only when it is whole, and is fetched once however many processes share
-the cache. Those used least recently go when the limit is passed. A source larger than the cache needs a `window` of shards in its
+the cache. Those used least recently go when the limit is passed, and no others: an index that was made here of data elsewhere
+(`made`) stays, which is small and does not come back by fetching. A source larger than the cache needs a `window` of shards in its
 mixture, or shards would come and go with every sample.
 """
 
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -111,6 +113,27 @@ class Cache:
         self._trim(path)
         return path
 
+    def made(self, folder: Path, whole: Callable[[], bool], make: Callable[[Path], None]) -> None:
+        """Has `make` fill a folder of this cache, once however many processes ask, and again where a file of it is gone (`whole`).
+
+        What else lies there, such as statistics and latent codes, stays; the manifest comes last.
+        """
+        if whole():
+            return
+        with self.locked(folder.name):
+            if whole():  # another process was first
+                return
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            try:
+                make(part)
+                folder.mkdir(exist_ok=True)
+                for path in sorted(part.iterdir(), key=lambda path: path.name == fmt.MANIFEST):
+                    os.replace(path, folder / path.name)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
     def read_small(self, url: str, limit: int, what: str) -> bytes:
         """A small file's bytes, not kept. Damaged if it has more than `limit`."""
 
@@ -164,10 +187,11 @@ class Cache:
         raise AssertionError("unreachable")
 
     def _trim(self, keep: Path) -> None:
-        """Removes what was used longest ago until the limit holds. Files that are open stay readable for who has them open."""
+        """Removes what was fetched (`<dataset>/shard-*`) and used longest ago until the limit holds. Files that are open stay readable
+        for who has them open."""
         with self.locked("trim"):
             rows = []
-            for path in self.folder.rglob("shard-*"):
+            for path in self.folder.glob("*/shard-*"):
                 try:
                     facts = path.stat()
                 except FileNotFoundError:
