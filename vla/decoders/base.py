@@ -108,7 +108,7 @@ def make_loss(parts: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, fl
     sums, first = {}, None
     for name, (error, weight) in parts.items():
         weight = weight.to(error.dtype)
-        weighted = error * weight
+        weighted = error.masked_fill(weight == 0, 0) * weight  # infinity times 0 would be NaN
         first = first or (weighted.detach(), weight.detach())
         sums[name] = WeightedSum(weighted.sum(), weight.sum())
     assert first is not None
