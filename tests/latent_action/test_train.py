@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.latent_action.dots import CONFIG, write_dots
+from tests.latent_action.dots import CONFIG, ROBOT, write_dots
 from vla.data.reader import Dataset
 from vla.errors import Damaged, UserError
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.health import Collapsed, Usage, check_collapse
 from vla.latent_action.label import encode_dataset
 from vla.latent_action.probe import probe
+from vla.latent_action.proprio import Proprio
 from vla.latent_action.train import frame_pairs, train_latent
 
 
@@ -33,6 +34,17 @@ def test_codes_mean_the_true_action(dots, trained):
 def test_same_seed_same_weights(dots):
     models = [train_latent(CONFIG, frame_pairs(CONFIG, [dots[1]]).samples, steps=5, batch=8, seed=s) for s in (3, 3, 4)]
     assert models[0].hash() == models[1].hash() != models[2].hash()
+
+
+def test_a_part_that_no_sample_has_is_left_out_of_the_log(dots, tmp_path):
+    config = replace(CONFIG, proprio=Proprio(((ROBOT.name, 2, 2, 10.0),), width=16))
+    train_latent(config, frame_pairs(config, [dots[1]]).samples, steps=2, batch=4, log_every=1, out=tmp_path / "run")
+
+    def refuse(what):
+        raise AssertionError(f"{what} is no JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all("prediction" in row and "proprio" not in row for row in rows)
 
 
 def test_ambient_randomness_is_left_alone(dots):

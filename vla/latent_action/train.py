@@ -148,7 +148,8 @@ class _Watch:
             raise Collapsed("the gradient is not finite; lower the learning rate")
         optimizer.step()
         schedule.step()
-        parts = {name: float(part.sum.detach() / part.weight) for name, part in loss.parts.items()}
+        # A part that no sample of the batch has (proprioception, of video alone) has no mean, and is left out of the row.
+        parts = {name: float(part.sum.detach() / part.weight) for name, part in loss.parts.items() if part.weight > 0}
         self.usage = self.usage.scaled(0.98) + Usage.of(code_BN.cpu().numpy(), self.model.vocabulary)
         self.unexplained = 0.95 * self.unexplained + 0.05 * parts["prediction"]
         features = self.model.features
