@@ -57,6 +57,9 @@ def test_quantile_bins_are_used_equally_and_each_robot_has_its_own():
     with pytest.raises(UserError, match="not fitted"):
         codec.encode(chunk_BTA, spec(mask_BTA))
     codec.fit(chunk_BTA, spec(mask_BTA, robot=1))
+    with pytest.raises(UserError, match="QuantileBins is not fitted on one: train with a source of its actions"):
+        codec.decode(codec.encode(chunk_BTA, spec(mask_BTA)), spec(mask_BTA))
+    assert (codec.decode(codec.encode(chunk_BTA, spec(mask_BTA)), spec(mask_BTA & False)) == 0).all()  # nothing is asked of it
     codes_BN = codec.encode(chunk_BTA, spec(mask_BTA, robot=1))
     used = np.bincount(codes_BN.view(400, 10, 2)[..., 0].flatten().numpy(), minlength=64)
     assert used.min() >= 61 and used.max() <= 64  # 4,000 values in 64 bins

@@ -112,3 +112,14 @@ def test_arms_without_rotation_and_robots_that_do_not_fit():
         Grid().build(four)
     with pytest.raises(UserError, match="3 or none of rotation"):
         Grid(rotation=(3, 4), gripper=5).build(four)
+
+
+def test_a_robot_that_is_not_fitted_or_lacks_numbers_is_refused_by_name():
+    codec = Grid().build(ROSTER)
+    codec.fit(*steps(50))
+    chunk_BTA, spec = steps(3, robot=1)
+    with pytest.raises(UserError, match="GridCodec is not fitted on other"):
+        codec.decode(codec.encode(chunk_BTA, spec), spec)
+    spec.mask_BTA[:, :, 4:] = False
+    with pytest.raises(UserError, match=r"of 7 numbers; 'other' has 4: give it a policy of its own .*or take a codec"):
+        codec.fit(chunk_BTA * spec.mask_BTA, spec)

@@ -68,3 +68,17 @@ def test_fitting_is_deterministic_and_a_new_robot_leaves_the_codebook():
     assert changed <= {"fitted_E", "step_in.weight_EIO", "step_in.bias_EO", "step_out.weight_EIO", "step_out.bias_EO"}
     assert torch.equal(first.encode(*known), codes)
     assert error_of(first, *fresh) < 0.6 * worse
+
+
+def test_a_robot_that_is_not_fitted_is_refused_by_name():
+    codec = VQCodes(**{**QUICK, "fit_steps": 2}).build(ROSTER)
+    codec.fit(*chunks(8, robots=(0,)))
+    known, new = chunks(2, robots=(0,)), chunks(2, robots=(1,))
+    assert codec.decode(codec.encode(*known), known[1]).shape == (2, T, A)
+    with pytest.raises(UserError, match="VQCodec is not fitted on narrow: train with a source"):
+        codec.decode(codec.encode(*new), new[1])
+    codec.fit(*new)  # what is known of the buffer is asked anew
+    codec.decode(codec.encode(*new), new[1])
+    codec.load_state_dict(VQCodes(**QUICK).build(ROSTER).state_dict())
+    with pytest.raises(UserError, match="not fitted on wide"):
+        codec.decode(torch.zeros(2, 2, dtype=torch.int64), known[1])

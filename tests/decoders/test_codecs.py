@@ -122,3 +122,21 @@ def test_how_often_fast_was_guided_is_counted():
     assert model.decoder.chunks == 8
     assert 0 < model.decoder.facts()["repaired"] <= 8  # an untrained head knows nothing of lengths
     assert Policy(holds, model).facts() == model.decoder.facts()  # which evaluations put into their results
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_a_robot_that_its_codec_is_not_fitted_on_neither_learns_nor_acts(offset):
+    torch.manual_seed(0)
+    holds = contents(AutoregressiveTokens(codec=Bins(spacing="quantile"), offset=offset))
+    model, rows = holds.build(), samples(8, unlabelled=False)
+    batch = holds.collate(model).samples(rows, SOURCES)
+    seen = batch.spec.embodiment_B == 0
+    model.decoder.fit(batch.target[seen])
+    with pytest.raises(UserError, match="not fitted on wide"):
+        model(batch, Noise(batch.position_B))
+    with pytest.raises(UserError, match="not fitted on wide"):
+        model.sample(batch, Noise(batch.position_B))
+    video = [row if row.observation.embodiment == "narrow" else replace(row, action_TA=None) for row in rows]
+    batch = holds.collate(model).samples(video, SOURCES)
+    assert total_loss(model(batch, Noise(batch.position_B))).isfinite()  # without labels there is nothing to encode
+    assert model.sample(batch[seen], Noise(batch.position_B[seen])).isfinite().all()

@@ -7,11 +7,14 @@ it and nothing beside them is needed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vla.errors import UserError
+from vla.kept import MAKING
+from vla.roster import Roster
 from vla.types import ActionSpec
 
 
@@ -22,6 +25,7 @@ class Codec(ABC, nn.Module):
     `fits`: chunks that `fit` wants to see before training, 0 where there is nothing to fit. `whole`: codes speak of a chunk as a whole
     and not of one number each, so steps past an episode's end are held (`hold`) and a chunk is labelled where its first step is.
     `fixed`: the number of codes follows from the robot alone; otherwise from the chunk, and `begin` and `allow` guide decoding.
+    `robots`: those that it is fitted on each for itself, in the roster's order; () where robots share what is fitted.
     """
 
     vocabulary: int
@@ -29,6 +33,9 @@ class Codec(ABC, nn.Module):
     fits: int = 0
     whole: bool = False
     fixed: bool = True
+    robots: tuple[str, ...] = ()
+    fitted_E: Tensor
+    _known: tuple[object, tuple[bool, ...]] = (None, ())
 
     @abstractmethod
     def length(self, horizon: int, width: int) -> int:
@@ -36,12 +43,13 @@ class Codec(ABC, nn.Module):
 
     @abstractmethod
     def encode(self, action_BTA: Tensor, spec: ActionSpec) -> Tensor:
-        """float (B, T, A) in about -1..1 -> int64 (B, N) in [0, vocabulary). Where no number exists the code means nothing."""
+        """float (B, T, A) in about -1..1 -> int64 (B, N) in [0, vocabulary). Where no number exists the code means nothing, nor where
+        `require` would refuse: rows without labels are encoded too, and whoever learns from codes asks it of the others."""
 
     @abstractmethod
     def decode(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
         """int64 (B, N) -> float32 (B, T, A), 0 where the mask is False. Every sequence that `allow` allows decodes (if `fixed`: every
-        one), and codes of places that do not exist move nothing."""
+        one), and codes of places that do not exist move nothing. What `require` refuses is refused."""
 
     @abstractmethod
     def exists(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
@@ -78,6 +86,31 @@ class Codec(ABC, nn.Module):
     def fit(self, action_BTA: Tensor, spec: ActionSpec) -> None:
         """Fits what `fits` speaks of on chunks of the training data; what is fitted already (by a checkpoint) stays."""
 
+    def require(self, spec: ActionSpec) -> None:
+        """UserError, with the robots' names, where a row has numbers and its robot is not fitted: its codes would mean nothing."""
+        fitted = self._fitted_now() if self.robots else ()
+        if all(fitted):  # then the rows, which may lie on a GPU, are not looked at
+            return
+        rows = zip(spec.embodiment_B.tolist(), spec.mask_BTA.flatten(1).any(1).tolist(), strict=True)
+        lacking = sorted({self.robots[robot] for robot, exists in rows if exists and not fitted[robot]})
+        need_fitted(not lacking, f"the {type(self).__name__}", lacking)
+
+    def _fits_robots(self, roster: Roster) -> None:
+        """For a constructor: this codec is fitted on each robot for itself, and `fitted_E` is 1 for those that are."""
+        self.robots = roster.names
+        self.register_buffer("fitted_E", torch.zeros(len(roster)))
+
+    def _fitted_now(self) -> tuple[bool, ...]:
+        """Of each robot. The buffer is looked at once, and again when it has changed: on a GPU each look is a wait, and ends a capture."""
+        key = (self.fitted_E.data_ptr(), 0 if self.fitted_E.is_inference() else self.fitted_E._version)
+        if self._known[0] != key:
+            begun = MAKING.set(True)
+            try:
+                self._known = (key, tuple(value > 0 for value in self.fitted_E.tolist()))
+            finally:
+                MAKING.reset(begun)
+        return self._known[1]
+
 
 def hold(action_BTA: Tensor, label_BTA: Tensor) -> Tensor:
     """Replaces every unlabelled step by the last labelled one before it (zeros without any), per number."""
@@ -87,7 +120,9 @@ def hold(action_BTA: Tensor, label_BTA: Tensor) -> Tensor:
     return action_BTA.gather(1, last_BTA.clamp(min=0)) * (last_BTA >= 0)
 
 
-def need_fitted(ready: bool, what: str) -> None:
-    """Refuses a codec that was never fitted: its codes would mean nothing."""
+def need_fitted(ready: bool, what: str, robots: Sequence[str] = ()) -> None:
+    """Refuses a codec that was never fitted (on these robots): its codes would mean nothing."""
     if not ready:
-        raise UserError(f"{what} is not fitted: train with it (a run fits it on its data first), or load a checkpoint that holds it")
+        on, it = (f" on {', '.join(robots)}", "a source of its actions") if robots else ("", "it")
+        fix = f"train with {it} (a run fits it on its data first), or load a checkpoint that holds it"
+        raise UserError(f"{what} is not fitted{on}: {fix}")

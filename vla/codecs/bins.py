@@ -65,6 +65,7 @@ class BinsCodec(Codec):
         return self._bins(action_BTA[:, :: self.every].double(), spec).clamp(0, self.vocabulary - 1).flatten(1)
 
     def decode(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
+        self.require(spec)
         T, A = spec.mask_BTA.shape[1:]
         coded_BKA = self._values(code_BN.view(len(code_BN), -1, A), spec)
         step_T = torch.arange(T, device=code_BN.device)
@@ -97,7 +98,6 @@ class QuantileBins(BinsCodec):
 
     edge_EAQ: Tensor
     value_EAC: Tensor
-    fitted_E: Tensor
     fits = FIT_CHUNKS
 
     def __init__(self, config: Bins, roster: Roster) -> None:
@@ -105,7 +105,7 @@ class QuantileBins(BinsCodec):
         E, A = len(roster), roster.action_width
         self.register_buffer("edge_EAQ", torch.zeros(E, A, self.vocabulary - 1))
         self.register_buffer("value_EAC", torch.zeros(E, A, self.vocabulary))
-        self.register_buffer("fitted_E", torch.zeros(E))
+        self._fits_robots(roster)
         self.roster_axes = {"edge_EAQ": ("E", "A", None), "value_EAC": ("E", "A", None), "fitted_E": ("E",)}
 
     def fit(self, action_BTA: Tensor, spec: ActionSpec) -> None:
@@ -129,7 +129,7 @@ class QuantileBins(BinsCodec):
         return edge_Q[1:-1], torch.where(count_C > 0, sum_C / count_C.clamp(min=1), edge_Q[:-1].double()).float()
 
     def _bins(self, value_BKA: Tensor, spec: ActionSpec) -> Tensor:
-        need_fitted(bool(self.fitted_E.any()), "the quantile codec")
+        need_fitted(any(self._fitted_now()), "the quantile codec")
         edges_BAQ = self.edge_EAQ[spec.embodiment_B].double()
         return torch.searchsorted(edges_BAQ, value_BKA.transpose(1, 2).contiguous(), right=True).transpose(1, 2)
 

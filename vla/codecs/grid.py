@@ -63,7 +63,6 @@ class GridCodec(Codec):
 
     fits = FIT_CHUNKS
     slot_axes = (None, None)
-    fitted_E: Tensor
     gripper_E2: Tensor
 
     def __init__(self, config: Grid, roster: Roster) -> None:
@@ -73,7 +72,7 @@ class GridCodec(Codec):
         if config.rotation:
             self.groups["rotation"] = (config.rotation, config.rotation_bins)
         self.roster_axes = {"fitted_E": ("E",), "gripper_E2": ("E", None)}
-        self.register_buffer("fitted_E", torch.zeros(len(roster)))
+        self._fits_robots(roster)
         self.register_buffer("gripper_E2", torch.tensor([[-1.0, 1.0]]).repeat(len(roster), 1))
         for group, (_, bins) in self.groups.items():
             for axis, count in enumerate(bins):
@@ -90,7 +89,7 @@ class GridCodec(Codec):
         return torch.tensor([[a, b] for a, b in zip(self.starts, self.starts[1:], strict=False)]).repeat(horizon, 1)
 
     def encode(self, action_BTA: Tensor, spec: ActionSpec) -> Tensor:
-        need_fitted(bool(self.fitted_E.any()), "the grid codec")
+        need_fitted(any(self._fitted_now()), "the grid codec")
         codes, value_BTA = [], action_BTA.double().clamp(-1, 1)
         for start, (group, (numbers, bins)) in zip(self.starts, self.groups.items(), strict=False):
             code_BT = torch.zeros(value_BTA.shape[:2], dtype=torch.int64, device=value_BTA.device)
@@ -103,6 +102,7 @@ class GridCodec(Codec):
         return torch.stack(codes, dim=2).flatten(1)
 
     def decode(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
+        self.require(spec)
         B, T, A = spec.mask_BTA.shape
         code_BTG = code_BN.view(B, T, -1)
         out_BTA = torch.zeros(B, T, A, dtype=torch.float64, device=code_BN.device)
@@ -127,6 +127,7 @@ class GridCodec(Codec):
     def fit(self, action_BTA: Tensor, spec: ActionSpec) -> None:
         for robot in range(len(self.fitted_E)):
             rows_B = spec.embodiment_B == robot
+            self._check_width(robot, spec.mask_BTA[rows_B])
             step_NA = action_BTA[rows_B][spec.mask_BTA[rows_B].all(2)].double().clamp(-1, 1)
             if self.fitted_E[robot] or not len(step_NA):
                 continue
@@ -144,6 +145,16 @@ class GridCodec(Codec):
                 if chosen_N.any():
                     self.gripper_E2[robot, half] = grip_N[chosen_N].mean().float()
             self.fitted_E[robot] = 1
+
+    def _check_width(self, robot: int, mask_BTA: Tensor) -> None:
+        """A grid says what each of its numbers is, so a robot without some of them has none that could be cut."""
+        narrow_NA = mask_BTA[mask_BTA.any(2) & ~mask_BTA.all(2)]
+        if len(narrow_NA):
+            numbers = f"{mask_BTA.shape[2]} numbers; '{self.robots[robot]}' has {int(narrow_NA.sum(1).max())}"
+            raise UserError(
+                f"this grid is of {numbers}: give it a policy of its own with a grid "
+                "of its numbers, or take a codec that does not ask what they are (Bins, FAST, VQCodes)"
+            )
 
     def regrid(self, weight_VD: Tensor, source: int, target: int) -> Tensor:
         """Embeddings (or head rows) learned on robot `source`'s cells -> for robot `target`'s: each cell takes the trilinear

@@ -60,7 +60,6 @@ class VQCodec(Codec):
     fits = FIT_CHUNKS
     whole = True
     slot_axes = (None, None)
-    fitted_E: Tensor
 
     def __init__(self, config: VQCodes, roster: Roster) -> None:
         super().__init__()
@@ -73,7 +72,7 @@ class VQCodec(Codec):
         self.step_out = Bank(len(roster), D, roster.action_width, axes=(None, "A"))
         self.time_MT = nn.Parameter(_low_frequencies(modes, roster.horizon))
         self.levels = nn.ModuleList(VQ(codes=1, vocabulary=config.vocabulary, width=config.latent).build() for _ in config.scales)
-        self.register_buffer("fitted_E", torch.zeros(len(roster)))
+        self._fits_robots(roster)
         self.roster_axes = {"fitted_E": ("E",), "time_MT": (None, "T")}
         self.requires_grad_(False)
 
@@ -90,11 +89,12 @@ class VQCodec(Codec):
         return torch.tensor(found)
 
     def encode(self, action_BTA: Tensor, spec: ActionSpec) -> Tensor:
-        need_fitted(bool(self.fitted_E.any()), "the VQ codec")
+        need_fitted(any(self._fitted_now()), "the VQ codec")
         with torch.no_grad():
             return self._quantize(self._features(action_BTA.float(), spec), None)[1]
 
     def decode(self, code_BN: Tensor, spec: ActionSpec) -> Tensor:
+        self.require(spec)
         with torch.no_grad():
             sum_BKL = torch.zeros(len(code_BN), self.places, self.config.latent, device=code_BN.device)
             for level, code_Bs in zip(self.levels, code_BN.split(list(self.config.scales), dim=1), strict=True):

@@ -76,6 +76,7 @@ class CodeTokens(nn.Module):
         codec, action_BTA = self.codec, target.action_BTA
         if codec.whole:  # what stands after an episode's end must not matter
             action_BTA = hold(action_BTA, target.label_BTA)
+        codec.require(labelled_rows(target))
         code_BN = codec.encode(action_BTA, target.spec)
         exists_BN = codec.exists(code_BN, target.spec)
         label_BN = codec.labelled(exists_BN, target.label_BTA)
@@ -94,6 +95,7 @@ class CodeTokens(nn.Module):
     def given(self, prior: Prior, like: ActionSpec) -> tuple[Tensor, Tensor]:
         """What a prior decides: codes int64 (B, N), and which of them it does. Codes that speak of a whole chunk only if all of it is
         certain; codes of no fixed number never."""
+        self.codec.require(like)
         code_BN = self.codec.encode(prior.action_BTA, like)
         sure_BTA = (prior.weight_BT == 1)[..., None] & like.mask_BTA
         if not self.codec.fixed:
@@ -114,12 +116,14 @@ class CodeTokens(nn.Module):
         )
 
 
+def labelled_rows(target: Target) -> ActionSpec:
+    """Without the numbers of rows that have no label: nobody needs their codes to mean anything."""
+    return replace(target.spec, mask_BTA=target.spec.mask_BTA & target.label_BTA.flatten(1).any(1)[:, None, None])
+
+
 def labelled_spec(codec: Codec, target: Target) -> ActionSpec:
     """What a codec is fitted on: the labelled numbers, or (`whole`) all numbers of chunks with labels."""
-    mask_BTA = target.label_BTA
-    if codec.whole:
-        mask_BTA = target.spec.mask_BTA & target.label_BTA.flatten(1).any(1)[:, None, None]
-    return replace(target.spec, mask_BTA=mask_BTA)
+    return labelled_rows(target) if codec.whole else replace(target.spec, mask_BTA=target.label_BTA)
 
 
 class TokensDecoder(ActionDecoder):
@@ -181,7 +185,7 @@ class TokensDecoder(ActionDecoder):
         error_BN = F.cross_entropy(logits_BNC.transpose(1, 2), code_BN, reduction="none")
         parts, scale = {"cross_entropy": (error_BN, label_BN)}, {"cross_entropy": 1.0}
         if self.offset:
-            left_BTA = target.action_BTA - self.codes.decode(code_BN, target.spec)
+            left_BTA = target.action_BTA - self.codes.decode(code_BN, labelled_rows(target))
             error_BTA = (self.offset(hidden_BSD[:, -1], target.spec) - left_BTA).abs()
             parts["offset"], scale["offset"] = (error_BTA, target.label_BTA), 1.0
         return make_loss(parts, scale)

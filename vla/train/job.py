@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,12 @@ from vla.train.features import Memory
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Sample, Target, cat
+
+
+FIT_ENOUGH = 256
+"""Chunks of one robot that a decoder is fitted on, where it comes up too seldom for an even share of what the decoder asks for."""
+FIT_LOOKED_AT = 1 << 22
+"""Positions of the order that are looked through for a robot, which reads no data."""
 
 
 @dataclass
@@ -171,9 +178,39 @@ def assemble(
 
 
 def _first_targets(job: Job, count: int) -> Target:
-    """The targets of the first `count` samples of the run: the same on every rank, and what the decoder is fitted on."""
-    pieces = [job.batch(job.train.samples(range(at, min(at + 256, count)))).target for at in range(0, count, 256)]
-    return cat(pieces)
+    """The targets of the first `count` samples of the run, and of the next ones of robots that come up too seldom among these: the same on
+    every rank, and what the decoder is fitted on."""
+    positions = [*range(count), *_of_rare_robots(job, count)]
+    return cat([job.batch(job.train.samples(positions[at : at + 256])).target for at in range(0, len(positions), 256)])
+
+
+def _of_rare_robots(job: Job, count: int) -> list[int]:
+    """Positions behind the first `count`, until each robot with actions has its share of them, FIT_ENOUGH at most. UserError where one
+    does not come up at all."""
+    order, infos = job.train.order, {source.name: source.dataset.info for source in job.mixture.sources}
+    found = [infos[source.name] for source in order.sources]
+    robots = [info.robot.name if info.robot is not None and info.recorded_action is not None else "" for info in found]
+    names = sorted(set(robots) - {""})
+    robot_S = np.array([names.index(name) if name else -1 for name in robots])
+    most = FIT_LOOKED_AT if order.length is None else min(FIT_LOOKED_AT, order.length)
+    have_R = np.bincount(robot_S[order.at(np.arange(count))[0]] + 1, minlength=len(names) + 1)[1:]
+    samples_R = [sum(s.samples for s, robot in zip(order.sources, robots, strict=True) if robot == name) for name in names]
+    lack_R = np.minimum(samples_R, min(FIT_ENOUGH, max(count // max(len(names), 1), 1))) - have_R
+    positions: list[int] = []
+    for at in range(count, most, 1 << 16):
+        if (lack_R <= 0).all():
+            break
+        robot_N = robot_S[order.at(np.arange(at, min(at + (1 << 16), most)))[0]]
+        for robot in np.flatnonzero(lack_R > 0):
+            some = np.flatnonzero(robot_N == robot)[: lack_R[robot]]
+            positions += (at + some).tolist()
+            have_R[robot], lack_R[robot] = have_R[robot] + len(some), lack_R[robot] - len(some)
+    if absent := [name for name, have in zip(names, have_R, strict=True) if not have]:
+        raise UserError(
+            f"the decoder is fitted on each robot's actions, and no sample of {', '.join(absent)} comes up in the first {most:,} of the "
+            f"mixture '{job.mixture.name}': raise the weight of its sources, or take them and the robot out of the run"
+        )
+    return sorted(positions)
 
 
 def find(path: str, near: Path) -> Path:
