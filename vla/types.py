@@ -90,7 +90,7 @@ class VideoFrames:
 
 @dataclass(frozen=True)
 class Span:
-    """One instruction, valid for steps start <= i < stop."""
+    """One text (an instruction, or reasoning), valid for steps start <= i < stop."""
 
     text: str
     start: int
@@ -102,7 +102,8 @@ class Episode:
     """One recorded episode, as collectors and converters produce it and the shard writer stores it.
 
     `state`: float64 (steps, P) or None; `action`: float64 (steps, A) or None, physical units, in the frames as recorded.
-    `action[i]` is the command issued at step i, after the observation of step i. `time_s`: float64 (steps,), rising.
+    `action[i]` is the command issued at step i, after the observation of step i. `time_s`: float64 (steps,), rising. `reasoning`: what is
+    to be said before acting, at some or all steps.
     `info`: JSON-able facts for people (task, seed, success, expert); training never reads it.
     """
 
@@ -118,6 +119,7 @@ class Episode:
     licence: str = "unknown"
     source: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    reasoning: tuple[Span, ...] = ()
 
     @property
     def steps(self) -> int:

@@ -100,6 +100,14 @@ def test_the_index_is_built_once_and_another_when_something_changes(exported, tm
     assert sorted(tmp_path.glob("lerobot/*")) == sorted([first.folder, again.folder])
 
 
+def test_its_reasoning_comes_along(exported, tmp_path):
+    _, folder = exported
+    assert not open_in_place(folder, card_of(folder), Cache(tmp_path, 1 << 30)).reasons
+    dataset = open_in_place(folder, card_of(folder, reasoning={"from": "task"}), Cache(tmp_path, 1 << 30))
+    episode = dataset.episode(1)
+    assert dataset.reasons and episode.reasoning(0) == episode.instructions(0)[0] != ""
+
+
 def test_a_mixture_names_it(exported, tmp_path, monkeypatch):
     _, folder = exported
     monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))

@@ -207,6 +207,19 @@ def test_words():
     assert spelt.instructions == (Span("späte", 0, 6),)
 
 
+def test_reasoning_is_mapped_like_words_and_may_be_missing_at_steps():
+    said = episode(texts={"task": ["open"], "plan": ["", "reach_it", "reach_it", "pull", "pull", ""], "none": ["", "", "", "", "", ""]})
+    found = mapped(said, reasoning={"from": "plan", "replace": {"_": " "}}, drop={"first_steps": 1}).episode
+    assert found.reasoning == (Span("reach it", 0, 2), Span("pull", 2, 4)) and found.instructions == (Span("open", 0, 5),)
+    assert mapped(said).episode.reasoning == ()
+    assert "no reasoning in none" in refused(said, "language", reasoning={"from": "none"})
+    assert mapped(said, reasoning={"from": "none", "missing": "empty"}).episode.reasoning == ()
+    assert mapped(said, reasoning={"from": "none", "missing": "drop"}).dropped == {"episodes: no reasoning": 1}
+    assert "plan" in card(reasoning={"from": "plan"}).wanted
+    with pytest.raises(SchemaError, match="reasoning: what is to be said at a step is one text: give `from` or `first_of`"):
+        card(reasoning={"text": "think"})
+
+
 def test_no_words():
     silent = episode(texts={"task": [""]})
     assert "no instruction in task" in refused(silent, "language")

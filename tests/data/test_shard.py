@@ -65,6 +65,24 @@ def test_what_is_written_is_read(folder):
     assert dataset.info.recorded_action == ROBOT.command
 
 
+def test_reasoning_is_kept_where_there_is_any_and_costs_nothing_elsewhere(tmp_path):
+    plain = [make_episode(f"e{i}", 40, i) for i in range(3)]
+    said = (Span("open the drawer first", 3, 30), Span("then the cup", 30, 38))
+    given = [plain[0], dataclasses.replace(plain[1], reasoning=said), plain[2]]
+    dataset = Dataset.open(write(tmp_path / "arms", given, max_shard_bytes=30_000))
+    assert dataset.reasons and dataset.manifest["segments"] > len(dataset)  # episodes are cut, and joined again
+    for number, episode in enumerate(given):
+        assert dataset.read(number).reasoning == episode.reasoning and dataset.read(number).instructions == episode.instructions
+    stored = dataset.episode(1)
+    assert [stored.reasoning(step) for step in (2, 3, 29, 30, 38)] == ["", said[0].text, said[0].text, said[1].text, ""]
+    assert dataset.record(1)["reasoning"][0] == {"text": "open the drawer first", "start": 3, "stop": dataset.record(1)["steps"]}
+    silent = Dataset.open(write(tmp_path / "silent", plain, max_shard_bytes=30_000))
+    assert not silent.reasons and "reasoning" not in silent.record(0)
+    assert not any(b"reason" in path.read_bytes()[:4096] for path in silent.folder.glob("*.index"))
+    with pytest.raises(SchemaError, match=r"reasoning span 3\.\.41 does not fit 40 steps"):
+        write(tmp_path / "wrong", [dataclasses.replace(plain[0], reasoning=(Span("x", 3, 41),))])
+
+
 def test_video_without_robot_state_or_actions(tmp_path):
     info = DatasetInfo(name="clips", supervision="none")
     dataset = Dataset.open(write(tmp_path / "v", [make_video("a", 4), make_video("b", 1)], info))

@@ -171,6 +171,9 @@ def test_what_is_said_modulates_the_actions_and_silence_changes_nothing():
     model, batch = made(REASONING)
     noise, decoder = Noise(batch.position_B, 2), model.decoder
     with torch.no_grad():
+        plain = decoder.action.sample(model.backbone, model.prefix(batch), batch.spec, noise)
+        assert torch.equal(model.sample(batch, noise), plain)  # nor does anything that is said before it is learned what it means
+        torch.nn.init.normal_(decoder.film.weight, std=0.1)
         denoise = lambda target: decoder.loss(model.backbone, model.prefix(batch), target, noise).parts["denoise"].sum  # noqa: E731
         silent = replace(batch.target, text_BL=torch.zeros_like(batch.target.text_BL))
         other = replace(batch.target, text_BL=torch.where(batch.target.text_BL > 0, FIRST_BYTE + 120, 0))
@@ -181,6 +184,47 @@ def test_what_is_said_modulates_the_actions_and_silence_changes_nothing():
     part = loss.parts["denoise"]
     reached = gradients(model, part.sum / part.weight)
     assert reached["decoder.text_in.weight"].abs().sum() > 0  # the action loss reaches the reasoning
+
+
+def test_actions_without_a_text_are_learned_as_they_are_acted_after_saying_nothing():
+    model, batch = made(REASONING, count=8)
+    noise, decoder, target = Noise(batch.position_B, 2), model.decoder, batch.target
+    torch.nn.init.normal_(decoder.film.weight, std=0.1)
+    spoken_B, acts_B = target.text_BL[:, 0] > 0, target.label_BTA.flatten(1).any(1)
+    silent_B = acts_B & ~spoken_B
+    assert silent_B.any() and (spoken_B & acts_B).any() and (~acts_B).any()
+    assert decoder.weights(target, noise)["text"] == (target.text_BL > 0).sum() + silent_B.sum()  # the end, and nothing of video
+    bare = decoder.action.loss(model.backbone, model.prefix(batch), target, noise)
+    found = decoder.loss(model.backbone, model.prefix(batch), target, noise)
+    torch.testing.assert_close(found.sample_sum_B[silent_B], bare.sample_sum_B[silent_B])
+    assert ((found.sample_sum_B - bare.sample_sum_B).abs()[spoken_B & acts_B] > 1e-4).all()
+    with torch.no_grad():
+        prefix = model.prefix(batch)
+        plain = decoder.action.sample(model.backbone, prefix, batch.spec, noise)
+        assert (model.sample(batch, noise) - plain).abs().max() > 1e-3
+        decoder.head.bias[END] = 1e3
+        assert set(decoder.say(model.backbone, prefix)) == {""} and torch.equal(model.sample(batch, noise), plain)
+
+
+@pytest.mark.thorough
+def test_a_mixed_batch_is_learned_and_acted_alike():
+    """With words for some samples alone, it says nothing for the others, and acts as well as it has learned to."""
+    config = ReasonThenAct(DiT(path=DECODERS["flow_data"].path, conditioning=CrossAttention(32, 2, 2), evaluations=2), length=10)
+    torch.manual_seed(0)
+    holds = contents(config, TINY)
+    model, rows = holds.build(), samples(8, unlabelled=False)
+    batch = holds.collate(model).samples(rows, SOURCES)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
+    for step in range(250):
+        optimizer.zero_grad()
+        total_loss(model(batch, Noise(batch.position_B, step))).backward()
+        optimizer.step()
+    with torch.no_grad():
+        prefix = model.eval().prefix(batch)
+        assert model.decoder.say(model.backbone, prefix) == [row.reasoning for row in rows]
+        error_BTA = (model.sample(batch, Noise(batch.position_B)) - batch.target.action_BTA).abs() * batch.target.label_BTA
+    for some_B in (torch.tensor([bool(row.reasoning) == spoken for row in rows]) for spoken in (False, True)):
+        assert error_BTA[some_B].sum() / batch.target.label_BTA[some_B].sum() < 0.15
 
 
 def test_saying_token_by_token_is_saying_at_once():

@@ -42,6 +42,7 @@ class Card:
     supervision: Supervision = entry(choice(*SUPERVISION))
     cameras: Mapping[str, Camera] = entry(named(nested(Camera)))
     instruction: Instruction = entry(nested(Instruction))
+    reasoning: Instruction | None = entry(nested(Instruction), default=None)
     embodiment: str | None = entry(optional(text), default=None)
     rate_hz: Fraction | None = entry(optional(rational), default=None)
     state: Mapping[str, FieldMap] = entry(named(nested(FieldMap)), default_factory=dict)
@@ -64,6 +65,8 @@ class Card:
             check_name(role, "camera")
         if not self.cameras:
             raise SchemaError("cameras: name at least one")
+        if self.reasoning is not None and not (self.reasoning.column or self.reasoning.first_of):
+            raise SchemaError("reasoning: what is to be said at a step is one text: give `from` or `first_of`")
         if self.supervision == "actions" and (self.embodiment is None or self.rate_hz is None):
             raise SchemaError("supervision `actions` needs `embodiment` and `rate_hz`")
         if self.supervision != "none" and self.embodiment is not None and self.rate_hz is None:
@@ -139,6 +142,7 @@ class Card:
         fields = (*self.state.values(), *self.action.values())
         names = {name for how in fields for name in (*how.columns, how.seen_from) if name}
         names |= {camera.column for camera in self.cameras.values()} | set(self.instruction.columns)
+        names |= set(self.reasoning.columns) if self.reasoning else set()
         names |= {where.column for where in (*self.drop.steps, *self.drop.episodes)}
         return frozenset(names | ({self.time.column} if self.time and self.time.column else set()))
 

@@ -120,6 +120,7 @@ class InPlace(Dataset):
             anchors=anchors if anchors is not None else np.zeros(0, np.int64),
             cameras=cameras,
             spans=tuple(Span(*span) for span in about["spans"]),
+            reasons=tuple(Span(*span) for span in about.get("reasons", ())),
         )
 
     def _about(self, index: int) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class _Builder:
         self.rows: dict[str, list] = {name: [] for name in ("key", "steps", "anchors", "part", "frames", "text")}
         self.flat: dict[str, list[int]] = {}
         self.bad: Counter[str] = Counter()
-        self.seconds, self.tried = 0.0, 0
+        self.seconds, self.tried, self.reasoning = 0.0, 0, 0
         self._open: dict[str, IO[bytes]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -242,6 +243,7 @@ class _Builder:
             "anchors": sum(self.rows["anchors"]),
             "seconds": self.seconds,
             "bad": dict(self.bad),
+            **({"reasoning": self.reasoning} if self.reasoning else {}),
         }
 
     def _bytes(self, parts: list[str]) -> list[int]:
@@ -275,8 +277,10 @@ class _Builder:
         for name, rows in (("time_s", episode.time_s[:, None]), ("state", episode.state), ("action", episode.action)):
             if rows is not None:
                 self._put(name, rows)
-        spans = [[span.text, span.start, span.stop] for span in episode.instructions]
+        spans, reasons = ([[s.text, s.start, s.stop] for s in some] for some in (episode.instructions, episode.reasoning))
         about = {"id": episode.id, "rate_hz": str(episode.rate_hz), "spans": spans, "info": dict(episode.info)}
+        about |= {"reasons": reasons} if reasons else {}
+        self.reasoning += len(reasons)
         text = np.frombuffer(fmt.to_json(about, f"episode '{episode.id}'"), np.uint8)
         self._put("text", text[:, None])
         self.rows["key"].append(fmt.episode_key(self.card.name, episode.id))

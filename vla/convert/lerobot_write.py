@@ -94,6 +94,8 @@ class LeRobotWriter:
     def add(self, episode: Episode) -> None:
         """UserError, naming the episode, for what no LeRobot dataset can hold: another rate, another size, a camera that begins late."""
         self._check(episode)
+        if episode.reasoning:
+            self.written.left["episodes with reasoning, which LeRobot has no place for"] += 1
         index, start, stats = self.written.episodes, self.written.steps, FeatureStats()
         rows = self._columns(episode)
         for name, values in rows.items():

@@ -19,14 +19,14 @@ from vla.convert.card import Card
 from vla.convert.fields import BadEpisode, column, compute
 from vla.convert.pictures import Encoding, jpegs, mp4_as_it_is, steps_of
 from vla.convert.raw import Feature, Pictures, RawEpisode
-from vla.convert.vocabulary import TIME_UNITS, FieldMap, Where
+from vla.convert.vocabulary import TIME_UNITS, FieldMap, Instruction, Where
 from vla.data.gop import as_video
 from vla.embodiment import Field, Space
 from vla.errors import SchemaError
 from vla.types import Episode, Frames, Span, VideoFrames
 
 MAX_TEXT = 10_000
-"""Characters of an instruction; more is no instruction."""
+"""Characters of an instruction, or of reasoning; more is neither."""
 RATE_TOLERANCE = 0.1
 """The median time between steps may differ by this much from what the card's rate says."""
 
@@ -53,9 +53,12 @@ class Mapper:
             return Mapped(None, {f"episodes: {reason}": 1})
         rate_hz = self._rate(raw)
         state, action = self._rows(raw)
-        texts = self._texts(raw)
+        texts = _texts(raw, self.card.instruction, "instruction")
         if texts is None:
             return Mapped(None, {"episodes: no instruction": 1})
+        reasoning = _texts(raw, self.card.reasoning, "reasoning") if self.card.reasoning else [[""]]
+        if reasoning is None:
+            return Mapped(None, {"episodes: no reasoning": 1})
         keep = self._kept_steps(raw, action, dropped)
         if len(keep) < self.card.drop.shorter_than or not len(keep):
             return Mapped(None, {f"episodes: shorter than {self.card.drop.shorter_than} steps": 1, **dropped})
@@ -65,7 +68,7 @@ class Mapper:
             embodiment=self.card.robot.name if self.card.robot else "",
             rate_hz=rate_hz,
             supervision=self.card.supervision,
-            instructions=_spans([row if len(row) == 1 else [row[i] for i in keep] for row in texts], len(keep)),
+            instructions=_spans(texts, keep),
             time_s=time_s,
             frames=self.frames(raw, keep),
             state=_packed(self.card.state_space, state, keep),
@@ -73,6 +76,7 @@ class Mapper:
             licence=self.card.licence,
             source=self.card.source.name,
             info=dict(raw.facts),
+            reasoning=tuple(span for span in _spans(reasoning, keep) if span.text),
         )
         return Mapped(episode, dropped)
 
@@ -161,23 +165,6 @@ class Mapper:
         else:
             return None
         return _checked_clock(time_s, raw.steps, rate_hz)
-
-    def _texts(self, raw: RawEpisode) -> list[list[str]] | None:
-        """Paraphrases, each one text or one per step; None where the card drops an episode without any."""
-        how = self.card.instruction
-        if how.text:
-            return [[how.text]]
-        rows = [_cleaned(_text_column(raw, name, how.codes), how.replace) for name in how.columns]
-        if how.first_of:
-            length = max(map(len, rows))
-            wide = [row if len(row) == length else row * length for row in rows]
-            rows = [[next((text for text in choices if text), "") for choices in zip(*wide, strict=True)]]
-        rows = [row for number, row in enumerate(rows) if any(row) and row not in rows[:number]]
-        if rows:
-            return rows
-        if how.missing == "refuse":
-            raise BadEpisode("language", f"no instruction in {', '.join(how.columns)}")
-        return None if how.missing == "drop" else [[""]]
 
 
 def check_against(card: Card, features: Sequence[Feature]) -> list[str]:
@@ -269,6 +256,23 @@ def _closed_up(time_s: np.ndarray | None, keep: np.ndarray, rate_hz: Fraction) -
     return np.concatenate([[0.0], np.cumsum(lasts[:-1])])
 
 
+def _texts(raw: RawEpisode, how: Instruction, what: str) -> list[list[str]] | None:
+    """Paraphrases, each one text or one per step; None where the card drops an episode without any."""
+    if how.text:
+        return [[how.text]]
+    rows = [_cleaned(_text_column(raw, name, how.codes), how.replace, what) for name in how.columns]
+    if how.first_of:
+        length = max(map(len, rows))
+        wide = [row if len(row) == length else row * length for row in rows]
+        rows = [[next((text for text in choices if text), "") for choices in zip(*wide, strict=True)]]
+    rows = [row for number, row in enumerate(rows) if any(row) and row not in rows[:number]]
+    if rows:
+        return rows
+    if how.missing == "refuse":
+        raise BadEpisode("language", f"no {what} in {', '.join(how.columns)}")
+    return None if how.missing == "drop" else [[""]]
+
+
 def _text_column(raw: RawEpisode, name: str, codes: bool) -> list[str]:
     if codes:
         rows = column(raw, name)
@@ -282,7 +286,7 @@ def _text_column(raw: RawEpisode, name: str, codes: bool) -> list[str]:
     return list(texts)
 
 
-def _cleaned(texts: list[str], replace: Mapping[str, str]) -> list[str]:
+def _cleaned(texts: list[str], replace: Mapping[str, str], what: str) -> list[str]:
     known: dict[str, str] = {}
     for text in texts:
         if text in known:
@@ -294,17 +298,18 @@ def _cleaned(texts: list[str], replace: Mapping[str, str]) -> list[str]:
         try:
             clean.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise BadEpisode("language", "an instruction is no UTF-8 text") from error
+            raise BadEpisode("language", f"a text of the {what} is no UTF-8") from error
         if len(clean) > MAX_TEXT:
-            raise BadEpisode("language", f"an instruction of {len(clean)} characters; at most {MAX_TEXT}")
+            raise BadEpisode("language", f"{what} of {len(clean)} characters; at most {MAX_TEXT}")
         known[text] = clean
     return [known[text] for text in texts]
 
 
-def _spans(paraphrases: Sequence[Sequence[str]], steps: int) -> tuple[Span, ...]:
-    """Runs of equal text; a text for the whole episode is one span."""
-    spans = []
-    for texts in paraphrases:
+def _spans(paraphrases: Sequence[Sequence[str]], keep: np.ndarray) -> tuple[Span, ...]:
+    """Runs of equal text over the steps `keep`; a text for the whole episode is one span."""
+    spans, steps = [], len(keep)
+    for row in paraphrases:
+        texts = row if len(row) == 1 else [row[i] for i in keep]
         if len(texts) == 1:
             spans.append(Span(texts[0], 0, steps))
             continue

@@ -53,9 +53,11 @@ def anchors(episode: Episode) -> np.ndarray:
 
 def _check_spans(episode: Episode, where: str) -> None:
     covered = np.zeros(episode.steps, bool)
+    for what, spans in (("instruction", episode.instructions), ("reasoning", episode.reasoning)):
+        for span in spans:
+            if not 0 <= span.start < span.stop <= episode.steps:
+                raise SchemaError(f"{where}: {what} span {span.start}..{span.stop} does not fit {episode.steps} steps")
     for span in episode.instructions:
-        if not 0 <= span.start < span.stop <= episode.steps:
-            raise SchemaError(f"{where}: instruction span {span.start}..{span.stop} does not fit {episode.steps} steps")
         covered[span.start : span.stop] = True
     if not covered.all():
         raise SchemaError(f"{where}: step {int(covered.argmin())} has no instruction; give a span with an empty text if so recorded")

@@ -303,7 +303,7 @@ class Assembler:
             latent_N=latent_N,
             future=future,
             gap_s=gap_s,
-            reasoning="",
+            reasoning=episode.reasoning(step),
         )
 
     def _pair(self, position: int, episode: StoredEpisode, anchor: int) -> tuple[int, int]:

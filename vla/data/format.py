@@ -2,7 +2,7 @@
 
     dataset.json               manifest: format_version, info, cameras, shards with bytes and sha256; written last, atomically
     shard-00000.tar            webdataset groups, one per episode (or segment of a long one)
-        <id>.episode.json      instructions with spans, rate, supervision, licence, source
+        <id>.episode.json      instructions (and reasoning, if any) with spans, rate, supervision, licence, source
         <id>.steps.npz         time_s, state.<field>, action.<field>: float64, physical units, frames as recorded
         <id>.<camera>.jpgs     table of steps and offsets, then the JPEGs
         <id>.<camera>.mp4      or a video in short groups (`vla/data/gop.py`); the steps of its frames stand in steps.npz
@@ -11,7 +11,8 @@
     shard-00000.columns        safetensors: time_s, state, action of all steps, flat (opening an npz costs more than a JPEG)
 
 Steps in a group, its spans and its index rows count from the start of the segment. Version 2 is version 1 and video: a dataset
-without any is written as version 1, byte for byte.
+without any is written as version 1, byte for byte. Where episodes have reasoning, the manifest says how many spans (`reasoning`) and the
+index has them beside the instructions'; readers from before pass over it, so that it needs no version.
 """
 
 from __future__ import annotations

@@ -122,6 +122,7 @@ class StoredEpisode:
     anchors: np.ndarray
     cameras: Mapping[str, CameraTable]
     spans: tuple[Span, ...]
+    reasons: tuple[Span, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -147,6 +148,10 @@ class StoredEpisode:
     def instructions(self, step: int) -> list[str]:
         """All instructions valid at a step, in recorded order."""
         return [span.text for span in self.spans if span.start <= step < span.stop]
+
+    def reasoning(self, step: int) -> str:
+        """What is to be said at a step before acting: the first that is valid there, or ''."""
+        return next((span.text for span in self.reasons if span.start <= step < span.stop), "")
 
 
 class Dataset:
@@ -192,6 +197,11 @@ class Dataset:
     @property
     def steps(self) -> int:
         return int(self.manifest["steps"])
+
+    @property
+    def reasons(self) -> bool:
+        """Whether any episode has reasoning."""
+        return bool(self.manifest.get("reasoning"))
 
     @property
     def hours(self) -> float:
@@ -264,6 +274,7 @@ class Dataset:
             licence=record["licence"],
             source=record["source"],
             info=record["info"],
+            reasoning=stored.reasons,
         )
 
     def record(self, index: int) -> dict[str, Any]:
@@ -291,7 +302,7 @@ class Dataset:
         parts = [self._load_segment(segment) for segment in range(self._segment_E[index], self._segment_E[index + 1])]
         first = parts[0]
         if len(parts) == 1:
-            return StoredEpisode(index=index, **{**first, "spans": tuple(first["spans"])})
+            return StoredEpisode(index=index, **first)
         joined = {kind: _join([part[kind] for part in parts]) for kind in ("time_s", "state", "action", "anchors")}
         cameras = {}
         for camera in self.cameras:
@@ -299,8 +310,8 @@ class Dataset:
             names = ("step", "shard", "offset", "size", "crc")
             joined_table = CameraTable(*(_join([getattr(table, name) for table in tables]) for name in names))
             cameras[camera] = replace(joined_table, key=_join_keys(tables), head=next((t.head for t in tables if t.head), b""))
-        spans = _join_spans([span for part in parts for span in part["spans"]])
-        return StoredEpisode(index=index, id=first["id"], rate_hz=first["rate_hz"], cameras=cameras, spans=spans, **joined)
+        texts = {kind: _join_spans([span for part in parts for span in part[kind]]) for kind in ("spans", "reasons")}
+        return StoredEpisode(index=index, id=first["id"], rate_hz=first["rate_hz"], cameras=cameras, **texts, **joined)
 
     def _load_segment(self, segment: int) -> dict[str, Any]:
         shard, row, first = int(self._shard_S[segment]), int(self._row_S[segment]), int(self._first_S[segment])
@@ -320,10 +331,6 @@ class Dataset:
             if camera in self.video:
                 key = files.rows("frame_key", edges[0] + low, edges[0] + high)
                 cameras[camera] = replace(cameras[camera], key=_frozen(key), head=files.blob("head", row * C + len(cameras) - 1))
-        spans = [
-            Span(files.instruction(text), low + first, high + first)
-            for low, high, text in files.rows("span", *_range(table["span_end"], row)).tolist()
-        ]
         return {
             "id": files.text("parent", row),
             "rate_hz": _rate(*table["rate"][row].tolist()),
@@ -332,7 +339,8 @@ class Dataset:
             "action": files.columns("action", begin, stop),
             "anchors": _frozen(files.rows("anchor", *_range(table["anchor_end"], row)) + np.int32(first)),
             "cameras": cameras,
-            "spans": spans,
+            "spans": _spans(files, "span", row, first),
+            "reasons": _spans(files, "reason", row, first) if "reason_end" in table else (),
         }
 
     def _segments(self) -> tuple[np.ndarray, ...]:
@@ -407,6 +415,8 @@ class ShardFiles:
                 self._arrays[kind] = {name: _Array(*entry) for name, entry in header.items()}
         wanted = ("key", "steps", "first_step", "anchor_end") if only_index else _TABLES
         self._tar = self._fds.get("tar", -1)
+        if not only_index and "reason_end" in self._arrays["index"]:
+            wanted = (*wanted, "reason_end")
         self.tables: dict[str, np.ndarray] = {name: self._array("index", name, 0, None) for name in wanted}
         self.step_end = np.cumsum(self.tables["steps"])
         if not only_index:  # the dataset has these, for all shards; of the others, many shards' are kept
@@ -488,6 +498,12 @@ def _small(values: np.ndarray) -> np.ndarray:
 
 def _range(end: np.ndarray, row: int) -> tuple[int, int]:
     return (int(end[row - 1]) if row else 0), int(end[row])
+
+
+def _spans(files: ShardFiles, name: str, row: int, first: int) -> tuple[Span, ...]:
+    """The texts of one group of a shard, with steps counted in the whole episode."""
+    rows = files.rows(name, *_range(files.tables[f"{name}_end"], row)).tolist()
+    return tuple(Span(files.instruction(text), low + first, high + first) for low, high, text in rows)
 
 
 def _join(parts: list[Any]) -> Any:

@@ -62,15 +62,18 @@ def _pieces(frames: VideoFrames, cuts: list[int]) -> list[bytes]:
 
 
 def _slice(episode: Episode, start: int, stop: int, new_id: str, videos: Mapping[str, bytes]) -> Episode:
-    spans = tuple(
-        Span(span.text, max(span.start, start) - start, min(span.stop, stop) - start)
-        for span in episode.instructions
-        if span.start < stop and span.stop > start
-    )
+    texts = {
+        kind: tuple(
+            Span(span.text, max(span.start, start) - start, min(span.stop, stop) - start)
+            for span in spans
+            if span.start < stop and span.stop > start
+        )
+        for kind, spans in (("instructions", episode.instructions), ("reasoning", episode.reasoning))
+    }
     frames: dict[str, Frames | VideoFrames] = {}
     for camera, every in episode.frames.items():
         first, last = np.searchsorted(every.step, (start, stop))
         step = np.asarray(every.step)[first:last] - start
         frames[camera] = Frames(step, every.jpeg[first:last]) if isinstance(every, Frames) else VideoFrames(step, videos[camera])
     rows = {kind: values[start:stop] for kind in ("state", "action") if (values := getattr(episode, kind)) is not None}
-    return replace(episode, id=new_id, instructions=spans, time_s=episode.time_s[start:stop], frames=frames, **rows)
+    return replace(episode, id=new_id, **texts, time_s=episode.time_s[start:stop], frames=frames, **rows)

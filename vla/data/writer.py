@@ -112,6 +112,7 @@ class ShardWriter:
             self._open = None
         self._commit()
         counts = {key: sum(shard[key] for shard in self._shards) for key in ("segments", "steps", "anchors", "frames")}
+        reasoning = sum(shard.get("reasoning", 0) for shard in self._shards)
         manifest = {
             "format_version": 2 if self._video else 1,
             "info": self.info.to_json(),
@@ -120,6 +121,7 @@ class ShardWriter:
             "shards": self._shards,
             "episodes": len(self._keys),
             "seconds": sum(shard["seconds"] for shard in self._shards),
+            **({"reasoning": reasoning} if reasoning else {}),
             **counts,
         }
         if len(self._shards) >= fmt.SEGMENTS_FROM:
@@ -175,6 +177,7 @@ class ShardWriter:
             "source": episode.source,
             "segment": {"of": segment.parent, "index": segment.index, "count": segment.count, "first_step": segment.first_step},
             "info": dict(episode.info),
+            **({"reasoning": [{"text": s.text, "start": s.start, "stop": s.stop} for s in episode.reasoning]} if episode.reasoning else {}),
         }
         rows = {"state": (self._state, episode.state), "action": (self._action, episode.action)}
         columns = fmt.named_columns(episode.time_s, rows)
@@ -221,7 +224,7 @@ class _Shard:
         self.rows: list[_Group] = []  # without their bytes, which are on disk by then
         self._hash = hashlib.sha256()
         self._tar = self._part("tar").open("wb", buffering=0)
-        names = ("member", "frame", "crc", "key", "head", "span", "time_s", "state", "action")
+        names = ("member", "frame", "crc", "key", "head", "span", "reason", "time_s", "state", "action")
         self._parts: dict[str, list[Any]] = {name: [] for name in names}
         self._texts: dict[str, int] = {}
 
@@ -243,8 +246,9 @@ class _Shard:
                 self._parts["key"].append(np.arange(len(member.start)) if member.key is None else member.key)
                 self._parts["head"].append(member.head)
             self._write(*pieces, bytes(-size % 512))
-        for span in episode.instructions:
-            self._parts["span"].append((span.start, span.stop, self._texts.setdefault(span.text, len(self._texts))))
+        for table, spans in (("span", episode.instructions), ("reason", episode.reasoning)):
+            for span in spans:
+                self._parts[table].append((span.start, span.stop, self._texts.setdefault(span.text, len(self._texts))))
         for kind, values in (("time_s", episode.time_s), ("state", episode.state), ("action", episode.action)):
             if values is not None:
                 self._parts[kind].append(np.asarray(values, dtype="<f8"))
@@ -267,6 +271,7 @@ class _Shard:
             "anchors": sum(len(anchors(group.segment.episode)) for group in self.rows),
             "frames": sum(map(len, self._parts["frame"])),
             "seconds": sum(float(g.segment.episode.steps / g.segment.episode.rate_hz) for g in self.rows),
+            **({"reasoning": len(self._parts["reason"])} if self._parts["reason"] else {}),
             "files": {
                 "tar": {"bytes": self.bytes, "sha256": self._hash.hexdigest()},
                 "columns": {"bytes": len(columns), "sha256": hashlib.sha256(columns).hexdigest()},
@@ -291,8 +296,11 @@ class _Shard:
         text_blob, text_end = _blob(list(self._texts))
         head_blob, head_end = _blob(self._parts["head"])
         video = {"frame_key": np.concatenate(self._parts["key"]).astype(np.int32), "head": head_blob, "head_end": head_end}
+        reason_end = np.cumsum([len(episode.reasoning) for episode in episodes], dtype=np.int64)
+        reason = {"reason": np.array(self._parts["reason"], np.int64).reshape(-1, 3), "reason_end": reason_end}
         return {
             **(video if self.video else {}),
+            **(reason if self._parts["reason"] else {}),
             "id": id_blob,
             "id_end": id_end,
             "parent": parent_blob,

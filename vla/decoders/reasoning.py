@@ -2,6 +2,7 @@
 
 The backbone says the reasoning after the prefix, token by token. The mean of its final states over what was said scales and shifts the
 noisy action tokens (FiLM, Perez et al. 2018); nothing said changes nothing. In training the text is that of the data, in acting its own.
+Actions without a text are learned as what is done after saying nothing: their first token is the end, and so it is in acting.
 Deviation: text is bytes with an embedding and a head of their own, not the language model's vocabulary, so that any backbone can reason.
 """
 
@@ -55,6 +56,7 @@ class ReasoningDecoder(ActionDecoder):
         self.head = nn.Linear(width, VOCABULARY)
         self.film = nn.Linear(width, 2 * self.action.conditioning.width, bias=False)
         nn.init.normal_(self.text_in.weight, std=0.5)
+        nn.init.zeros_(self.film.weight)  # words change nothing before it is learned what they change
 
     def bind(self, backbone: Backbone) -> None:
         self.action.bind(backbone)
@@ -70,17 +72,17 @@ class ReasoningDecoder(ActionDecoder):
         suffix = suffix_tokens(shared.prefix, self.text_in(shown_BL).to(prefix.x_BSD.dtype), causal=True, valid_BS=said_BL)
         state_BLD = shared(shared.prefix.cat(suffix)).last(id_BL.shape[1])
         error_BL = F.cross_entropy(self.head(state_BLD).float().transpose(1, 2), id_BL, reduction="none")
-        loss = self.action.loss(shared, shared.prefix, target, noise, film=self._film(state_BLD, said_BL))
+        loss = self.action.loss(shared, shared.prefix, target, noise, film=self._film(state_BLD, id_BL))
         text = WeightedSum((error_BL * said_BL).sum(), said_BL.sum().to(error_BL.dtype))
         return replace(loss, parts={**loss.parts, "text": text}, scale={**loss.scale, "text": self.config.text_scale})
 
     def sample(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise) -> Tensor:
-        _, state_BLD, said_BL = self._say(backbone, prefix)
-        return self.action.sample(backbone, prefix, like, noise, film=self._film(state_BLD, said_BL))
+        id_BL, state_BLD, _ = self._say(backbone, prefix)
+        return self.action.sample(backbone, prefix, like, noise, film=self._film(state_BLD, id_BL))
 
     def resume(self, backbone: Backbone, prefix: Tokens, like: ActionSpec, noise: Noise, prior: Prior) -> Tensor:
-        _, state_BLD, said_BL = self._say(backbone, prefix)
-        return self.action.resume(backbone, prefix, like, noise, prior, film=self._film(state_BLD, said_BL))
+        id_BL, state_BLD, _ = self._say(backbone, prefix)
+        return self.action.resume(backbone, prefix, like, noise, prior, film=self._film(state_BLD, id_BL))
 
     def say(self, backbone: Backbone, prefix: Tokens) -> list[str]:
         """The reasoning of each row, for people."""
@@ -105,13 +107,18 @@ class ReasoningDecoder(ActionDecoder):
             going_B1 = going_B1 & (shown_B1 != END)
         return torch.cat(ids, dim=1), torch.cat(states, dim=1), torch.cat(reached, dim=1)
 
-    def _film(self, state_BLD: Tensor, said_BL: Tensor) -> Film:
-        weight_BL1 = said_BL[..., None].to(state_BLD.dtype)
+    def _film(self, state_BLD: Tensor, id_BL: Tensor) -> Film:
+        """By the states that led to the words and to their end; by none where the end came first."""
+        spoken_BL = (id_BL != NONE) & (id_BL[:, :1] != END)
+        weight_BL1 = spoken_BL[..., None].to(state_BLD.dtype)
         mean_BD = (state_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
         scale_BD, shift_BD = self.film(mean_BD).chunk(2, dim=-1)
         return lambda x_BKSD: x_BKSD * (1 + scale_BD[:, None, None]) + shift_BD[:, None, None]
 
 
 def _text(target: Target) -> Tensor:
+    """int64 (B, L): what each row says; END alone where it acts without a text, NONE where nothing is known."""
     assert target.text_BL is not None, "the collate function of a reasoning decoder gives text"
-    return target.text_BL
+    first_B1 = target.text_BL[:, :1]
+    acts_B1 = target.label_BTA.flatten(1).any(1, keepdim=True)
+    return torch.cat([first_B1.masked_fill((first_B1 == NONE) & acts_B1, END), target.text_BL[:, 1:]], dim=1)

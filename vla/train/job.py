@@ -32,7 +32,6 @@ from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Sample, Target, cat
 
-
 FIT_ENOUGH = 256
 """Chunks of one robot that a decoder is fitted on, where it comes up too seldom for an even share of what the decoder asks for."""
 FIT_LOOKED_AT = 1 << 22
@@ -170,6 +169,8 @@ def assemble(
         raise UserError(f"run '{run.name}': its sources have no actions, and a {contents.model.decoder.kind} learns no codes. {fix}")
     if model.decoder.latent_codes and run.latents is None:
         notes.append("note: the decoder can learn latent codes, but the run names none (latents): it learns from actions alone")
+    if model.decoder.text_tokens:
+        notes += _reasoning_notes(run, mixture)
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
     job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes), 0.5 if run.goal_gap_s else 0.0)
     if model.decoder.fits and not resumed and not next(model.parameters()).is_meta:
@@ -293,6 +294,15 @@ def _normalizers(
 def _codes_alone(run: Run, mixture: Mixture) -> bool:
     """Whether the run was given codes to learn, and no source of it has actions beside them."""
     return run.latents is not None and not any(source.dataset.info.recorded_action for source in mixture.sources)
+
+
+def _reasoning_notes(run: Run, mixture: Mixture) -> list[str]:
+    """UserError where a decoder that is to say something has nothing to learn it from."""
+    silent = [source.name for source in mixture.sources if not source.dataset.reasons]
+    if len(silent) == len(mixture.sources):
+        fix = "Name its column in a source's card (`reasoning:`) and convert it again, or take a decoder that says nothing."
+        raise UserError(f"run '{run.name}': its decoder learns to say reasoning before it acts, and no source has any. {fix}")
+    return [f"note: no reasoning in {', '.join(silent)}: the decoder learns to say nothing there"] if silent else []
 
 
 def _no_numbers(robots: list[Embodiment]) -> tuple[dict[str, RobotNormalizer], list[str]]:
