@@ -128,7 +128,8 @@ def find_kind(kind: str) -> type:
 def load_plugin(module_or_file: str) -> list[str]:
     """Imports a module or .py file that the user named, and makes its kinds known. Returns them.
 
-    Every dataclass in it with its own `kind` counts. A kind that exists already is refused: a checkpoint must mean one thing.
+    Every dataclass in it with its own `kind` counts. A kind that exists already is refused: a checkpoint must mean one thing. What is
+    loaded afterwards, a recipe say, may import a file by its name: `from my_decoder import MyDecoder`.
     """
     if module_or_file.endswith(".py"):
         path = Path(module_or_file)
@@ -142,6 +143,10 @@ def load_plugin(module_or_file: str) -> list[str]:
 
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
+        if path.stem.isidentifier() and path.stem not in sys.modules:
+            other = importlib.util.find_spec(path.stem)
+            if other is None or (other.origin is not None and Path(other.origin).resolve() == path.resolve()):
+                sys.modules[path.stem] = module
     else:
         try:
             module = importlib.import_module(module_or_file)

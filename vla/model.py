@@ -14,6 +14,7 @@ from vla.backbones.base import Hidden, Tokens, by_length, one_of_few
 from vla.backbones.remembered import Reads, hidden_of
 from vla.decoders.base import summed
 from vla.decoders.joint import OncePerPrefix, behind
+from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.state import StateTokens
@@ -47,7 +48,7 @@ class VLA(nn.Module):
         self.config, self.roster = config, roster
         self.backbone = config.backbone.build()
         self.state_in: nn.Module | None = config.state.build(self.backbone.width, roster)
-        self.decoder = config.decoder.build(self.backbone.width, roster)
+        self.decoder = _built(config.decoder, self.backbone.width, roster)
         self.decoder.bind(self.backbone)
         self.align = None if config.align is None else config.align.build(self.backbone.width)
         self.apart = False
@@ -122,3 +123,13 @@ class VLA(nn.Module):
             return replace(seen, given={**seen.given, "state_BFP": batch.state_BFP, "state_valid_BF": valid_BF})
         x_BFD = self.state_in(batch.state_BFP.to(seen.x_BSD.dtype), batch.spec.embodiment_B)
         return self.config.state.join(seen, x_BFD, valid_BF)
+
+
+def _built(config: Any, width: int, roster: Roster) -> Any:
+    """UserError for a class that leaves out a method, which is a mistake of a plug-in's."""
+    try:
+        return config.build(width, roster)
+    except TypeError as error:
+        if "abstract" not in str(error):
+            raise
+        raise UserError(f"{config.kind}: {error}; docs/add-decoder.md says what each is for") from error

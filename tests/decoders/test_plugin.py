@@ -56,8 +56,8 @@ class MeanDecoder(ActionDecoder):
 RECIPE = """
 from dataclasses import replace
 from tests.train.toy import MODEL, toy_run
-from vla.config import find_kind
-RUN = toy_run(steps=3, model=replace(MODEL, decoder=find_kind("decoder.mean_chunk")(scale=2.0)))
+from mean_chunk import MeanChunk
+RUN = toy_run(steps=3, model=replace(MODEL, decoder=MeanChunk(scale=2.0)))
 """
 ACT = """
 import sys

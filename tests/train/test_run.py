@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.toy import toy_run
+from vla import config
 from vla.alignment import Align
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.train.optim import WSD, AdamW, Constant, Cosine, Zero
@@ -107,6 +110,16 @@ LONGER = replace(RUN, steps=99)
 """
 
 
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Own:
+    kind: ClassVar[str] = "test.own_part"
+"""
+
+
 def test_a_recipe_is_a_file_with_a_run_and_its_variants(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(RECIPE.format("steps=5"))
@@ -121,7 +134,7 @@ def test_a_recipe_is_a_file_with_a_run_and_its_variants(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (RECIPE.format("stepz=5"), r"mine.py, line 4: .*stepz.*Settings of a Run: name, mixture"),
+        (RECIPE.format("stepz=5"), r"mine.py, line 4: .*stepz.*Did you mean steps[?] Settings of a Run: name, mixture"),
         (RECIPE.format("precision='fp64'"), "line 4: unknown precision 'fp64'"),
         (RECIPE.format("nothing"), "line 4: name 'nothing' is not defined"),
         ("RUN = (", "line 1"),
@@ -135,6 +148,32 @@ def test_mistakes_in_a_recipe_name_their_line(tmp_path, text, says):
     with pytest.raises(UserError, match=says) as raised:
         load_recipe(path)
     assert raised.value.exit_code == 2 and "\n" not in str(raised.value)
+
+
+def test_a_relative_path_names_the_line_too_and_a_plug_in_beside_is_pointed_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(RECIPE.format("stepz=5"))
+    with pytest.raises(UserError, match=r"^mine.py, line 4: "):
+        load_recipe("mine.py")
+    Path("one_query.py").write_text("")
+    Path("mine.py").write_text("from one_query import OneQuery")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    with pytest.raises(UserError, match=r"line 1: No module named 'one_query'.*name it: --plugin one_query.py"):
+        load_recipe("mine.py")
+
+
+def test_a_plug_in_is_imported_by_its_files_name_and_is_one_class(tmp_path, monkeypatch):
+    (tmp_path / "own_part_of_mine.py").write_text(PLUGIN)
+    (tmp_path / "mine.py").write_text(
+        RECIPE.format("") + "from own_part_of_mine import Own\nassert Own.kind == 'test.own_part'\nOWN = Own\n"
+    )
+    monkeypatch.setattr(config, "_PLUGINS", dict(config._PLUGINS))
+    config.load_plugin(str(tmp_path / "own_part_of_mine.py"))
+    try:
+        assert load_recipe(tmp_path / "mine.py").steps > 0
+        assert sys.modules["own_part_of_mine"].Own is config.find_kind("test.own_part")
+    finally:
+        del sys.modules["own_part_of_mine"]
 
 
 def test_a_setting_of_the_wrong_type_is_named():

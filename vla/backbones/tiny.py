@@ -159,5 +159,7 @@ def _fit(pixels: np.ndarray, side: int, role: str) -> np.ndarray:
         raise SchemaError(f"camera '{role}': images must be uint8 (frames, height, width, 3), not {pixels.dtype} {pixels.shape}")
     if pixels.shape[1:3] == (side, side):
         return pixels
+    if not pixels.flags.writeable:  # as shards are read; torch would warn of writing, which nobody does
+        pixels = pixels.copy()
     resized = F.interpolate(torch.from_numpy(pixels).permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).numpy()

@@ -132,6 +132,8 @@ def summed(losses: Sequence[Loss], rows_B: Tensor) -> Loss:
 def total_loss(loss: Loss, weights: Mapping[str, Tensor] | None = None) -> Tensor:
     """The scalar to differentiate: sum of `scale * sum / weight`, with `weights` (summed over ranks) if given."""
     total = torch.zeros((), device=loss.sample_sum_B.device)
+    if weights is not None and set(weights) != set(loss.parts):
+        raise UserError(f"the decoder's loss() has the parts {sorted(loss.parts)}, its weights() say {sorted(weights)}; name the same ones")
     for name, part in loss.parts.items():
         weight = part.weight if weights is None else weights[name]
         total = total + loss.scale[name] * part.sum / weight.clamp(min=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import traceback
 from collections.abc import Mapping
@@ -203,8 +204,7 @@ def load_recipe(recipe: str | Path) -> Run | LatentRun:
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
     except (TypeError, NameError, AttributeError, ImportError, ValueError) as error:
-        hint = f" Settings of a Run: {', '.join(f.name for f in fields(Run))}." if "Run" in str(error) else ""
-        raise UserError(f"{_line(path, error)}: {error}.{hint}") from error
+        raise UserError(f"{_line(path, error)}: {error}.{_hint(path, error)}") from error
     runs = {key: value for key, value in vars(module).items() if isinstance(value, (Run, LatentRun))}
     if "RUN" not in runs:
         raise UserError(f"{path} defines no RUN. A recipe ends with RUN = Run(...); see finetune/forkme.py.")
@@ -215,8 +215,19 @@ def load_recipe(recipe: str | Path) -> Run | LatentRun:
 
 def _line(path: Path, error: BaseException) -> str:
     """`recipe.py, line 12`: the deepest frame that is in the recipe."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
     return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _hint(path: Path, error: BaseException) -> str:
+    """What to do about a mistake that is made often."""
+    names = [f.name for f in fields(Run)]
+    if isinstance(error, ModuleNotFoundError) and error.name and (path.parent / f"{error.name}.py").is_file():
+        return f" If it holds parts of the model, name it: --plugin {path.parent / error.name}.py"
+    if "Run" not in str(error):
+        return ""
+    near = difflib.get_close_matches(str(error).partition("'")[2].rstrip("'"), names, n=1)
+    return (f" Did you mean {near[0]}?" if near else "") + f" Settings of a Run: {', '.join(names)}."
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
