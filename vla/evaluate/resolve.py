@@ -30,10 +30,12 @@ def resolve(
     if isinstance(policy, (str, Path)):
         return _load(Path(policy), suite, device, optimize, evaluations)
     contents = getattr(policy, "contents", None)
-    facts = {"name": type(policy).__name__.lower()}
+    facts: dict[str, Any] = {"name": type(policy).__name__.lower()}
     if contents is None:
         return policy, facts, suite.embodiment
-    facts |= {"fingerprint": _fingerprint(policy), "offsets_s": list(contents.offsets_s), **_image_size(contents)}
+    if (model := getattr(policy, "model", None)) is not None:
+        facts["fingerprint"] = _fingerprint(model)
+    facts |= {"offsets_s": list(contents.offsets_s), **_image_size(contents)}
     return policy, facts, _robot_of(contents, suite)
 
 
@@ -116,10 +118,10 @@ def _image_size(contents: Any) -> dict[str, int]:
     return {"image_size": size} if size else {}
 
 
-def _fingerprint(policy: Any) -> str:
+def _fingerprint(model: Any) -> str:
     """Tells a policy that was given as an object from another, or from itself after more training: their rows must not be mixed. Of sums,
     which are quickly made of billions of numbers wherever they lie."""
-    sums = [(name, value.double().sum().item(), value.double().abs().sum().item()) for name, value in policy.model.state_dict().items()]
+    sums = [(name, value.double().sum().item(), value.double().abs().sum().item()) for name, value in model.state_dict().items()]
     return hashlib.sha256(repr(sorted(sums)).encode()).hexdigest()
 
 
