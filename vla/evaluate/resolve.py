@@ -114,7 +114,7 @@ def _load(folder: Path, suite: Suite, device: str, optimize: bool, evaluations: 
 
 def _image_size(contents: Any) -> dict[str, int]:
     """What its backbone sees, where that is one size."""
-    size = getattr(contents.model.backbone, "image_size", None)
+    size = getattr(getattr(contents.model, "backbone", None), "image_size", None)
     return {"image_size": size} if size else {}
 
 
