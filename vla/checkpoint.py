@@ -30,6 +30,7 @@ from torch import Tensor
 from vla.collate import Collate
 from vla.config import from_json, to_json
 from vla.decoders.base import with_evaluations
+from vla.device import device_here
 from vla.embodiment import Embodiment
 from vla.errors import Damaged, UserError
 from vla.model import VLA, Model
@@ -289,6 +290,7 @@ def _flush(path: Path) -> None:
 def load_model(folder: str | Path, device: str | torch.device = "cpu", evaluations: int | None = None) -> tuple[Contents, VLA]:
     """Contents and the model in evaluation mode with its weights, which are read a file at a time. `evaluations`: of the network for a
     chunk, instead of as many as stored; no weight depends on it."""
+    where = device_here(device)  # before gigabytes are read
     folder = verify_folder(acting(Path(folder)))
     contents = read_contents(folder)
     if evaluations is not None:
@@ -299,7 +301,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", evaluatio
         raise Damaged(f"{folder}: weights do not fit its model: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
     for part in read_weights(folder):
         model.load_state_dict(part, strict=False)  # what is missing here is in another file: `misfits` saw all of them
-    return contents, model.to(device).eval()
+    return contents, model.to(where).eval()
 
 
 def misfits(folder: Path, model: VLA) -> list[str]:

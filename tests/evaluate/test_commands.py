@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluate.results import result
 from vla.cli import main, parse
 from vla.commands.eval import _command
-from vla.evaluate.result import read_result
+from vla.evaluate.result import read_result, write_result
 
 TOY = str(Path(__file__).with_name("toy_suite.py"))
 
@@ -36,12 +37,40 @@ def test_eval_then_compare(tmp_path, capsys):
     assert both["paired"] and both["pooled"]["only_a"] == 6 and both["pooled"]["comparison"]["p_value"] == pytest.approx(2 * 0.5**6)
 
 
+def test_a_result_is_not_written_over_by_another_commands(tmp_path, capsys):
+    line = f"eval hold --suite {TOY} --tasks easy --episodes 1 --workers 1 --json {tmp_path / 'a.json'}".split()
+    assert main(line) == 0
+    before = (tmp_path / "a.json").read_text()
+    capsys.readouterr()
+    assert main([*line, "--seed", "7", "--slots", "2"]) == 2
+    assert "holds another evaluation (seed 0 there, 7 here). Choose another --json" in capsys.readouterr().err
+    assert (tmp_path / "a.json").read_text() == before
+    assert main([*line, "--slots", "2"]) == 0
+
+
+def test_where_no_simulator_ran_nothing_is_measured(tmp_path, capsys):
+    assert main(f"eval hold --suite {TOY} --tasks broken --episodes 2 --workers 1 --json {tmp_path / 'a.json'}".split()) == 1
+    assert "nothing was measured: in every episode the simulator crashed" in capsys.readouterr().err
+    assert read_result(tmp_path / "a.json").pooled.successes == 0
+
+
+def test_an_interval_alone_declares_nobody_better(tmp_path, capsys):
+    """Four pairs of four: Tango's interval leaves zero out, McNemar's p is 1/8."""
+    for name, outcomes in (("a", "++++"), ("b", "----")):
+        write_result(tmp_path / f"{name}.json", result({"open": outcomes}))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "No difference is shown: the interval over all tasks leaves zero out, but p = 0.12" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (["eval", "hold", "--suite", "nowhere"], "unknown suite 'nowhere'. Or give a .py file that defines SUITE. Choices: aloha, "),
         (["eval", "hold", "--suite", TOY, "--tasks", "easy,fly"], "unknown task of suite toy 'fly'. Choices: broken, easy"),
         (["eval", "nothing", "--suite", TOY], "no checkpoint folder nothing. Give one, or a baseline: random, hold, expert."),
+        (["eval", "hold", "--suite", TOY, "--timeout", "-1"], "--timeout is -1 s; give a time"),
+        (["eval", "checkpoints/arms-small", "--suite", TOY, "--device", "cuda:99"], "device"),
+        (["eval", "checkpoints/arms-small", "--suite", TOY, "--device", "cude"], "'cude' is no device; there are cpu"),
         (["eval", "hold", "--suite", TOY, "--execute", "9"], "cannot execute 9 commands of chunks of 4"),
         (["eval", "hold", "--suite", TOY, "--optimize"], "optimize is for a checkpoint"),
         (["eval", "hold", "--suite", TOY, "--evaluations", "2"], "evaluations are for a checkpoint"),

@@ -22,6 +22,10 @@ vla compare runs/base.json runs/no-language.json runs/no-vision.json --html runs
 """
 
 
+LEVEL = 0.05
+"""Of the exact test, and of the interval's 95%."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="+", metavar="A.json", help="what `vla eval --json` wrote: two or more, of one suite")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there as well")
@@ -89,11 +93,17 @@ def _print_pair(compared: Compared, name_a: str, name_b: str) -> None:
 
 
 def _verdict(compared: Compared) -> str:
-    interval = compared.pooled.comparison.interval
-    if interval.low > 0:
+    """Better is what both the interval and the exact test say is better: the interval's coverage is approximate."""
+    found = compared.pooled.comparison
+    sure = found.p_value < LEVEL
+    if found.interval.low > 0 and sure:
         return "A is better than B over all tasks."
-    if interval.high < 0:
+    if found.interval.high < 0 and sure:
         return "B is better than A over all tasks."
+    if found.interval.low > 0 or found.interval.high < 0:
+        return (
+            f"No difference is shown: the interval over all tasks leaves zero out, but p = {found.p_value:.2g}. More episodes may show one."
+        )
     return "No difference is shown: the interval over all tasks includes zero."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,26 @@ if TYPE_CHECKING:
 
 SUMMARY = "Evaluate a checkpoint in closed loop in a simulator."
 EXAMPLES = """
-vla eval runs/sawyer/checkpoint --suite metaworld-objects --episodes 40 --json runs/sawyer/eval.json
-vla eval runs/sawyer/checkpoint --suite metaworld-heldout --tasks coffee-button --video runs/sawyer/videos
+vla eval runs/sawyer --suite metaworld-objects --episodes 40 --json runs/sawyer/eval.json
+vla eval runs/sawyer --suite metaworld-heldout --tasks coffee-button --video runs/sawyer/videos
 vla eval expert --suite fetch --episodes 20
-vla eval runs/sawyer/checkpoint --suite metaworld-mt50 --shard 1/4 --json part1.json
-vla eval runs/sawyer/checkpoint --suite metaworld-objects --probe no-language --json no-language.json --html no-language.html
-vla eval runs/better/checkpoint --suite metaworld-objects --against runs/sawyer/eval.json --json better.json
-vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 8 --value runs/sawyer/value.safetensors
-vla eval runs/sawyer/checkpoint --suite metaworld-objects --samples 4 --agree 0.1
-vla eval runs/sawyer/checkpoint --suite metaworld-objects --evaluations 2 --json two.json
-vla eval runs/libero/checkpoint --suite libero-spatial --sim-python ~/libero/bin/python
+vla eval runs/sawyer --suite metaworld-mt50 --shard 1/4 --json part1.json
+vla eval runs/sawyer --suite metaworld-objects --probe no-language --json no-language.json --html no-language.html
+vla eval runs/better --suite metaworld-objects --against runs/sawyer/eval.json --json better.json
+vla eval runs/sawyer --suite metaworld-objects --samples 8 --value runs/sawyer/value.safetensors
+vla eval runs/sawyer --suite metaworld-objects --samples 4 --agree 0.1
+vla eval runs/sawyer --suite metaworld-objects --evaluations 2 --json two.json
+vla eval runs/libero --suite libero-spatial --sim-python ~/libero/bin/python
 """
 
 
 PROBES = ("no-language", "no-vision", "swapped-instruction", "camera-moved", "object-perturbed", "background", "latency")
 """Named here as well, so that `--help` need not import numpy."""
+
+
+MEASURED = ("success", "max_steps")
+"""How an episode ends whose simulator ran."""
+CHANGES_NO_ROW = ("command", "run", "workers", "slots", "timeout", "video", "videos", "json", "html", "sim_python", "plugin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +94,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 whatever the success rate; 1 if the checkpoint is damaged or the simulator cannot run here."""
     from vla.config import load_plugin
+    from vla.errors import UserError
     from vla.evaluate.journal import discard
     from vla.evaluate.pages import evaluation_page
     from vla.evaluate.report import write_report
     from vla.evaluate.result import write_result
 
+    if not args.timeout > 0:
+        raise UserError(f"--timeout is {args.timeout:g} s; give a time that a step of the simulator can take, such as 60")
+    if args.json and args.json.exists():
+        _keep_another(args)
     for plugin in args.plugin:
         load_plugin(plugin)
     result = _evaluate_with_bar(args)
@@ -102,7 +113,24 @@ def run(args: argparse.Namespace) -> int:
         discard(args.json)
     if args.html:
         write_report(args.html, evaluation_page(result))
+    if not any(row.reason in MEASURED for row in result.rows):
+        print(f"error: nothing was measured: in every episode the simulator {result.rows[0].reason}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _keep_another(args: argparse.Namespace) -> None:
+    """UserError where the file holds what another command found; the same one may find it again."""
+    from vla.cli import parse
+    from vla.errors import UserError
+    from vla.evaluate.result import read_result
+
+    command = shlex.split(read_result(args.json).command)
+    there = vars(parse(command[1:])[1]) if command[:2] == ["vla", "eval"] and command.count("vla") == 1 else {}
+    differ = [name for name, value in vars(args).items() if name not in CHANGES_NO_ROW and str(there.get(name)) != str(value)]
+    if differ:
+        told = "; ".join(f"{name.replace('_', '-')} {there.get(name)} there, {getattr(args, name)} here" for name in differ)
+        raise UserError(f"{args.json} holds another evaluation ({told}). Choose another --json, or remove it.")
 
 
 def print_result(result: EvalResult) -> None:

@@ -10,6 +10,7 @@ import torch
 from vla.config import check_types
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
+from vla.device import device_here
 from vla.errors import UserError
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.model import LatentActionConfig, LatentActionModel
@@ -65,8 +66,10 @@ class LatentRun:
             raise UserError(f"{out} holds a latent-action model already; choose another --out")
         if (out / "state").exists() and not resume:
             raise UserError(f"{out} holds a run that was not finished; go on with --resume, or choose another --out")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"run '{self.name}' is for a GPU, and torch sees none here; its recipe has a tiny variant for a CPU")
+        try:
+            device_here(self.device)
+        except UserError as error:
+            raise UserError(f"run '{self.name}': {error}; its recipe has a tiny variant for a CPU") from error
         if self.threads:
             torch.set_num_threads(self.threads)
         robots = {robot.name: robot for source in mixture.sources if (robot := source.dataset.info.robot)}
