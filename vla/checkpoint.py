@@ -170,9 +170,10 @@ def read_contents(folder: Path) -> Contents:
 
 
 def acting(folder: Path) -> Path:
-    """The folder that acts: itself, or the newest checkpoint of the run it is."""
+    """The folder that acts: itself, that of the step it is, or the newest checkpoint of the run it is."""
     saved = steps_saved(folder)
-    return saved[-1] / MODEL if saved else folder
+    step = saved[-1] if saved else folder
+    return step / MODEL if (step / MODEL).is_dir() else folder
 
 
 def steps_saved(run: Path) -> list[Path]:

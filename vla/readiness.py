@@ -58,15 +58,19 @@ def nearest(
     return sorted(rows, key=lambda row: row.distance)
 
 
+DETAILED = 3
+"""Robots whose fields are told one by one."""
+
+
 def lines(rows: Sequence[Nearness], robot: Embodiment) -> list[str]:
     """The report, for people."""
     said = []
     for number, row in enumerate(rows):
+        if number >= DETAILED:
+            said.append(f"and {len(rows) - number} more, farther: {', '.join(other.robot for other in rows[number : number + 5])}")
+            break
         own = " (the same robot, frames, horizon and rate: normalised as in the checkpoint)" if row.same_statistics else ""
         said.append(f"{'nearest' if number == 0 else 'then'}: {row.robot}, distance {row.distance:.2f}{own}")
-        if number > 2:
-            said.append(f"and {len(rows) - number - 1} more")
-            break
         said += [f"  {match.kind} {match.field}: {match.distance:.2f}{f' ({match.known})' if match.known else ''}" for match in row.matches]
         for what, names in (
             ("fields it has never seen", row.fields_unknown),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from tests.parts import DECODERS, OFFSETS_S, ROBOTS, contents, observation
-from vla.checkpoint import FORMAT_VERSION, MIGRATIONS, Contents, folder_problems, load_checkpoint, load_model, save_checkpoint
+from vla.checkpoint import FORMAT_VERSION, MIGRATIONS, Contents, acting, folder_problems, load_checkpoint, load_model, save_checkpoint
 from vla.decoders.base import with_evaluations
 from vla.errors import Damaged, SchemaError, StatsMissing, UnknownName, UserError
 from vla.policy import Policy
@@ -257,3 +258,25 @@ def test_the_library_reads_our_sharded_weights(saved, tmp_path):
     model = contents_of.build()
     load_torch_model(model, parted, strict=True)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_steps_folder_acts_as_its_run_does(saved, tmp_path):
+    step = tmp_path / "run" / "checkpoints" / "000400"
+    step.mkdir(parents=True)
+    shutil.copytree(saved, step / "pretrained_model")
+    assert acting(step) == acting(tmp_path / "run") == step / "pretrained_model"
+    assert acting(saved) == saved
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cude", "'cude' is no device; there are cpu"),
+        ("meta", "holds no numbers"),
+        ("cuda:99", "cuda:99"),
+        ("xpu", "'xpu' cannot be used here"),
+    ],
+)
+def test_a_device_that_is_not_here_is_named(saved, name, says):
+    with pytest.raises(UserError, match=says):
+        Policy.load(saved, name)

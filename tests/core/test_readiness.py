@@ -66,3 +66,13 @@ def test_the_nearest_comes_first_and_a_robot_that_is_known_is_called_so():
     said = "\n".join(lines(rows, here))
     assert "nearest: here, distance 0.00 (the same robot, frames, horizon and rate" in said and "then: far" in said
     assert "fresh maps" in "\n".join(lines(rows[1:], here))
+
+
+def test_of_many_robots_the_nearest_are_told_and_the_rest_are_counted():
+    here, known = arm("here"), tuple(arm(name) for name in "abcde")
+    for count, said in ((3, []), (4, ["and 1 more, farther: d"]), (5, ["and 2 more, farther: d, e"])):
+        some = known[:count]
+        rows = nearest(here, fitted(here, (-1, 1)), ("wrist",), some, {robot.name: fitted(robot, (-1, 1)) for robot in some})
+        told = lines(rows, here)
+        assert [line for line in told if line.startswith("and ")] == said
+        assert len([line for line in told if ", distance " in line]) == 3

@@ -183,7 +183,7 @@ def _recipe(args: argparse.Namespace) -> Report:
 
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "dataset": ("a dataset folder (dataset.json)", lambda p: (p / "dataset.json").is_file() or any(p.glob("shard-*"))),
-    "checkpoint": ("a folder of a checkpoint (manifest.json) or run", lambda p: (p / "manifest.json").is_file() or _is_run(p)),
+    "checkpoint": ("a folder of a checkpoint (manifest.json) or run", lambda p: (p / "manifest.json").is_file() or _acts(p)),
     "mixture": ("a mixture (.yaml)", lambda p: p.is_file() and p.suffix in (".yaml", ".yml")),
     "recipe": ("a recipe (.py)", lambda p: p.is_file() and p.suffix == ".py"),
 }
@@ -201,8 +201,11 @@ def _choices() -> str:
     return ", or ".join(what for what, _ in KINDS.values())
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "checkpoints").is_dir()
+def _acts(folder: Path) -> bool:
+    """Whether it is a run's, or a step's of one."""
+    from vla.checkpoint import acting
+
+    return (folder / "checkpoints").is_dir() or (folder.is_dir() and acting(folder) != folder)
 
 
 def _short(value: object) -> str:

@@ -32,6 +32,7 @@ PACKAGES = {
     "convert": ("av", "fsspec", "google-crc32c", "h5py", "pyarrow"),
 }
 """Extra -> distributions whose presence is reported; '' is what every use needs."""
+NO_ANSWER = "no answer in"
 BACKENDS = ("egl", "osmesa", "glfw")
 SYSTEM_LIBRARIES = "apt-get install -y libegl1 libgl1-mesa-dri"
 LEAST_DISK_GB = 5.0
@@ -157,7 +158,7 @@ def _version(name: str) -> str | None:
 def _torch() -> Check:
     found = _probe("probe_torch")
     if isinstance(found, str):
-        return Check("torch", "bad", found, "install torch, or the build of it that fits this machine")
+        return _late("torch", found) or Check("torch", "bad", found, "install torch, or the build of it that fits this machine")
     device = ", ".join(found["devices"]) or "no GPU (small models and simulators run on the processor)"
     return Check("torch", "ok", f"{found['version']}, CUDA {found['cuda'] or 'none'}, {device}")
 
@@ -165,15 +166,22 @@ def _torch() -> Check:
 def _deepspeed() -> Check:
     found = _probe("probe_deepspeed")
     if isinstance(found, str):
-        return Check("deepspeed", "note", found, "pip install 'vla[train]'; the local engine trains without it")
+        return _late("deepspeed", found) or Check(
+            "deepspeed", "note", found, "pip install 'vla[train]'; the local engine trains without it"
+        )
     return Check("deepspeed", "ok", f"{found['version']} imports")
 
 
 def _rendering(backend: str) -> Check:
     found = _probe("probe_rendering", MUJOCO_GL=backend)
     if isinstance(found, str):
-        return Check(backend, "note", found, f"one rendering backend is needed for simulators: {SYSTEM_LIBRARIES}")
+        return _late(backend, found) or Check(backend, "note", found, f"one rendering backend is needed for simulators: {SYSTEM_LIBRARIES}")
     return Check(backend, "ok", f"renders {found['frames_per_s']} frames/s of 224 x 224 on {found['renderer']}")
+
+
+def _late(name: str, found: str) -> Check | None:
+    """A child that was given up says nothing about what is installed."""
+    return Check(name, "note", found, "nothing is known of it: if the machine is busy, try again later") if NO_ANSWER in found else None
 
 
 def _probe(function: str, timeout_s: float = 180.0, **environment: str) -> dict[str, Any] | str:
@@ -182,7 +190,7 @@ def _probe(function: str, timeout_s: float = 180.0, **environment: str) -> dict[
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **environment})
     except subprocess.TimeoutExpired:
-        return f"no answer in {timeout_s:.0f} s"
+        return f"{NO_ANSWER} {timeout_s:.0f} s"
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
     if done.returncode:

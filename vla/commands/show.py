@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         return _rollouts(args)
     kind = kind_of(args.path)
     if kind not in SHOWS:
-        raise UnknownName("kind of path to show", kind, SHOWS, f"`vla check {args.path}` knows it.")
+        shown = [*SHOWS, "folder of a run", "recording of a server"]
+        raise UnknownName("kind of path to show", kind, shown, f"`vla check {args.path}` knows it.")
     return SHOWS[kind](args)
 
 

@@ -29,7 +29,8 @@ class Rival:
         for key in ("suite", "seed", "probe"):
             ours, theirs = declared[key], getattr(self._result, key)
             if ours != theirs:
-                raise UserError(f"{self.name} was run with {key} {theirs}, this with {ours}; episodes pair up only if they are the same")
+                there, here = ((each or {}).get("spec", "none") if key == "probe" else each for each in (theirs, ours))
+                raise UserError(f"{self.name} was run with {key} {there}, this with {here}; episodes pair up only if they are the same")
         end = self._result.stopping
         if end is not None and len(self._result.rows) < end["planned"]:
             raise UserError(
