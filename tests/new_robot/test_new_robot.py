@@ -119,6 +119,10 @@ def test_existing_files_are_not_touched(raw, tmp_path, capsys):
         (["--action-fields", "arm:3"], "names 3 numbers; 'action' has 4"),
         (["--camera", "wrist=cam"], "unknown camera for 'wrist' 'cam'"),
         (["--rate", "fast"], "is no rate"),
+        (["--unit", "wrist=deg"], "unknown field in --unit wrist=deg: 'wrist'. Choices: arm, gripper"),
+        (["--limit", "grippper=0:1"], "unknown field in --limit grippper=0:1 (only commands have one): 'grippper'. Choices: arm, gripper"),
+        (["--frame", "state.arm=step"], "unknown field in --frame state.arm=step"),
+        (["--gripper", "arm=100:0"], "'arm' is deg; only an opening has values for open and closed: --unit arm=open01"),
         (["--unit", "arm=quat_xyzw"], "'arm' has 3 numbers; quat_xyzw takes 4"),
     ],
 )
@@ -127,6 +131,15 @@ def test_mistakes_are_one_line_with_what_there_is(raw, tmp_path, capsys, words, 
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not (tmp_path / "robots").exists()
+
+
+def test_answers_about_a_part_of_an_undivided_column_say_how_to_divide_it(raw, tmp_path, capsys):
+    assert new_robot(raw, tmp_path, "--unit", "arm=deg") == 2
+    error = capsys.readouterr().err
+    assert "Choices: action, qpos" in error and "--action-fields arm:3,gripper:1 --state-fields arm:3,gripper:1" in error
+    assert new_robot(raw, tmp_path, *SAID[:4], "--limit", "arm=-1:1") == 2  # in no unit
+    assert "limits are in the field's unit, which nobody has said: --unit arm=UNIT" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_limits_that_the_data_reached_have_to_be_asked_for(raw, tmp_path):
@@ -169,7 +182,7 @@ def test_our_own_shards_say_everything(tmp_path, capsys):
 def test_on_a_terminal_it_asks(raw, tmp_path):
     """Real prompts on a real pseudo-terminal: the same robot as from flags."""
     answers = [
-        "arm:3,gripper:1",
+        *("arm:3,gripper:1", "arm:3,gripper:1"),
         "deg",
         "absolute",
         "-2:2",
@@ -178,7 +191,7 @@ def test_on_a_terminal_it_asks(raw, tmp_path):
         "absolute",
         "100:0",
     ]  # one of them is none of the choices
-    answers += ["arm:3,gripper:1", "deg", "", "", "push it", "10", "CC0-1.0"]
+    answers += ["deg", "", "", "push it", "10", "CC0-1.0"]
     main_end, other_end = pty.openpty()
     command = [sys.executable, "-m", "vla", "new-robot", str(raw), "--name", "my_arm", "--out", str(tmp_path), "--horizon", "4"]
     with subprocess.Popen(command, stdin=other_end, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:

@@ -85,9 +85,15 @@ def plan(offer: Offer, said: Answers, ask: Ask = nobody) -> Plan:
     notes: list[str] = []
     action_column = _column(offer, "action", said.action, ("action", "actions"), ask)
     state_column = _column(offer, "state", said.state, ("observation.state", "observations/qpos", "state", "states"), ask)
-    action = Part(action_column, _fields("action", action_column, said.action_fields, said, ask, {}))
+    split = {
+        "action": _split("action", action_column, said.action_fields, ask),
+        "state": _split("state", state_column, said.state_fields, ask),
+    }
+    _refuse_unknown(said, split, {"action": action_column, "state": state_column})
+    action = Part(action_column, tuple(_field("action", each, action_column, said, ask, None) for each in split["action"]))
     known = {each.name: each for each in action.fields}
-    state = Part(state_column, _fields("state", state_column, said.state_fields, said, ask, known))
+    state = Part(state_column, tuple(_field("state", each, state_column, said, ask, known.get(each.name)) for each in split["state"]))
+    _refuse_unused(said, {"action": action.fields, "state": state.fields})
     notes += [note for part in (state, action) for each in part.fields if (note := suspicious(each, part.column))]
     cameras = _cameras(offer, said, notes)
     texts, instruction = _instruction(offer, said, ask)
@@ -132,13 +138,54 @@ def _column(offer: Offer, kind: str, said: str, usual: Sequence[str], ask: Ask) 
     return offer.columns[name]
 
 
-def _fields(kind: str, column: Column, split: str, said: Answers, ask: Ask, known: Mapping[str, FieldPlan]) -> tuple[FieldPlan, ...]:
+def _split(kind: str, column: Column, split: str, ask: Ask) -> Sequence[FieldPlan]:
     proposed = propose(column, split)
-    if not split:
-        default = ",".join(f"{each.name}:{each.width}" for each in proposed)
-        listed = f" ({', '.join(column.names)})" if column.names else ""
-        proposed = propose(column, ask(f"fields of the {kind} '{column.name}', {column.width} numbers{listed}", default, ()) or default)
-    return tuple(_field(kind, each, column, said, ask, known.get(each.name)) for each in proposed)
+    if split:
+        return proposed
+    default = ",".join(f"{each.name}:{each.width}" for each in proposed)
+    listed = f" ({', '.join(column.names)})" if column.names else ""
+    return propose(column, ask(f"fields of the {kind} '{column.name}', {column.width} numbers{listed}", default, ()) or default)
+
+
+def _refuse_unknown(said: Answers, split: Mapping[str, Sequence[FieldPlan]], columns: Mapping[str, Column]) -> None:
+    """UnknownName for an answer about a field that there is not: its number would be left a blank, or out, without a word."""
+    told = (
+        ("unit", said.units, ("action", "state")),
+        ("frame", said.frames, ("action",)),
+        ("gripper", said.grippers, ("action", "state")),
+        ("limit", said.limits, ("action",)),
+    )
+    for flag, given, kinds in told:
+        names = sorted({each.name for kind in kinds for each in split[kind]})
+        qualified = {f"{kind}.{each.name}" for kind in kinds for each in split[kind]}
+        for key in given:
+            if key in qualified or key in names:
+                continue
+            whole = [kind for kind in kinds if len(split[kind]) == 1 and columns[kind].width > 1 and not columns[kind].names]
+            hints = [f"--{kind}-fields {_example(columns[kind].width)}" for kind in whole]
+            fix = f"Numbers without names are one field; divide them: {' '.join(hints)}." if hints else ""
+            of = " (only commands have one)" if len(kinds) == 1 else ""
+            raise UnknownName(f"field in --{flag} {key}={given[key]}{of}:", key, names, fix)
+
+
+def _refuse_unused(said: Answers, fields: Mapping[str, Sequence[FieldPlan]]) -> None:
+    """UserError for an answer that its field has no use for."""
+
+    def named(key: str, kinds: Sequence[str]) -> list[FieldPlan]:
+        return [each for kind in kinds for each in fields[kind] if key in (each.name, f"{kind}.{each.name}")]
+
+    for key, ends in said.grippers.items():
+        those = named(key, ("action", "state"))
+        if not any(each.ends for each in those):
+            unit = those[0].recorded or "of no known unit"
+            raise UserError(f"--gripper {key}={ends}: '{key}' is {unit}; only an opening has values for open and closed: --unit {key}=open01")
+    for key, limits in said.limits.items():
+        if not any(each.limits for each in named(key, ("action",))):
+            raise UserError(f"--limit {key}={limits}: limits are in the field's unit, which nobody has said: --unit {key}=UNIT")
+
+
+def _example(width: int) -> str:
+    return f"arm:{width - 1},gripper:1"
 
 
 def _field(kind: str, one: FieldPlan, column: Column, said: Answers, ask: Ask, twin: FieldPlan | None) -> FieldPlan:
@@ -159,7 +206,8 @@ def _field(kind: str, one: FieldPlan, column: Column, said: Answers, ask: Ask, t
         offered = f"{twin.ends[0]:g}:{twin.ends[1]:g}" if ask is not nobody and twin is not None and twin.ends else ""
         ends = answer(said.grippers, f"values of {what} when open and when closed, OPEN:CLOSED", offered, ())
         one = replace(one, ends=_ends(ends, one.name) if ends else None)
-    if kind == "action" and one.unit and one.known_limits is None:
+    told = f"{kind}.{one.name}" in said.limits or one.name in said.limits
+    if kind == "action" and one.unit and (told or one.known_limits is None):
         limits = answer(said.limits, f"limits of {what} in {one.unit}, LOW:HIGH, or `{OBSERVED}` for what the data reached", "", ())
         one = replace(one, limits=_limits(limits, one, column))
     return one.checked()
