@@ -70,6 +70,7 @@ def test_what_it_writes_converts_checks_and_trains(raw, checkpoint, tmp_path, ca
     out, data = tmp_path / "robots", tmp_path / "data"
     assert new_robot(raw, out, *SAID, "--init", str(checkpoint), "--data-root", str(data)) == 0
     said = capsys.readouterr().out
+    assert "limits of 'arm' in rad: -2:2 (in deg, as the data are: -114.6:114.6)" in said
     assert "fill in" not in said and "third_person = observations/images/top" in said and "wrist_left" in said
     robot = load_embodiment(str(out / "my_arm.py"))
     assert robot.rate_hz == Fraction(10) and robot.cameras == ("wrist_left", "third_person") and robot.limits[0] == (-2.0, 2.0)
@@ -119,6 +120,7 @@ def test_existing_files_are_not_touched(raw, tmp_path, capsys):
         (["--action-fields", "arm:3"], "names 3 numbers; 'action' has 4"),
         (["--camera", "wrist=cam"], "unknown camera for 'wrist' 'cam'"),
         (["--rate", "fast"], "is no rate"),
+        (["--limit", "arm=-90:90"], "90 rad is more than two turns, which the data stay within. If they are degrees: --limit arm=-1.571:1.571"),
         (["--unit", "wrist=deg"], "unknown field in --unit wrist=deg: 'wrist'. Choices: arm, gripper"),
         (["--limit", "grippper=0:1"], "unknown field in --limit grippper=0:1 (only commands have one): 'grippper'. Choices: arm, gripper"),
         (["--frame", "state.arm=step"], "unknown field in --frame state.arm=step"),

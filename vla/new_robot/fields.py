@@ -162,6 +162,17 @@ def pairs_of(text: str, size: int, what: str) -> tuple[tuple[float, float], ...]
     return pairs * size if len(pairs) == 1 else pairs
 
 
+def within_two_turns(pairs: tuple[tuple[float, float], ...], plan: FieldPlan, column: Column) -> tuple[tuple[float, float], ...]:
+    """The pairs. UserError where limits in rad lie beyond two turns and the data do not: they are degrees, and would bound nothing."""
+    most = max(abs(bound) for pair in pairs for bound in pair)
+    seen = max(map(abs, (*column.low_A[plan.start : plan.stop], *column.high_A[plan.start : plan.stop])), default=0.0) * plan.factor
+    if plan.unit == "rad" and most > 2 * TURN >= seen:
+        inside = ",".join(dict.fromkeys(f"{math.radians(low):.4g}:{math.radians(high):.4g}" for low, high in pairs))
+        fix = f"If they are degrees: --limit {plan.name}={inside}. A joint that does turn so far: write its limits into the robot's file."
+        raise UserError(f"limits of '{plan.name}' are in rad, and {most:g} rad is more than two turns, which the data stay within. {fix}")
+    return pairs
+
+
 def _given(column: Column, split: str) -> list[FieldPlan]:
     found, start = [], 0
     for word in split.split(","):

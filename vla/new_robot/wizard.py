@@ -14,7 +14,7 @@ from fractions import Fraction
 from vla.data.format import check_name
 from vla.embodiment import Embodiment
 from vla.errors import UnknownName, UserError
-from vla.new_robot.fields import UNITS, FieldPlan, observed_limits, pairs_of, propose, suspicious
+from vla.new_robot.fields import UNITS, FieldPlan, observed_limits, pairs_of, propose, suspicious, within_two_turns
 from vla.new_robot.source import Column, Offer
 
 Ask = Callable[[str, str, Sequence[str]], str]
@@ -95,6 +95,7 @@ def plan(offer: Offer, said: Answers, ask: Ask = nobody) -> Plan:
     state = Part(state_column, tuple(_field("state", each, state_column, said, ask, known.get(each.name)) for each in split["state"]))
     _refuse_unused(said, {"action": action.fields, "state": state.fields})
     notes += [note for part in (state, action) for each in part.fields if (note := suspicious(each, part.column))]
+    notes += [note for each in action.fields if (note := _limits_note(each))]
     cameras = _cameras(offer, said, notes)
     texts, instruction = _instruction(offer, said, ask)
     rate_hz = _rate(offer, said, ask)
@@ -215,11 +216,19 @@ def _field(kind: str, one: FieldPlan, column: Column, said: Answers, ask: Ask, t
 
 def _limits(text: str, one: FieldPlan, column: Column) -> tuple[tuple[float, float], ...] | None:
     if text != OBSERVED:
-        return pairs_of(text, one.size, f"limits of '{one.name}'") if text else None
+        return within_two_turns(pairs_of(text, one.size, f"limits of '{one.name}'"), one, column) if text else None
     found = observed_limits(one, column)
     if found is None:
         raise UserError(f"limits of '{one.name}': a number of it never moved in the data, so that these bound nothing; give LOW:HIGH")
     return found
+
+
+def _limits_note(one: FieldPlan) -> str:
+    """What limits are in the data's unit, where that is another: the two are easily taken for each other."""
+    if not one.limits or one.factor == 1.0:
+        return ""
+    own, theirs = (", ".join(dict.fromkeys(f"{a / by:.4g}:{b / by:.4g}" for a, b in one.limits)) for by in (1.0, one.factor))
+    return f"limits of '{one.name}' in {one.unit}: {own} (in {one.recorded}, as the data are: {theirs})"
 
 
 def _ends(text: str, name: str) -> tuple[float, float]:
