@@ -195,6 +195,25 @@ def test_rates_that_differ_from_the_robots_are_told(clean, tmp_path):
     assert found.evidence["measured_hz"] == pytest.approx(3, rel=0.01) and found.evidence["declared_hz"] == 6
 
 
+def test_commands_that_would_be_clipped_are_told_with_how_many(clean, tmp_path):
+    made = clean("joints_slow")
+    robot = made.embodiment()
+    rows = np.concatenate([episode.action for episode in made.episodes])
+    reached = [(float(low), float(high) + 1e-6) for low, high in zip(rows.min(0), rows.max(0), strict=True)]
+
+    def limited(name, limits):
+        return look(replace(made, info=replace(made.info, embodiment=replace(robot, limits=tuple(limits)).to_json())).write(tmp_path / name))
+
+    assert "outside_limits" not in kinds(limited("at", reached))  # to the limit, not beyond
+    low, high = reached[1]
+    rounded = [*reached[:1], (low + 0.005 * (high - low), high), *reached[2:]]
+    assert "outside_limits" not in kinds(limited("rounded", rounded))
+    middle = float(np.median(rows[:, 1]))
+    (found,) = [f for f in limited("half", [*reached[:1], (low, middle), *reached[2:]]).findings if f.kind == "outside_limits"]
+    assert found.severity == "warning" and found.where.endswith("action.joints") and "joints[1]" in found.detail
+    assert 0.3 < found.evidence["share"] <= 0.5 and found.evidence["worst"] == pytest.approx(high, abs=1e-3)
+
+
 def test_values_that_no_robot_has(clean, tmp_path, monkeypatch):
     monkeypatch.setattr("vla.data.writer.check_episode", lambda *args: None)
     monkeypatch.setattr("vla.embodiment.Space.check", lambda *args: None)

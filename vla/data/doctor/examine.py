@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from vla.data.doctor import cameras, clock, episodes, grippers, lag, motion, rotations, siblings, stored, values
+from vla.data.doctor import cameras, clock, episodes, grippers, lag, limits, motion, rotations, siblings, stored, values
 from vla.data.doctor.finding import SEVERITIES, Finding
 from vla.data.doctor.sample import Budget, Progress, Sampled
 from vla.data.reader import Dataset
@@ -13,6 +13,7 @@ from vla.errors import UserError
 FAMILIES: tuple[tuple[str, Callable[[Sampled], Iterator[Finding]]], ...] = (
     ("time", clock.check),
     ("values", values.check),
+    ("limits", limits.check),
     ("frames and units", motion.check),
     ("rotations", rotations.check),
     ("grippers", grippers.check),
@@ -54,8 +55,9 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 
 FOLLOW = {
     "swapped_arms": ("inverted_gripper", "wrong_sign"),
-    "degrees_for_radians": ("implausible_speed", "wrong_frame"),
-    "wrong_frame": ("wrong_sign", "actions_shifted"),
+    "degrees_for_radians": ("implausible_speed", "wrong_frame", "outside_limits"),
+    "wrong_frame": ("wrong_sign", "actions_shifted", "outside_limits"),
+    "wrong_unit": ("outside_limits",),
     "wrong_rate": ("rate_differs",),
 }
 """Mistake -> findings that it brings about by itself."""
