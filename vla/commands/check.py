@@ -173,12 +173,14 @@ def _readiness(folder: Path, data: Path, robot_file: str | None) -> tuple[list[d
 def _recipe(args: argparse.Namespace) -> Report:
     from vla.data.check import Report
     from vla.train.job import assemble
+    from vla.train.recorded import disagreements
     from vla.train.run import load_recipe
 
     recipe = load_recipe(args.path)
     job = assemble(recipe, args.data_root, args.path.parent, verify="size" if args.quick else "full")
     facts = {"name": recipe.name, "mixture": job.mixture.name, "embodiments": [robot.name for robot in job.contents.embodiments]}
-    return Report("recipe", args.path, (), {**facts, "parameters": sum(p.numel() for p in job.model.parameters())})
+    findings = tuple(disagreements(job.mixture, job.contents.embodiments))
+    return Report("recipe", args.path, findings, {**facts, "parameters": sum(p.numel() for p in job.model.parameters())})
 
 
 KINDS: dict[str, tuple[str, Callable[[Path], bool]]] = {

@@ -29,6 +29,7 @@ from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
 from vla.train.features import Memory
 from vla.train.ranks import Ranks
+from vla.train.recorded import disagreements
 from vla.train.run import Run
 from vla.types import Batch, Sample, Target, cat
 
@@ -150,6 +151,7 @@ def assemble(
     known = origin[0] if origin and learned else None
     codes_alone = known is None and _codes_alone(run, mixture)
     normalizers, notes = _no_numbers(robots) if codes_alone else _normalizers(run, robots, mixture, known)
+    notes += [str(finding) for finding in disagreements(mixture, robots)]
     told = {**run.to_json(), "data": mixture.fingerprint(), "sources": [_told(source) for source in mixture.sources]}
     told |= {"untrained": True} if codes_alone else {}
     contents = Contents(_model(run, origin), tuple(robots), normalizers, told, run.history_s)

@@ -1,0 +1,50 @@
+"""Where a run's robot is not the one of its name that a source was recorded on. What cannot be reconciled (units, sizes, state, cameras)
+is refused as the data are opened (`vla.data.feed`); what is left here trains, but perhaps not on what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from vla.data.doctor.finding import Finding, Severity
+from vla.data.mixture import Mixture
+from vla.embodiment import Embodiment
+
+
+def disagreements(mixture: Mixture, robots: Iterable[Embodiment]) -> list[Finding]:
+    """What differs, once for all sources in which it does. A warning where it changes what is learned or sent, else a note."""
+    by_name, sources = {robot.name: robot for robot in robots}, dict[tuple[str, str, Severity, str], list[str]]()
+    for source in mixture.sources:
+        info = source.dataset.info
+        if info.robot is None or info.robot.name not in by_name or info.recorded_action is None:
+            continue
+        robot = by_name[info.robot.name]
+        for severity, what, fix in _differences(info.robot, robot):
+            sources.setdefault((robot.name, what, severity, fix), []).append(source.name)
+    return [
+        Finding("robot_differs", f"robot '{name}'", f"{what} in {', '.join(where)}", severity, {"sources": where}, fix)
+        for (name, what, severity, fix), where in sources.items()
+    ]
+
+
+def _differences(data: Embodiment, run: Embodiment) -> Iterator[tuple[Severity, str, str]]:
+    fix = "if the run's robot is not meant to differ, correct its file"
+    if run.rate_hz != data.rate_hz:
+        here_s, there_s = run.horizon / float(run.rate_hz), run.horizon / float(data.rate_hz)
+        lasts = f"a chunk of {run.horizon} covers {here_s:.3g} s, at the other rate {there_s:.3g} s"
+        yield "warning", f"rate_hz is {run.rate_hz} in the run, so that rows are resampled ({lasts}); it is {data.rate_hz}", fix
+    for kind, mine, theirs in (("command", run.command, data.command), ("learned", run.action, data.action)):
+        frames = [(a.name, a.frame, b.frame) for a, b in zip(mine.fields, theirs.fields, strict=True) if a.frame != b.frame]
+        for name, here, there in frames:
+            severity: Severity = "warning" if kind == "command" else "note"
+            yield severity, f"the {kind} frame of '{name}' is {here} in the run; it is {there}", fix if kind == "command" else ""
+    if run.limits != data.limits and data.limits is not None:
+        if run.limits is None:
+            yield "warning", "the run's has no limits, so that nothing may be sent to it; there are limits", fix
+            return
+        pairs = zip(run.limits, data.limits, strict=True)
+        number, (mine, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        shown = f"number {number} of a command is sent within {mine[0]:g}..{mine[1]:g} by the run's limits"
+        narrower = any(a[0] > b[0] or a[1] < b[1] for a, b in zip(run.limits, data.limits, strict=True))
+        yield "warning", f"{shown}{' (what lies beyond is clipped)' if narrower else ''}; it is {theirs[0]:g}..{theirs[1]:g}", fix
+    if run.horizon != data.horizon:
+        yield "note", f"a chunk is {run.horizon} commands in the run; it is {data.horizon}", ""
