@@ -24,7 +24,7 @@ from vla.convert.mapping import Mapper, check_against  # noqa: E402
 from vla.data.gop import encode_mp4  # noqa: E402
 from vla.data.images import decode_jpeg  # noqa: E402
 from vla.data.shard import Dataset, DatasetInfo, ShardWriter  # noqa: E402
-from vla.embodiment import load_embodiment  # noqa: E402
+from vla.embodiment import Embodiment, Field, Space, load_embodiment  # noqa: E402
 from vla.errors import UserError  # noqa: E402
 from vla.types import Episode, Frames, Span, VideoFrames  # noqa: E402
 
@@ -69,6 +69,7 @@ def test_the_round_trip(tmp_path, images, capsys):
     dataset = write_shards(tmp_path / "shards")
     out = tmp_path / "lerobot"
     assert cli.main(["export", "lerobot", str(dataset.folder), str(out), *(["--images"] if images else [])]) == 0
+    assert not list(out.glob("meta/*.py"))  # a robot of the package
     assert "3 episodes, 20 steps, read back equal" in capsys.readouterr().out
     back = convert_back(out)
     with ShardWriter(tmp_path / "again", Card.load(out / "meta" / "card.yaml").dataset_info()) as writer:
@@ -88,6 +89,22 @@ def test_the_round_trip(tmp_path, images, capsys):
                 pairs = zip(new.frames[camera].jpeg, old.frames[camera].jpeg, strict=True)
                 assert max(np.abs(decode_jpeg(a).astype(int) - decode_jpeg(b)).max() for a, b in pairs) <= 6
     assert again.info.recorded_action == dataset.info.recorded_action
+
+
+def test_a_robot_of_ones_own_comes_back_by_the_command_that_is_printed(tmp_path, capsys):
+    odd = Space((Field('posi"tion', 2, "m"),))  # a name from data is not code
+    robot = Embodiment("mine", ("front",), odd, odd, odd, Fraction(10), 3, None)
+    episode = Episode(
+        "one", "mine", Fraction(10), "actions", (Span("go", 0, 3),), np.arange(3) / 10, {"front": Frames(np.arange(3), (jpeg(9),) * 3)},
+        np.ones((3, 2)), np.zeros((3, 2)),
+    )  # fmt: skip
+    with ShardWriter(tmp_path / "shards", DatasetInfo("mine", robot.to_json())) as writer:
+        writer.add(episode)
+    assert cli.main(["export", "lerobot", str(tmp_path / "shards"), str(tmp_path / "out"), "--images"]) == 0
+    words = capsys.readouterr().out.partition("back into shards: vla ")[2].split()
+    assert words[-4:-2] == ["--embodiment", f"{tmp_path}/out/meta/mine.py"]
+    assert cli.main([*words[:-1], str(tmp_path / "again"), "--workers", "0"]) == 0
+    assert Dataset.open(tmp_path / "again").info.robot == robot
 
 
 def test_what_is_written_is_what_lerobot_expects(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from vla.blanks import MARK
 from vla.convert.vocabulary import ROTATION_WIDTHS
+from vla.data.format import check_name
 from vla.embodiment import Embodiment, Space
 from vla.errors import UserError
 from vla.new_robot.fields import EULER, FieldPlan
@@ -56,17 +58,25 @@ def write(plan: Plan, out: Path, dataset: str) -> Files:
 def robot_text(plan: Plan) -> str:
     """The embodiment's file: Python, to be read and corrected."""
     if plan.robot is not None:
-        body = _known_robot(plan.robot)
-        origin = f"by value from {plan.offer.path}"
-    else:
-        assert plan.state is not None and plan.action is not None
-        body = _planned_robot(plan, plan.state, plan.action)
-        origin = f"{plan.offer.path} ({plan.offer.format}) and what was said"
+        unknown = _blank(f"limits: one (low, high) for each of the {plan.robot.command.size} numbers of a command")
+        return _file(plan.name, "vla new-robot", f"the robot in {plan.offer.path}", _known_robot(plan.robot, unknown))
+    assert plan.state is not None and plan.action is not None
+    origin = f"{plan.offer.path} ({plan.offer.format}) and what was said"
+    return _file(plan.name, "vla new-robot", origin, _planned_robot(plan, plan.state, plan.action))
+
+
+def known_robot_text(robot: Embodiment, command: str) -> str:
+    """The file of a robot that is known by value, for what `command` writes; limits that nobody has published stay unknown."""
+    check_name(robot.name, "name of the robot")
+    return _file(robot.name, command, "the robot that the shards hold", _known_robot(robot, "None"))
+
+
+def _file(name: str, command: str, origin: str, body: str) -> str:
     imports = ["from fractions import Fraction", ""]
     imports += ["from vla.blanks import blank"] if "blank(" in body else []
     imports += ["from vla.embodiment import Embodiment, Field, Space"]
     warning = "Read every line before a motor moves: units, frames, polarity, limits."
-    note = f'"""{plan.name}: written by `vla new-robot` from {origin}.\n\n{warning}\n"""'
+    note = f'"""{name}: written by `{command}` from {origin}.\n\n{warning}\n"""'
     return "\n".join([note, "", *imports, "", body])
 
 
@@ -204,8 +214,9 @@ def _limits(each: FieldPlan, column: Column) -> str:
     return f"*({', '.join(f'({low!r}, {high!r})' for low, high in known)}),  # {each.name}"
 
 
-def _known_robot(robot: Embodiment) -> str:
-    limits = _blank(f"limits: one (low, high) for each of the {robot.command.size} numbers of a command")
+def _known_robot(robot: Embodiment, unknown_limits: str) -> str:
+    """Names may come from a stranger's data, and this is code: each is written as a literal."""
+    limits = unknown_limits
     if robot.limits is not None:
         limits = "(" + "".join(f"({low!r}, {high!r}), " for low, high in robot.limits) + ")"
     spaces = [_space("STATE", robot.state), _space("COMMAND", robot.command)]
@@ -215,8 +226,8 @@ def _known_robot(robot: Embodiment) -> str:
         [
             *spaces,
             "EMBODIMENT = Embodiment(",
-            f'    name="{robot.name}",',
-            f"    cameras=({''.join(f'{role!r}, ' for role in robot.cameras)}),".replace("'", '"'),
+            f"    name={json.dumps(robot.name)},",
+            f"    cameras=({''.join(f'{json.dumps(role)}, ' for role in robot.cameras)}),",
             "    state=STATE,",
             "    command=COMMAND,",
             f"    action={learned},",
@@ -230,7 +241,7 @@ def _known_robot(robot: Embodiment) -> str:
 
 
 def _space(name: str, space: Space) -> str:
-    rows = [f'        Field("{f.name}", {f.size}, "{f.unit}", "{f.frame}"),' for f in space.fields]
+    rows = [f"        Field({json.dumps(f.name)}, {f.size}, {json.dumps(f.unit)}, {json.dumps(f.frame)})," for f in space.fields]
     return "\n".join([f"{name} = Space(", "    (", *rows, "    )", ")", ""])
 
 
