@@ -280,6 +280,9 @@ def test_a_card_is_compared_with_the_source_before_it_is_read():
         check_against(card(**camera(**{"from": "images"})), features)
     with pytest.raises(SchemaError, match="'task' is a text, not pictures"):
         check_against(card(**camera(**{"from": "task"})), features)
+    floats = [Feature("image", "column", "float32", (24, 32, 3)) if f.name == "image" else f for f in features]
+    with pytest.raises(SchemaError, match=r"'image' holds float32 of 24 x 32 x 3; pictures are uint8 \(0..255\). Write them as uint8"):
+        check_against(card(), floats)
     narrow = [Feature("action", "column", "float64", (3,)) if f.name == "action" else f for f in features]
     with pytest.raises(SchemaError, match="action: gripper: 'action' has 3 numbers"):
         check_against(card(), narrow)

@@ -120,7 +120,10 @@ def test_existing_files_are_not_touched(raw, tmp_path, capsys):
         (["--action-fields", "arm:3"], "names 3 numbers; 'action' has 4"),
         (["--camera", "wrist=cam"], "unknown camera for 'wrist' 'cam'"),
         (["--rate", "fast"], "is no rate"),
-        (["--limit", "arm=-90:90"], "90 rad is more than two turns, which the data stay within. If they are degrees: --limit arm=-1.571:1.571"),
+        (
+            ["--limit", "arm=-90:90"],
+            "90 rad is more than two turns, which the data stay within. If they are degrees: --limit arm=-1.571:1.571",
+        ),
         (["--unit", "wrist=deg"], "unknown field in --unit wrist=deg: 'wrist'. Choices: arm, gripper"),
         (["--limit", "grippper=0:1"], "unknown field in --limit grippper=0:1 (only commands have one): 'grippper'. Choices: arm, gripper"),
         (["--frame", "state.arm=step"], "unknown field in --frame state.arm=step"),
@@ -142,6 +145,21 @@ def test_answers_about_a_part_of_an_undivided_column_say_how_to_divide_it(raw, t
     assert new_robot(raw, tmp_path, *SAID[:4], "--limit", "arm=-1:1") == 2  # in no unit
     assert "limits are in the field's unit, which nobody has said: --unit arm=UNIT" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_pictures_of_floats_are_named_as_the_reason_that_they_are_no_camera(tmp_path, capsys):
+    import h5py
+
+    (tmp_path / "mine").mkdir()
+    with h5py.File(tmp_path / "mine" / "episode_0.hdf5", "w") as file:
+        file["action"], file["observations/qpos"] = np.zeros((5, 4)), np.zeros((5, 4))
+        file["observations/images/top"] = np.zeros((5, 16, 16, 3), np.float32)
+    assert new_robot(tmp_path / "mine", tmp_path / "robots") == 0
+    said = capsys.readouterr().out
+    assert "'observations/images/top' (float32): no camera, since pictures are uint8" in said
+    assert "chunks of 16 commands (at no known rate: give the rate with --rate for a second's worth" in said
+    assert new_robot(tmp_path / "mine", tmp_path / "more", "--camera", "front=observations/images/top") == 2
+    assert "Its numbers are float32; pictures are uint8" in capsys.readouterr().err
 
 
 def test_limits_that_the_data_reached_have_to_be_asked_for(raw, tmp_path):

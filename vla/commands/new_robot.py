@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--unit", "FIELD=UNIT", "as recorded: rad, deg, m, mm, open01 (a gripper), command, quat_wxyz, euler_xyz_extrinsic, ..."),
         ("--frame", "FIELD=FRAME", "what the controller takes: absolute or step"),
         ("--gripper", "FIELD=OPEN:CLOSED", "the recorded values when open and when closed"),
-        ("--limit", "FIELD=LOW:HIGH", "of a command, in rad or m also where the data are in deg or mm; or FIELD=observed for what they reached"),
+        ("--limit", "FIELD=LOW:HIGH", "of a command, in rad or m even where data are in deg or mm; FIELD=observed: what they reached"),
         ("--camera", "ROLE=COLUMN", "the roles of all cameras that are to be used"),
     )
     for flag, form, text in told:

@@ -175,8 +175,15 @@ def check_against(card: Card, features: Sequence[Feature]) -> list[str]:
         near = difflib.get_close_matches(name, known, n=3) or sorted(known)
         raise SchemaError(f"{card.name}: the source has no '{name}', which the card reads. Near it: {', '.join(near)}.")
     for role, camera in card.cameras.items():
-        if known[camera.column].kind != "pictures":
-            raise SchemaError(f"{card.name}: camera '{role}': '{camera.column}' is a {known[camera.column].kind}, not pictures")
+        feature = known[camera.column]
+        if feature.looks_like_pictures:
+            fix = "Write them as uint8: (255 * x).round(), where they lie in 0..1."
+            shape = " x ".join(map(str, feature.shape))
+            raise SchemaError(
+                f"{card.name}: camera '{role}': '{camera.column}' holds {feature.dtype} of {shape}; pictures are uint8 (0..255). {fix}"
+            )
+        if feature.kind != "pictures":
+            raise SchemaError(f"{card.name}: camera '{role}': '{camera.column}' is a {feature.kind}, not pictures")
     for kind in ("state", "action"):
         for name, how in getattr(card, kind).items():
             _check_width(f"{card.name}: {kind}: {name}", how, known)

@@ -83,6 +83,11 @@ class Feature:
     dtype: str = ""
     shape: tuple[int | None, ...] = ()
 
+    @property
+    def looks_like_pictures(self) -> bool:
+        """Whether it would be pictures, were its numbers bytes."""
+        return self.kind == "column" and len(self.shape) == 3 and self.shape[-1] in (1, 3) and self.dtype != "uint8"
+
 
 @dataclass(frozen=True)
 class Size:

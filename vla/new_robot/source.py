@@ -34,7 +34,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Offer:
-    """`robot`: by value, where the dataset is one of our own. `looked_at`: episodes whose numbers were read."""
+    """`robot`: by value, where the dataset is one of our own. `looked_at`: episodes whose numbers were read. `no_bytes`: columns that would
+    be pictures, were their numbers uint8."""
 
     format: str
     path: Path
@@ -48,6 +49,7 @@ class Offer:
     looked_at: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     robot: Embodiment | None = None
+    no_bytes: Mapping[str, str] = field(default_factory=dict)
 
 
 def look(path: Path, format_name: str = "", options: Mapping[str, Any] | None = None) -> Offer:
@@ -115,6 +117,7 @@ def _foreign(name: str, path: Path, reader: Reader, options: Mapping[str, Any]) 
         size.steps,
         looked_at=looked_at,
         options=options,
+        no_bytes={f.name: f.dtype for f in features if f.looks_like_pictures},
     )
 
 

@@ -179,7 +179,9 @@ def _refuse_unused(said: Answers, fields: Mapping[str, Sequence[FieldPlan]]) -> 
         those = named(key, ("action", "state"))
         if not any(each.ends for each in those):
             unit = those[0].recorded or "of no known unit"
-            raise UserError(f"--gripper {key}={ends}: '{key}' is {unit}; only an opening has values for open and closed: --unit {key}=open01")
+            raise UserError(
+                f"--gripper {key}={ends}: '{key}' is {unit}; only an opening has values for open and closed: --unit {key}=open01"
+            )
     for key, limits in said.limits.items():
         if not any(each.limits for each in named(key, ("action",))):
             raise UserError(f"--limit {key}={limits}: limits are in the field's unit, which nobody has said: --unit {key}=UNIT")
@@ -243,10 +245,14 @@ def _ends(text: str, name: str) -> tuple[float, float]:
 
 
 def _cameras(offer: Offer, said: Answers, notes: list[str]) -> dict[str, str]:
+    if offer.no_bytes:
+        listed = ", ".join(f"'{name}' ({dtype})" for name, dtype in offer.no_bytes.items())
+        notes.append(f"{listed}: no camera, since pictures are uint8 (0..255); write them as (255 * x).round(), where they lie in 0..1")
     for role, column in said.cameras.items():
         check_name(role, "camera")
         if column not in offer.cameras:
-            raise UnknownName(f"camera for '{role}'", column, offer.cameras)
+            why = f"Its numbers are {offer.no_bytes[column]}; pictures are uint8 (0..255)." if column in offer.no_bytes else ""
+            raise UnknownName(f"camera for '{role}'", column, offer.cameras, why)
     if said.cameras or not offer.cameras:
         return dict(said.cameras)
     chosen: dict[str, str] = {}
@@ -291,7 +297,8 @@ def _horizon(said: Answers, rate_hz: Fraction | None, notes: list[str]) -> int:
             raise UserError(f"--horizon {said.horizon}; give at least 1 command a chunk")
         return said.horizon
     horizon = min(max(round(rate_hz), 4), 50) if rate_hz else 16
-    notes.append(f"chunks of {horizon} commands (a second's worth, at most 50; say otherwise with --horizon)")
+    why = "a second's worth, at most 50" if rate_hz else "at no known rate: give the rate with --rate for a second's worth"
+    notes.append(f"chunks of {horizon} commands ({why}; say otherwise with --horizon)")
     return horizon
 
 
