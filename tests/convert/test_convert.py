@@ -365,6 +365,14 @@ def test_the_command_with_a_reader_card_and_robot_of_ones_own(tmp_path, capsys, 
     assert "has no option 'colour'" in capsys.readouterr().err
 
 
+def test_the_share_of_bad_episodes_is_a_warning_at_the_end(tmp_path, capsys):
+    plugin, its_card, robot = write_plugin(tmp_path)
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("parts=parts", "parts=parts, bad={2}"))
+    common = ["convert", "toy", str(tmp_path), "--plugin", plugin, "--card", its_card, "--embodiment", robot, "--workers", "0"]
+    assert main([*common, "--option", "parts=1", "--out", str(tmp_path / "out")]) == 0
+    assert "warning: 25.0% of the episodes (1 of 4) are bad and were not stored" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -231,6 +231,8 @@ def _show_episode(episode: Any, card: Any) -> None:
 
 
 def _show_report(report: Report, out: Path, as_json: bool) -> None:
+    from vla.convert.report import GRACE
+
     if as_json:
         print(json.dumps({**report.to_json(), "out": str(out)}, indent=1))
         return
@@ -242,6 +244,9 @@ def _show_report(report: Report, out: Path, as_json: bool) -> None:
         print(f"bad: {count} {cause}")
     for bad in report.listed[:10]:
         print(f"  {bad}")
+    if lost := report.bad.total():
+        share = f"{lost / max(report.tried, 1):.1%} of the episodes ({lost} of {report.tried})"
+        print(f"warning: {share} are bad and were not stored; --max-bad stops it only after {GRACE} of them")
 
 
 def _list() -> None:
