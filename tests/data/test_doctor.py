@@ -202,7 +202,9 @@ def test_commands_that_would_be_clipped_are_told_with_how_many(clean, tmp_path):
     reached = [(float(low), float(high) + 1e-6) for low, high in zip(rows.min(0), rows.max(0), strict=True)]
 
     def limited(name, limits):
-        return look(replace(made, info=replace(made.info, embodiment=replace(robot, limits=tuple(limits)).to_json())).write(tmp_path / name))
+        return look(
+            replace(made, info=replace(made.info, embodiment=replace(robot, limits=tuple(limits)).to_json())).write(tmp_path / name)
+        )
 
     assert "outside_limits" not in kinds(limited("at", reached))  # to the limit, not beyond
     low, high = reached[1]

@@ -34,17 +34,17 @@ def _differences(data: Embodiment, run: Embodiment) -> Iterator[tuple[Severity, 
         yield "warning", f"rate_hz is {run.rate_hz} in the run, so that rows are resampled ({lasts}); it is {data.rate_hz}", fix
     for kind, mine, theirs in (("command", run.command, data.command), ("learned", run.action, data.action)):
         frames = [(a.name, a.frame, b.frame) for a, b in zip(mine.fields, theirs.fields, strict=True) if a.frame != b.frame]
-        for name, here, there in frames:
+        for name, frame, recorded in frames:
             severity: Severity = "warning" if kind == "command" else "note"
-            yield severity, f"the {kind} frame of '{name}' is {here} in the run; it is {there}", fix if kind == "command" else ""
+            yield severity, f"the {kind} frame of '{name}' is {frame} in the run; it is {recorded}", fix if kind == "command" else ""
     if run.limits != data.limits and data.limits is not None:
         if run.limits is None:
             yield "warning", "the run's has no limits, so that nothing may be sent to it; there are limits", fix
             return
         pairs = zip(run.limits, data.limits, strict=True)
-        number, (mine, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        shown = f"number {number} of a command is sent within {mine[0]:g}..{mine[1]:g} by the run's limits"
+        number, (here, there) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        shown = f"number {number} of a command is sent within {here[0]:g}..{here[1]:g} by the run's limits"
         narrower = any(a[0] > b[0] or a[1] < b[1] for a, b in zip(run.limits, data.limits, strict=True))
-        yield "warning", f"{shown}{' (what lies beyond is clipped)' if narrower else ''}; it is {theirs[0]:g}..{theirs[1]:g}", fix
+        yield "warning", f"{shown}{' (what lies beyond is clipped)' if narrower else ''}; it is {there[0]:g}..{there[1]:g}", fix
     if run.horizon != data.horizon:
         yield "note", f"a chunk is {run.horizon} commands in the run; it is {data.horizon}", ""
