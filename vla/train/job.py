@@ -29,7 +29,7 @@ from vla.normalize import RobotNormalizer, StatsKey
 from vla.roster import carry_over
 from vla.train.features import Memory
 from vla.train.ranks import Ranks
-from vla.train.recorded import disagreements
+from vla.train.recorded import clipped, disagreements
 from vla.train.run import Run
 from vla.types import Batch, Sample, Target, cat
 
@@ -279,7 +279,7 @@ def _normalizers(
 ) -> tuple[dict[str, RobotNormalizer], list[str]]:
     """A robot that the starting checkpoint knows keeps its numbers there, which its weights expect; others get the data's."""
     found = compute_stats(mixture, {robot.name: robot for robot in robots})
-    normalizers, notes = {}, []
+    normalizers, notes = {}, [str(finding) for finding in clipped(found, robots)]
     for robot in robots:
         known = origin.normalizers.get(robot.name) if origin is not None else None
         if known is not None and known.key == StatsKey.of(robot):

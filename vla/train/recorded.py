@@ -3,11 +3,15 @@ is refused as the data are opened (`vla.data.feed`); what is left here trains, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from vla.data.doctor.finding import Finding, Severity
+from vla.data.doctor.limits import OFTEN, slack_A
 from vla.data.mixture import Mixture
 from vla.embodiment import Embodiment
+from vla.normalize import RobotStats, dimension_names
 
 
 def disagreements(mixture: Mixture, robots: Iterable[Embodiment]) -> list[Finding]:
@@ -24,6 +28,27 @@ def disagreements(mixture: Mixture, robots: Iterable[Embodiment]) -> list[Findin
         Finding("robot_differs", f"robot '{name}'", f"{what} in {', '.join(where)}", severity, {"sources": where}, fix)
         for (name, what, severity, fix), where in sources.items()
     ]
+
+
+def clipped(stats: Mapping[str, RobotStats], robots: Iterable[Embodiment]) -> list[Finding]:
+    """Robots of the run whose demonstrated commands lie beyond the run's limits, as far as what is learned is what is sent."""
+    found = []
+    for robot in robots:
+        if robot.limits is None or robot.name not in stats or not stats[robot.name].action.count:
+            continue
+        (low_A, high_A), names = robot.bounds(), dimension_names(robot.command)
+        least_A, most_A = stats[robot.name].action.quantile(OFTEN), stats[robot.name].action.quantile(1 - OFTEN)
+        beyond_A = np.maximum(low_A - least_A, most_A - high_A) - slack_A(robot.command, low_A, high_A)
+        where = robot.command.slices()
+        for field in robot.command.fields:
+            i = where[field.name].start + int(beyond_A[where[field.name]].argmax())
+            if field in robot.action.fields and beyond_A[i] > 0:
+                detail = (
+                    f"{names[i]} is demonstrated in {least_A[i]:.4g}..{most_A[i]:.4g} and clipped to the run's {low_A[i]:g}..{high_A[i]:g}"
+                )
+                fix = "correct the limits in the robot's file; `vla check` of the data says how often the recorded ones are passed"
+                found.append(Finding("outside_limits", f"robot '{robot.name}'", detail, "warning", {"dimension": names[i]}, fix))
+    return found
 
 
 def _differences(data: Embodiment, run: Embodiment) -> Iterator[tuple[Severity, str, str]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vla.data.doctor.finding import Finding
 from vla.data.doctor.sample import Sampled
+from vla.embodiment import Space
 from vla.normalize import dimension_names
 
 SLACK = 0.01
@@ -26,6 +27,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
     low_A, high_A = robot.bounds()
     names, where, bounded = dimension_names(recorded), recorded.slices(), robot.command.slices()
     same_rate = all(trace.rate_hz == robot.rate_hz for trace in sample.traces)
+    allowed_A = slack_A(robot.command, low_A, high_A)
     for field in recorded.fields:
         if field not in robot.command.fields or (field.frame == "step" and not same_rate):
             continue  # limits bound what is sent: a step at another rate, or a number in another frame or unit, is not that
@@ -35,7 +37,7 @@ def check(sample: Sampled) -> Iterator[Finding]:
             continue
         low, high = low_A[bounded[field.name]], high_A[bounded[field.name]]
         beyond = np.maximum(low - rows, rows - high)
-        slack = (high - low) * (OPENING_SLACK if field.unit == "open01" else SLACK)
+        slack = allowed_A[bounded[field.name]]
         outside = beyond > slack
         if not outside.any():
             continue
@@ -51,3 +53,9 @@ def check(sample: Sampled) -> Iterator[Finding]:
             {"share": share, "dimension": name, "worst": worst, "low": float(low[i]), "high": float(high[i])},
             "correct the limits in the robot's file (or the unit in the card) and convert again, if the robot takes these commands.",
         )
+
+
+def slack_A(command: Space, low_A: np.ndarray, high_A: np.ndarray) -> np.ndarray:
+    """How far beyond a limit each number may lie, float64 (A,)."""
+    shares = [OPENING_SLACK if field.unit == "open01" else SLACK for field in command.fields for _ in range(field.size)]
+    return (high_A - low_A) * np.array(shares)
