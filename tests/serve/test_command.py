@@ -150,6 +150,7 @@ def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
         (["--policy", "hold", "--embodiment", "ROBOT", "--max-change", "1"], "must be 2 positive numbers"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--max-change", "a,b"], "numbers separated by commas"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--map", "x"], "write THEIRS=OURS"),
+        (["--policy", "hold", "--embodiment", "ROBOT", "--map", "top=images.topp"], "unknown name of"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--execute", "9"], "cannot execute 9"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--port", "99999"], "port"),
     ],
@@ -158,14 +159,14 @@ def test_what_cannot_be_served_is_said_in_one_line(words, reason, robot_file, tm
     monkeypatch.delenv("VLA_SERVE_TOKEN", raising=False)
     (tmp_path / "short").write_text("short")
     words = [{"ROBOT": robot_file, "SHORT": str(tmp_path / "short")}.get(word, word) for word in words]
-    assert cli.main(["serve", *words]) == 2
+    assert cli.main(["serve", *words, *([] if "--port" in words else ["--port", "0"])]) == 2
     error = capsys.readouterr().err
     assert reason in error and len(error.splitlines()) == 1
 
 
-def test_a_taken_port_is_said(robot_file, capsys):
+def test_a_taken_port_is_said_before_anything_is_loaded(robot_file, capsys):
     with served("--policy", "hold", "--embodiment", robot_file) as (_, address):
-        assert cli.main(["serve", "--policy", "hold", "--embodiment", robot_file, "--port", address.rsplit(":", 1)[1]]) == 2
+        assert cli.main(["serve", "no/such/folder", "--port", address.rsplit(":", 1)[1]]) == 2
     assert "Give another --port" in capsys.readouterr().err
 
 

@@ -70,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT, then drains and exits 0. Exit code 1 if the policy breaks, 2 if it cannot be served."""
     from vla.config import load_plugin
+    from vla.serve.server import Server, check_door
 
+    token = token_of(args.token_file)
+    check_door(args.host, args.port, token, listen=True)
     for plugin in args.plugin:
         load_plugin(plugin)
     service = make_service(args)
@@ -78,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{service.facts['policy']} for {service.robot.name}: {seconds * 1e3:.1f} ms for one observation; deadline {service.deadline_s:g} s"
     )
-    from vla.serve.server import Server
-
-    server = Server(service, args.host, args.port, token_of(args.token_file))
+    server = Server(service, args.host, args.port, token)
     asyncio.run(_until_told(server, args.groot_port))
     if service.recorder is not None:
         service.recorder.close()
@@ -114,6 +115,7 @@ def make_service(args: argparse.Namespace) -> Service:
 
     settings = _settings(args)
     actor, robot, facts = _policy(args)
+    settings.names.check(robot)
     recorder = None
     if args.record is not None:
         from vla.serve.record import Recorder

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vla.embodiment import Embodiment, Space
+from vla.errors import UnknownName
 from vla.serve.wire import Compressed, Heard, Refusal
 from vla.types import Observation
 
@@ -29,6 +30,13 @@ class Names:
     """Wire name -> `instruction`, `state`, `state.FIELD`, `images.ROLE` or `ignore`: what `--map` says beside what needs no saying."""
 
     given: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, robot: Embodiment) -> None:
+        """UserError where a name of ours is none of the robot's: no client's message could ever be understood."""
+        there = [*_known(robot), IGNORED]
+        for theirs, ours in self.given.items():
+            if ours not in there:
+                raise UnknownName(f"name of {robot.name} that '{theirs}' stands for", ours, there, f"Mend --map {theirs}={ours}.")
 
     def ours(self, name: str, robot: Embodiment) -> str:
         """What a name of a message stands for. Raises Refusal (bad_observation), which lists what there is."""
