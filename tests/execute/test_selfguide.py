@@ -64,14 +64,13 @@ def test_an_evaluation_hands_on_what_each_episode_saw_last(tmp_path, capsys):
     robot = load_suite(TOY).embodiment
     made = policy(None, Contents(Model(TINY, DiT(evaluations=2)), (robot,), {robot.name: unit_normalizer(robot)}))
     folder = save_checkpoint(tmp_path / "checkpoint", made.contents, made.model.state_dict())
-    line = f"eval {folder} --suite {TOY} --tasks hard --episodes 3 --workers 1 --json {tmp_path / 'r.json'}"
+    line = f"eval {folder} --suite {TOY} --tasks hard --episodes 3 --workers 1"
     rows = []
-    for more in ("", "--self-guidance 1.5", "--self-guidance 1.5 --slots 1"):
-        assert main(f"{line} {more}".split()) == 0
-        rows.append(
-            [row.reward for row in read_result(tmp_path / "r.json").rows] + [row.steps for row in read_result(tmp_path / "r.json").rows]
-        )
-    assert read_result(tmp_path / "r.json").policy["self_guidance"] == 1.5
+    for number, more in enumerate(("", "--self-guidance 1.5", "--self-guidance 1.5 --slots 1")):
+        assert main(f"{line} {more} --json {tmp_path}/{number}.json".split()) == 0
+        result = read_result(tmp_path / f"{number}.json")
+        rows.append([row.reward for row in result.rows] + [row.steps for row in result.rows])
+    assert result.policy["self_guidance"] == 1.5
     assert rows[1] == rows[2]
     capsys.readouterr()
     assert main(f"{line} --self-guidance 1.5 --samples 3 --agree 0.1".split()) == 2

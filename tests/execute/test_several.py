@@ -91,17 +91,18 @@ def test_in_an_evaluation_the_robot_looks_again_where_samples_part(tmp_path, cap
     robot = load_suite(TOY).embodiment
     made = policy(None, Contents(Model(TINY, DiT(evaluations=2)), (robot,), {robot.name: unit_normalizer(robot)}))
     folder = save_checkpoint(tmp_path / "checkpoint", made.contents, made.model.state_dict())
-    line = f"eval {folder} --suite {TOY} --tasks easy --episodes 2 --execute 4 --workers 1 --json {tmp_path / 'r.json'}"
+    line = f"eval {folder} --suite {TOY} --tasks easy --episodes 2 --execute 4 --workers 1"
     rows = {}
     for name, more in (("fixed", ""), ("far", "--samples 3 --agree 100"), ("near", "--samples 3 --agree 0.01")):
-        assert main(f"{line} {more}".split()) == 0
-        result = read_result(tmp_path / "r.json")
+        assert main(f"{line} {more} --json {tmp_path}/{name}.json".split()) == 0
+        result = read_result(tmp_path / f"{name}.json")
         rows[name] = result.rows
     assert result.policy["samples"] == 3 and result.policy["agree"] == 0.01
     assert rows["far"] == rows["fixed"] != rows["near"]
     assert all(row.decisions == -(-row.steps // 4) for row in rows["fixed"])
     assert all(row.decisions > -(-row.steps // 4) for row in rows["near"])
-    assert main(f"{line} --samples 3 --agree 0.01 --slots 1".split()) == 0 and read_result(tmp_path / "r.json").rows == rows["near"]
+    assert main(f"{line} --samples 3 --agree 0.01 --slots 1 --json {tmp_path}/near.json".split()) == 0
+    assert read_result(tmp_path / "near.json").rows == rows["near"]
     capsys.readouterr()
     assert main(f"{line} --samples 3 --agree 0.01 --probe latency=0.3".split()) == 2
     assert "3 steps after its observation, when every command of it is over" in capsys.readouterr().err

@@ -121,12 +121,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _keep_another(args: argparse.Namespace) -> None:
     """UserError where the file holds what another command found; the same one may find it again."""
-    from vla.cli import parse
     from vla.errors import UserError
     from vla.evaluate.result import read_result
 
-    command = shlex.split(read_result(args.json).command)
-    there = vars(parse(command[1:])[1]) if command[:2] == ["vla", "eval"] and command.count("vla") == 1 else {}
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    words = shlex.split(read_result(args.json).command)
+    try:
+        there = vars(parser.parse_known_args(words[2:])[0]) if words[:2] == ["vla", "eval"] else {}
+    except (argparse.ArgumentError, SystemExit):  # merged of several, or of a version whose flags are no more
+        there = {}
     differ = [name for name, value in vars(args).items() if name not in CHANGES_NO_ROW and str(there.get(name)) != str(value)]
     if differ:
         told = "; ".join(f"{name.replace('_', '-')} {there.get(name)} there, {getattr(args, name)} here" for name in differ)

@@ -33,10 +33,11 @@ def stages(decoder: str, out: Path) -> list[Stage]:
         return Stage(name, phase, command, needs, typical_s=typical_s, makes=run)
 
     def evaluate(name: str, run: str, *what: str, typical_s: float, cores: int = 1, episodes: int = EPISODES) -> Stage:
-        files = ("--json", str(out / f"{name.replace(' ', '_')}.json"), "--video", str(out / "videos" / name.replace(" ", "_")))
+        result = out / f"{name.replace(' ', '_')}.json"
+        files = ("--json", str(result), "--video", str(out / "videos" / name.replace(" ", "_")))
         how = ("--episodes", str(episodes), "--seed", "0", "--workers", str(cores))
         command = ("eval", str(out / run.replace(" ", "_")), *what, *how, *files)
-        return Stage(name, "evaluate", command, (run,), cores, typical_s=typical_s)
+        return Stage(name, "evaluate", command, (run,), cores, typical_s=typical_s, makes=result)
 
     noisy = ("--noise-share", "0.5")
     latents = ("--latents", str(out / "latent_action")) if learns_latents else ()

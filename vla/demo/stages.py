@@ -101,8 +101,10 @@ def run_stages(stages: Sequence[Stage], out: Path, cores: int, resume: bool, sho
             if told:
                 raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(128 + told[0])
             for stage in _startable(stages, state.done, running, cores):
-                if stage.makes is not None:
+                if stage.makes is not None and stage.makes.is_dir():
                     shutil.rmtree(stage.makes, ignore_errors=True)
+                elif stage.makes is not None:
+                    stage.makes.unlink(missing_ok=True)
                 running[stage.name] = _Running(stage, out, time.monotonic() - began)
             for name, process in list(running.items()):
                 if process.finished():
