@@ -43,7 +43,7 @@ def test_a_result_is_not_written_over_by_another_commands(tmp_path, capsys):
     before = (tmp_path / "a.json").read_text()
     capsys.readouterr()
     assert main([*line, "--seed", "7", "--slots", "2"]) == 2
-    assert "holds another evaluation (seed 0 there, 7 here). Choose another --json" in capsys.readouterr().err
+    assert "holds another evaluation (seed 0 against 7). Choose another --json" in capsys.readouterr().err
     assert (tmp_path / "a.json").read_text() == before
     assert main([*line, "--slots", "2"]) == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from tests.evaluate.results import result
 from vla.cli import main
 from vla.errors import UserError
-from vla.evaluate.journal import SUFFIX
+from vla.evaluate.journal import SUFFIX, check_replaced
 from vla.evaluate.result import read_result, write_result
 from vla.evaluate.runner import evaluate
 from vla.evaluate.shards import Shard, merge
@@ -120,6 +121,27 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path, capsys):
     out.with_name(out.name + SUFFIX).write_text("no journal\n[]\n")
     with pytest.raises(UserError, match="holds no episodes of an evaluation. Delete it"):
         evaluate("random", TOY, ["easy"], 2, workers=1, journal=out)
+
+
+def test_a_result_is_replaced_by_the_same_evaluation_alone(tmp_path):
+    """Whatever command it came from: a merged one names several, one made from Python none."""
+    out, policy = tmp_path / "r.json", {"name": "p", "manifest_sha256": "aa"}
+    write_result(out, result({"easy": "+-"}, policy={**policy, "parameters": 9}, episodes=2))
+    rules = {"suite": "s", "seed": 0, "image_size": 64, "execute": 10, "ensemble": "newest chunk", "probe": None}
+    same = {**rules, "tasks": {"easy": "200 steps"}, "episodes": 2, "shard": "", "policy": policy}
+    check_replaced(out, same)
+    check_replaced(tmp_path / "none.json", same)
+    for changed, says in (
+        ({"policy": {**policy, "manifest_sha256": "bb"}}, "policy manifest_sha256 aa against bb"),
+        ({"probe": {"spec": "no-language", "says": "x"}, "seed": 3}, "seed 0 against 3; probe none against no-language"),
+        ({"tasks": {"easy": "200 steps", "hard": "9 steps"}, "episodes": 5}, "tasks hard None against 9 steps; episodes 2 against 5"),
+        ({"against": "a.json"}, "against None against a.json"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"r.json holds another evaluation ({says}). Choose another --json, or remove it")):
+            check_replaced(out, {**same, **changed})
+    out.write_text("notes of mine")
+    with pytest.raises(UserError, match="r.json is no evaluation that this one could replace"):
+        check_replaced(out, same)
 
 
 def _other_rules():

@@ -33,7 +33,6 @@ PROBES = ("no-language", "no-vision", "swapped-instruction", "camera-moved", "ob
 
 MEASURED = ("success", "max_steps")
 """How an episode ends whose simulator ran."""
-CHANGES_NO_ROW = ("command", "run", "workers", "slots", "timeout", "video", "videos", "json", "html", "sim_python", "plugin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +101,6 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g} s; give a time that a step of the simulator can take, such as 60")
-    if args.json and args.json.exists():
-        _keep_another(args)
     for plugin in args.plugin:
         load_plugin(plugin)
     result = _evaluate_with_bar(args)
@@ -117,24 +114,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: nothing was measured: in every episode the simulator {result.rows[0].reason}", file=sys.stderr)
         return 1
     return 0
-
-
-def _keep_another(args: argparse.Namespace) -> None:
-    """UserError where the file holds what another command found; the same one may find it again."""
-    from vla.errors import UserError
-    from vla.evaluate.result import read_result
-
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_arguments(parser)
-    words = shlex.split(read_result(args.json).command)
-    try:
-        there = vars(parser.parse_known_args(words[2:])[0]) if words[:2] == ["vla", "eval"] else {}
-    except (argparse.ArgumentError, SystemExit):  # merged of several, or of a version whose flags are no more
-        there = {}
-    differ = [name for name, value in vars(args).items() if name not in CHANGES_NO_ROW and str(there.get(name)) != str(value)]
-    if differ:
-        told = "; ".join(f"{name.replace('_', '-')} {there.get(name)} there, {getattr(args, name)} here" for name in differ)
-        raise UserError(f"{args.json} holds another evaluation ({told}). Choose another --json, or remove it.")
 
 
 def print_result(result: EvalResult) -> None:

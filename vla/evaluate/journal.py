@@ -18,9 +18,32 @@ from typing import Any
 import numpy as np
 
 from vla.errors import UserError
-from vla.evaluate.result import Row
+from vla.evaluate.result import Row, identity, read_result
 
 SUFFIX = ".rows.jsonl"
+RULES = ("suite", "seed", "image_size", "execute", "ensemble", "probe")
+"""Of what an evaluation declares, what its result holds by the same name."""
+MANY = 5
+"""So many rows of a table that differ are told."""
+
+
+def check_replaced(result: Path, facts: Mapping[str, Any]) -> None:
+    """UserError where a finished result of another evaluation than `facts` lies there; one of the same may be replaced.
+
+    What was run is compared, not the commands: results are also merged, made from Python, and of checkpoints that were trained further.
+    """
+    if not result.exists():
+        return
+    try:
+        found = read_result(result)
+    except UserError as error:
+        raise UserError(f"{result} is no evaluation that this one could replace. Choose another --json, or remove it.") from error
+    there = {key: getattr(found, key) for key in RULES}
+    there |= {"tasks": {name: f"{steps} steps" for name, steps in found.max_steps.items()}, "episodes": found.episodes}
+    there |= {"shard": found.shard, **{key: (found.stopping or {}).get(key) for key in ("against", "level")}}
+    what = _differences({**there, "policy": identity(found.policy)}, {**dict.fromkeys(there), **json.loads(json.dumps(facts))})
+    if what:
+        raise UserError(f"{result} holds another evaluation ({what}). Choose another --json, or remove it.")
 
 
 def discard(result: Path) -> None:
@@ -72,9 +95,8 @@ class Journal:
             self._write(facts)
             return
         found = json.loads(lines[0])
-        differ = [key for key in facts if found.get(key) != facts[key]]
-        if differ:
-            what = "; ".join(_difference(key, found.get(key), facts[key]) for key in differ)
+        what = _differences(found, facts)
+        if what:
             raise UserError(f"{self.path} holds episodes of another evaluation ({what}). Delete it, or give another --json.")
         for line in lines[1:]:
             data = json.loads(line)
@@ -89,9 +111,17 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
+def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In words; "" where there are none."""
+    return "; ".join(_difference(key, found.get(key), value) for key, value in ours.items() if found.get(key) != value)
+
+
 def _difference(what: str, found: Any, ours: Any) -> str:
     """In words; of two tables, only the rows that differ."""
+    if what == "probe":
+        found, ours = (each["spec"] if each else "none" for each in (found, ours))
     if not (isinstance(found, dict) and isinstance(ours, dict)):
         return f"{what} {found} against {ours}"
     keys = [key for key in {**found, **ours} if found.get(key) != ours.get(key)]
-    return ", ".join(f"{what} {key} {found.get(key)} against {ours.get(key)}" for key in keys)
+    told = [f"{what} {key} {found.get(key)} against {ours.get(key)}" for key in keys[:MANY]]
+    return ", ".join([*told, *([f"and {len(keys) - MANY} more"] if len(keys) > MANY else [])])

@@ -41,6 +41,11 @@ ACTS = ("name", "manifest_sha256", "fingerprint", "optimized", "evaluations", "s
 """What a result says of its policy that tells two apart whose rows must not be mixed, beside the device."""
 
 
+def identity(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a result says of its policy, what tells two apart whose rows must not be mixed."""
+    return {key: policy[key] for key in (*ACTS, "device") if key in policy}
+
+
 def episode_seed(seed: int, task: str, episode: int) -> int:
     """The simulator's seed of one episode: the same for every policy evaluated under `seed`, so results pair up."""
     return EVALUATION_SEEDS + stable_hash("episode", seed, task, episode) % EVALUATION_SEEDS

@@ -14,10 +14,10 @@ import numpy as np
 from vla.errors import UserError
 from vla.evaluate.baselines import Actor, Expert
 from vla.evaluate.batching import Batcher, one_thread
-from vla.evaluate.journal import Journal
+from vla.evaluate.journal import RULES, Journal, check_replaced
 from vla.evaluate.probes import Probe, disguise
 from vla.evaluate.resolve import Sampling, resolve
-from vla.evaluate.result import ACTS, TERMINATION, EvalResult, Row, episode_seed, git_commit, sampled, versions
+from vla.evaluate.result import TERMINATION, EvalResult, Row, episode_seed, git_commit, identity, sampled, versions
 from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
@@ -103,7 +103,11 @@ def evaluate(
     setup = _setup(suite, image_size, execute, ensemble, probe)
     setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None, "cameras": list(robot.cameras)}
     rounds = _rounds(names, episodes, shard, rival, declared)
-    kept = Journal(journal, {**declared, "policy": _identity(facts), "versions": versions()}) if journal is not None else None
+    if journal is not None:
+        asked = {"tasks": {name: f"{suite.task(name).max_steps} steps" for name in names}, "episodes": episodes, "shard": shard.spec}
+        against = {"against": rival.name, "level": rival.level} if rival is not None else {}
+        check_replaced(journal, {**{key: declared[key] for key in RULES}, **asked, **against, "policy": identity(facts)})
+    kept = Journal(journal, {**declared, "policy": identity(facts), "versions": versions()}) if journal is not None else None
     known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}
     rows: list[Row] = []
 
@@ -251,11 +255,6 @@ def _seed(suite: Suite, seed: int, learning: bool, task: str, episode: int) -> i
 def _counts(actor: Actor | Expert) -> dict[str, int]:
     """What its sampling has met so far, if it counts anything."""
     return getattr(actor, "facts", dict)()
-
-
-def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells two policies apart whose rows must not be mixed."""
-    return {key: facts[key] for key in (*ACTS, "device") if key in facts}
 
 
 def _time(rollouts: Rollouts, parent_cpu: float) -> dict[str, float]:
