@@ -150,3 +150,5 @@ def test_command(video, dots, trained, tmp_path, capsys):
     assert main(["label", str(out / "model"), str(labelled), "--gap", "9"]) == 2
     assert main(["label", str(labelled), str(labelled)]) == 1
     assert capsys.readouterr().err.count("error:") == 2
+    assert main(["label", str(out / "model"), str(labelled), "--device", "cude"]) == 2
+    assert "'cude' is no device; there are cpu" in capsys.readouterr().err

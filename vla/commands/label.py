@@ -35,13 +35,15 @@ def run(args: argparse.Namespace) -> int:
     """Writes codes beside the shards; those of the same model that are there already are kept."""
     from vla.config import load_plugin
     from vla.data.reader import Dataset
+    from vla.device import device_here
     from vla.latent_action.checkpoint import load_latent
 
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give at least 1")
     for plugin in args.plugin:
         load_plugin(plugin)
-    model = load_latent(args.checkpoint).to(args.device)
+    device = device_here(args.device)
+    model = load_latent(args.checkpoint).to(device)
     model.check_gap(args.gap)
     datasets = [Dataset.open(folder) for folder in args.dataset]  # all of them, before the first is labelled
     rows = []
