@@ -152,7 +152,9 @@ def test_a_token_from_a_file_is_asked_of_everyone(robot_file, tmp_path):
         (["--policy", "hold", "--embodiment", "ROBOT", "--map", "x"], "write THEIRS=OURS"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--map", "top=images.topp"], "unknown name of"),
         (["--policy", "hold", "--embodiment", "ROBOT", "--execute", "9"], "cannot execute 9"),
-        (["--policy", "hold", "--embodiment", "ROBOT", "--port", "99999"], "port"),
+        (["--policy", "hold", "--embodiment", "ROBOT", "--port", "99999"], "--port 99999 is none"),
+        (["no/such/folder", "--groot-port", "99999"], "--groot-port 99999 is none"),
+        (["no/such/folder", "--port", "48123", "--groot-port", "48123"], "both 48123; give each its own"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(words, reason, robot_file, tmp_path, monkeypatch, capsys):
@@ -167,7 +169,9 @@ def test_what_cannot_be_served_is_said_in_one_line(words, reason, robot_file, tm
 def test_a_taken_port_is_said_before_anything_is_loaded(robot_file, capsys):
     with served("--policy", "hold", "--embodiment", robot_file) as (_, address):
         assert cli.main(["serve", "no/such/folder", "--port", address.rsplit(":", 1)[1]]) == 2
-    assert "Give another --port" in capsys.readouterr().err
+        assert "Give another --port" in capsys.readouterr().err
+        assert cli.main(["serve", "no/such/folder", "--port", "0", "--groot-port", address.rsplit(":", 1)[1]]) == 2
+        assert "Give another --groot-port" in capsys.readouterr().err
 
 
 def test_a_policy_that_is_always_too_late_is_refused_at_the_start():

@@ -73,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
     from vla.serve.server import Server, check_door
 
     token = token_of(args.token_file)
+    if args.groot_port is not None:
+        from vla.serve.groot import check_groot
+
+        check_groot(args.host, args.groot_port, token, args.port)
     check_door(args.host, args.port, token, listen=True)
     for plugin in args.plugin:
         load_plugin(plugin)

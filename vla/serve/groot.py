@@ -16,19 +16,23 @@ import numpy as np
 from vla.errors import UserError
 from vla.serve.codec import to_npy, unpack
 from vla.serve.http import same_secret
-from vla.serve.server import Server, log_failed
+from vla.serve.server import Server, cannot_listen, check_door, log_failed
 from vla.serve.wire import Heard, Refusal, Session, internal
 
 MAX_TASKS = 256
 
 
+def check_groot(host: str, port: int, token: str | None, beside: int) -> None:
+    """UserError for what `serve_groot` would refuse beside a server on port `beside`, before a model is loaded."""
+    if port and port == beside:
+        raise UserError(f"--port and --groot-port are both {port}; give each its own")
+    check_door(host, port, token, listen=True, flag="--groot-port")
+    _zmq()
+
+
 async def serve_groot(server: Server, port: int) -> asyncio.Task[None]:
     """Listens beside the server, with its host and token, and returns the task that answers. UserError without pyzmq or port."""
-    try:
-        import zmq
-        import zmq.asyncio
-    except ImportError as error:
-        raise UserError("GR00T's protocol needs pyzmq, which is not installed: `pip install 'vla[groot]'`") from error
+    zmq = _zmq()
     socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
     socket.setsockopt(zmq.MAXMSGSIZE, server.service.settings.limits.message_bytes)
     socket.setsockopt(zmq.LINGER, 0)
@@ -36,10 +40,19 @@ async def serve_groot(server: Server, port: int) -> asyncio.Task[None]:
         socket.bind(f"tcp://{server.host}:{port}" if port else f"tcp://{server.host}:*")
     except zmq.ZMQError as error:
         socket.close()
-        raise UserError(f"cannot listen on {server.host}:{port}: {error}. Give another --groot-port.") from error
+        raise cannot_listen(server.host, port, error, "--groot-port") from error
     task = asyncio.create_task(_answer_all(server, socket), name=socket.getsockopt_string(zmq.LAST_ENDPOINT))
     task.add_done_callback(lambda _: socket.close())
     return task
+
+
+def _zmq() -> Any:
+    try:
+        import zmq
+        import zmq.asyncio
+    except ImportError as error:
+        raise UserError("GR00T's protocol needs pyzmq, which is not installed: `pip install 'vla[groot]'`") from error
+    return zmq
 
 
 async def _answer_all(server: Server, socket: Any) -> None:

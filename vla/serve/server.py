@@ -36,23 +36,25 @@ PASSES = 4
 FAREWELL_S = 0.5
 
 
-def check_door(host: str, port: int, token: str | None, listen: bool = False) -> None:
-    """UserError for what cannot be served. `listen`: also takes the port for a moment, so that a model is not loaded in vain."""
+def check_door(host: str, port: int, token: str | None, listen: bool = False, flag: str = "--port") -> None:
+    """UserError for what cannot be served. `listen`: also takes the port for a moment, so that a model is not loaded in vain.
+    `flag`: who chose it."""
     if token is None and host not in LOOPBACK:
         raise UserError(f"bound to {host}, the server is open to others: give a token (--token-file), or bind 127.0.0.1")
     if token is not None and len(token) < MIN_TOKEN:
         raise UserError(f"the token has {len(token)} letters; give at least {MIN_TOKEN} random ones")
     if not 0 <= port <= 65535:
-        raise UserError(f"port {port} is none; give 1 to 65535, or 0 for a free one")
+        raise UserError(f"{flag} {port} is none; give 1 to 65535, or 0 for a free one")
     if listen and port:
         try:
             socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except OSError as error:
-            raise _cannot_listen(host, port, error) from error
+            raise cannot_listen(host, port, error, flag) from error
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
-    return UserError(f"cannot listen on {host}:{port}: {error.strerror or error}. Give another --port.")
+def cannot_listen(host: str, port: int, error: OSError, flag: str = "--port") -> UserError:
+    """For whom the system refuses a port."""
+    return UserError(f"cannot listen on {host}:{port}: {error.strerror or error}. Give another {flag}.")
 
 
 class Server:
@@ -95,7 +97,7 @@ class Server:
             listener = await loop.create_server(connection, self.host, self.port, backlog=1024)
         except OSError as error:
             self.service.batcher.stop()
-            raise _cannot_listen(self.host, self.port, error) from error
+            raise cannot_listen(self.host, self.port, error) from error
         self.port = listener.sockets[0].getsockname()[1]
         janitor = asyncio.create_task(self._tidy())
         ready()
