@@ -62,6 +62,14 @@ def test_an_interval_alone_declares_nobody_better(tmp_path, capsys):
     assert "No difference is shown: the interval over all tasks leaves zero out, but p = 0.12" in capsys.readouterr().out
 
 
+def test_a_test_alone_declares_nobody_better(tmp_path, capsys):
+    """2 of 20 against 0 of 40 other episodes: Barnard's p is 0.045, Newcombe's interval reaches below zero."""
+    write_result(tmp_path / "a.json", result({"open": "++" + 18 * "-"}))
+    write_result(tmp_path / "b.json", result({"open": 40 * "-"}, seed=1))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "No difference is shown: p = 0.045, but the interval over all tasks includes zero." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

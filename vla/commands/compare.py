@@ -100,11 +100,12 @@ def _verdict(compared: Compared) -> str:
         return "A is better than B over all tasks."
     if found.interval.high < 0 and sure:
         return "B is better than A over all tasks."
+    p, what = f"p = {found.p_value:.2g}", "the interval over all tasks"
     if found.interval.low > 0 or found.interval.high < 0:
-        return (
-            f"No difference is shown: the interval over all tasks leaves zero out, but p = {found.p_value:.2g}. More episodes may show one."
-        )
-    return "No difference is shown: the interval over all tasks includes zero."
+        return f"No difference is shown: {what} leaves zero out, but {p}. More episodes may show one."
+    if sure:
+        return f"No difference is shown: {p}, but {what} includes zero. More episodes may show one."
+    return f"No difference is shown: {what} includes zero."
 
 
 def _print_ranking(ranking: Ranking) -> None:
