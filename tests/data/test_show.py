@@ -60,6 +60,12 @@ def test_states_and_actions_have_a_panel_per_dimension(root, tmp_path):
     assert motion_plot(Dataset.open(root / "clips"), "state") is None
 
 
+def test_all_that_can_be_shown_is_named_for_what_cannot(capsys):
+    assert main(["show", "checkpoints/arms-small"]) == 2
+    said = "'checkpoint'. Choices: dataset, folder of a run, mixture, recording of a server. `vla check checkpoints/arms-small` knows it."
+    assert said in capsys.readouterr().err
+
+
 def test_a_batch_shows_every_camera_and_the_chunk(root, capsys):
     assert main(["show", str(root / "mix.yaml"), "--data-root", str(root), "--batch", "5", "--out", str(root / "out")]) == 0
     assert "all-batch.png" in capsys.readouterr().out

@@ -199,6 +199,9 @@ def test_a_rival_that_is_no_fair_sample_is_refused():
     stopped = replace(toy("+" * 5), stopping={"planned": 40, "verdict": "better"})
     with pytest.raises(UserError, match=r"was itself ended early by its outcomes \(better\).* run that policy without --against first"):
         Rival("r.json", stopped).rounds(["easy"], 5, declared)
+    blind = replace(toy("+" * 5), probe={"spec": "no-vision", "what": "every picture is one grey"})
+    with pytest.raises(UserError, match="r.json was run with probe no-vision, this with none; episodes pair up only if they are the same"):
+        Rival("r.json", blind).rounds(["easy"], 5, declared)
     ran_all = replace(toy("+" * 5), stopping={"planned": 10, "verdict": "no difference shown"})
     assert Rival("r.json", ran_all).rounds(["easy"], 5, declared)
     with pytest.raises(UserError, match="had 24 steps for an episode of hard, this has 12; they are no pair"):
