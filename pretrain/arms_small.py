@@ -1,6 +1,6 @@
 """One small policy for four simulated robots: the checkpoint that comes with the repository (checkpoints/arms-small).
 
-What      1.5M parameters, two 64 px cameras, proprioception and an instruction -> a chunk of 12 (ALOHA: 25) commands.
+What      1.4M parameters, two 64 px cameras, proprioception and an instruction -> a chunk of 12 (ALOHA: 25) commands.
 Hardware  one CPU core; 13 minutes of a quick one, 45 of a busy one.
 Expect    its twelve tasks always, from unseen seeds, 20 episodes each: eight Sawyer tasks, Fetch's reach and lift, Panda's lift, ALOHA's;
           two of four tasks that it never saw (checkpoints/index.toml names the result files).

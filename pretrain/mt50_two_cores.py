@@ -4,7 +4,7 @@ What      2.8M parameters, one 128 px camera (as others report this benchmark), 
 Hardware  two CPU cores, no GPU; pretrain/mt50.py is for one.
 Time      an hour and a half: 18 minutes of collecting, 73 of training, 10 episodes a task.
 Expect    30% over the four groups of difficulty, easy tasks 63% (docs/results.md); its loss was still falling, and pretrain/mt10.py, with
-          two views, does six of its ten tasks better. It is the small version of what pretrain/mt50.py is for.
+          two views, does eight of its ten tasks better. It is the small version of what pretrain/mt50.py is for.
 Command   vla collect --suite metaworld-mt50 --episodes 50 --noise-share 0.5 --image-size 128 --out data/mt50
           torchrun --nproc-per-node 2 -m vla train pretrain/mt50_two_cores.py
           vla eval runs/mt50_two_cores --suite metaworld-mt50 --episodes 10 --json runs/mt50_two_cores/eval.json

@@ -38,6 +38,11 @@ def test_fresh_weights_turn_the_hand_by_rotations(unit, frame):
     seen.state[:] = rows[:2]
     chunks = [policy.act(seen) for key in range(2)]
     for chunk in chunks:
-        to_rotation(chunk.action_TA[:, 3:], unit)
+        said = chunk.action_TA[:, 3:]
+        again = from_rotation(to_rotation(said, unit), unit)  # refuses what is none
+        same = said if unit != "quat_xyzw" else said * np.sign((said * again).sum(-1, keepdims=True))  # q and -q are one rotation
+        np.testing.assert_allclose(again, same, atol=1e-6)
     both_KA = np.stack([chunk.action_TA[0] for chunk in chunks])
-    to_rotation(TemporalEnsemble().combine(both_KA, robot.command)[None, 3:], unit)
+    mean = to_rotation(TemporalEnsemble().combine(both_KA, robot.command)[None, 3:], unit)
+    apart = [(mean.inv() * to_rotation(both_KA[i : i + 1, 3:], unit)).magnitude()[0] for i in range(2)]
+    np.testing.assert_allclose(apart[0], apart[1], atol=0.02)  # half-way, but for the decay of the weights

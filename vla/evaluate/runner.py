@@ -103,11 +103,10 @@ def evaluate(
     setup = _setup(suite, image_size, execute, ensemble, probe)
     setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None, "cameras": list(robot.cameras)}
     rounds = _rounds(names, episodes, shard, rival, declared)
+    kept = None
     if journal is not None:
-        asked = {"tasks": {name: f"{suite.task(name).max_steps} steps" for name in names}, "episodes": episodes, "shard": shard.spec}
-        against = {"against": rival.name, "level": rival.level} if rival is not None else {}
-        check_replaced(journal, {**{key: declared[key] for key in RULES}, **asked, **against, "policy": identity(facts)})
-    kept = Journal(journal, {**declared, "policy": identity(facts), "versions": versions()}) if journal is not None else None
+        max_steps = {name: suite.task(name).max_steps for name in names}
+        kept = _opened(journal, declared, identity(facts), rival, {"tasks": max_steps, "episodes": episodes, "shard": shard.spec})
     known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}
     rows: list[Row] = []
 
@@ -163,6 +162,16 @@ def evaluate(
         stopping=rival.to_json() if rival is not None else None,
         group_of={name: group for name in names if (group := suite.task(name).group)},
     )
+
+
+def _opened(
+    journal: Path, declared: Mapping[str, Any], policy: Mapping[str, Any], rival: Rival | None, asked: Mapping[str, Any]
+) -> Journal:
+    """Beside the result's file, which may hold the same evaluation and no other."""
+    steps = {"tasks": {name: f"{count} steps" for name, count in asked["tasks"].items()}}
+    against = {"against": rival.name, "level": rival.level} if rival is not None else {}
+    check_replaced(journal, {**{key: declared[key] for key in RULES}, **asked, **steps, **against, "policy": policy})
+    return Journal(journal, {**declared, "policy": policy, "versions": versions()})
 
 
 def _checked(suite: Suite, tasks: Sequence[str], episodes: int, workers: int, slots: int) -> list[str]:
