@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -96,3 +97,21 @@ def raw(address: str, data: bytes = b"") -> socket.socket:
     peer = socket.create_connection((host, int(port)), timeout=LONG_S)
     peer.sendall(data)
     return peer
+
+
+def beside_groot(server, talk: Callable[[str], list]) -> list:
+    """What `talk` returns in a thread of its own, told where the server's GR00T socket listens while it serves."""
+    from vla.serve.groot import serve_groot
+
+    async def both() -> list:
+        ready = asyncio.Event()
+        serve = asyncio.create_task(server.run(ready.set))
+        await ready.wait()
+        groot = await serve_groot(server, 0)
+        found = await asyncio.to_thread(talk, groot.get_name())
+        groot.cancel()
+        server.stop()
+        await serve
+        return found
+
+    return asyncio.run(both())

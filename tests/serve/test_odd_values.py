@@ -15,11 +15,11 @@ import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from tests.serve.parts import LONG_S, ROBOT, Echo, raw, request, said, service, statistics
+from tests.serve.parts import LONG_S, ROBOT, Echo, beside_groot, raw, request, said, service, statistics
 from tests.serve.test_protocols import Harness, episode_said, npy, numpy_json, to_openpi
 from vla.serve import server as server_module
 from vla.serve.background import serving
-from vla.serve.groot import Groot, serve_groot
+from vla.serve.groot import Groot
 from vla.serve.openpi import OpenPi
 from vla.serve.openvla import OpenVla
 from vla.serve.server import Server
@@ -208,18 +208,7 @@ def test_a_mistake_over_a_request_of_groots_is_answered_and_logged_and_others_ar
                 answers.append(msgpack.unpackb(socket.recv()))
             return answers
 
-    async def both() -> list:
-        server = Server(mistaken(mistake), port=0)
-        ready = asyncio.Event()
-        serve = asyncio.create_task(server.run(ready.set))
-        await ready.wait()
-        groot = await serve_groot(server, 0)
-        answers = await asyncio.to_thread(ask, groot.get_name())
-        groot.cancel()
-        server.stop()
-        await serve
-        return [*answers, server.service.refused]
-
-    refused, pong, counted = asyncio.run(both())
+    server = Server(mistaken(mistake), port=0)
+    (refused, pong), counted = beside_groot(server, ask), server.service.refused
     assert refused["kind"] == "internal" and "secret" not in refused["error"]
     assert pong["status"] == "ok" and counted == {"internal": 1} and logged(caplog, mistake) == 1

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
-from tests.serve.parts import ROBOT, Echo, get, request, said, service
+from tests.serve.parts import ROBOT, Echo, beside_groot, get, request, said, service
 from vla.serve.background import serving
 from vla.serve.observe import Names
 from vla_client import PolicyClient
@@ -201,9 +201,7 @@ def from_npy(said: dict):
 
 def test_groot_ping_get_action_and_reset():
     zmq = pytest.importorskip("zmq", reason="GR00T's protocol is an extra: pyzmq")
-    import asyncio
 
-    from vla.serve.groot import serve_groot
     from vla.serve.server import Server
 
     def robot(endpoint: str) -> list:
@@ -234,19 +232,8 @@ def test_groot_ping_get_action_and_reset():
         context.term()
         return found
 
-    async def both() -> list:
-        server = Server(service(Echo()), port=0, token="t" * 20)
-        ready = asyncio.Event()
-        serve = asyncio.create_task(server.run(ready.set))
-        await ready.wait()
-        groot = await serve_groot(server, 0)
-        found = await asyncio.to_thread(robot, groot.get_name())
-        groot.cancel()
-        server.stop()
-        await serve
-        return found
-
-    pong, nested, flat, reset, kill, wrong, video = asyncio.run(both())
+    server = Server(service(Echo()), port=0, token="t" * 20)
+    pong, nested, flat, reset, kill, wrong, video = beside_groot(server, robot)
     assert pong == {"status": "ok", "message": "Server is running"}
     assert np.array_equal(nested[0]["move"], np.full((1, 4, 2), 0.5, np.float32)) and nested[1] == {}
     assert np.array_equal(flat["action.move"], np.full((4, 2), 0.5))
