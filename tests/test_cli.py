@@ -86,7 +86,7 @@ def test_version():
         ((), "usage: vla"),
         (("trian",), "unknown command 'trian'. Choices: "),
         (("--trian",), "error: vla: unrecognized arguments: --trian"),
-        (("doctor", "--jsn"), "error: vla doctor: unrecognized arguments: --jsn. Run `vla doctor --help`."),
+        (("doctor", "--jsn"), "error: vla doctor: unrecognized arguments: --jsn. Did you mean --json? Run `vla doctor --help`."),
         (("doctor", "--js"), "unrecognized arguments: --js"),
     ],
     ids=["none", "command", "option", "argument", "abbreviation"],

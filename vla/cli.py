@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something that was checked is bad; 2 a mistake in what was
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import signal
@@ -100,7 +101,9 @@ class _Parser(argparse.ArgumentParser):
     """Mistyped arguments are a user's error like any other: one line and exit code 2, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}. Run `{self.prog} --help`.")
+        asked = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0] if message.startswith("unrecognized") else ""
+        near = difflib.get_close_matches(asked, self._option_string_actions, n=1) if asked.startswith("--") else []
+        raise UserError(f"{self.prog}: {message}.{f' Did you mean {near[0]}?' if near else ''} Run `{self.prog} --help`.")
 
 
 def _top_parser() -> _Parser:
