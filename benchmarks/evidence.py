@@ -149,6 +149,7 @@ ARMS = {
     "permuted": "the same with actions exchanged between episodes",
     "one_robot": "pretrained on the Sawyer alone, as many samples",
     "latent": "pretrained on the same video without labels, by latent actions",
+    "latent_permuted": "the same with latent actions exchanged between episodes",
 }
 
 
@@ -172,12 +173,15 @@ def _new_robot(path: Path, head: str) -> str:
     ]
     for robot, rows in found["robots"].items():
         lines.append(f"`{robot}`, {rows['task']}:\n")
-        lines.append("| demonstrations | | successes | rate | interval | by seed | against scratch | against pretrained | worth |")
-        lines.append("|---" * 9 + "|")
+        every = [row for by_arm in rows["demonstrations"].values() for row in by_arm.values()]
+        bases = [base for base in ("scratch", "pretrained", "latent") if any(f"against_{base}" in row for row in every)]
+        against = "".join(f" against {base} |" for base in bases)
+        lines.append(f"| demonstrations | | successes | rate | interval | by seed |{against} worth |")
+        lines.append("|---" * (7 + len(bases)) + "|")
         for count, by_arm in rows["demonstrations"].items():
             for arm, row in by_arm.items():
                 seeds, times = ", ".join(map(str, row["by_seed"])), rows["multiplier"].get(arm, {}).get(count)
-                pairs = [row.get(f"against_{base}") for base in ("scratch", "pretrained")]
+                pairs = [row.get(f"against_{base}") for base in bases]
                 told = " | ".join(_pair(pair) for pair in pairs)
                 # Of a difference that may be none, a factor would tell nothing.
                 telling = pairs[0] and pairs[0]["p_value"] < 0.05 and times != {"at_least": 1.0}

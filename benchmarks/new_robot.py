@@ -14,10 +14,11 @@ latent          the frames and words of `pretrained` as video, no state, no acti
                 backbone, a fresh head in the place of the one for codes (LAPA). `pretrain/few_labels.py` keeps the decoder of codes, for
                 labels have taught its readout by then; here it would be as fresh, and no other arm's. Half of the episodes show injected
                 noise, of which the labels that other arms learn from are clean
+latent_permuted the same on the same video, whose codes were exchanged between episodes: what a warm start gives without what codes say
 
 A seed chooses the demonstrations (those of fewer are among those of more), their order and the fresh weights. All arms meet the same
-episodes, so that differences are paired (McNemar), each arm with `scratch` and with `pretrained`. Episodes of one trained network are not
-independent trainings, and pretraining is run once: intervals and p-values speak of these networks, and `by_seed` shows how much they
+episodes, so that differences are paired (McNemar), each arm with `scratch`, `pretrained` and `latent`. Episodes of one trained network are
+not independent trainings, and pretraining is run once: intervals and p-values speak of these networks, and `by_seed` shows how much they
 differ. Of `latent` there is also how much of its codebook the video uses (`codes`), and how well a linear map tells from codes what the
 robots did, on episodes that the map has not seen; the latent-action model, without labels, has. Every stage is a command of ours, logged in
 `--out`; the same command goes on where an earlier one was stopped.
@@ -38,7 +39,7 @@ import numpy as np
 
 from benchmarks.experiment import NOISY, command_line, facts, run_all, same_settings, success
 from vla.data.format import MANIFEST, DatasetInfo
-from vla.data.latents import read_latents
+from vla.data.latents import read_latents, write_latents
 from vla.data.reader import Dataset
 from vla.data.writer import ShardWriter
 from vla.demo.stages import Stage
@@ -65,8 +66,8 @@ SOURCES = {
     "fetch": ("--suite", "fetch", "--tasks", "reach,push,lift", "--episodes", "25"),
 }
 """What pretraining sees: dataset -> how `vla collect` makes it."""
-VIDEO, WATCHER = "video", "latent_action"
-"""Folders of the same without labels, and of the model that says in codes what it shows."""
+VIDEO, MIXED_UP, WATCHER = "video", "video_permuted", "latent_action"
+"""Folders of the same without labels, with each episode's codes another's, and of the model that says in codes what it shows."""
 
 
 class Pretraining(NamedTuple):  # a recipe's module is not in sys.modules, where a dataclass would look for its own
@@ -82,8 +83,11 @@ PRETRAINED = {
     "permuted": Pretraining(PRETRAIN, "permuted"),
     "one_robot": Pretraining(f"{HERE}:one_robot"),
     "latent": Pretraining(f"{HERE}:latent", VIDEO, coded=True),
+    "latent_permuted": Pretraining(f"{HERE}:latent", MIXED_UP, coded=True),
 }
 ARMS = ("scratch", "scratch_longer", *PRETRAINED)
+BASES = ("scratch", "pretrained", "latent")
+"""Arms that every other is paired with, where they were asked for."""
 
 _pretraining: Run = load_recipe(str(ROOT / PRETRAIN))
 _tuning: Run = load_recipe(str(ROOT / FINETUNE))
@@ -125,8 +129,12 @@ def main() -> None:
     if coded:
         for name in SOURCES:
             unlabel(out / "data" / name, out / VIDEO / name)
-    plan = learning(robots, counts, arms, args)
-    began.append(run_all(plan, out / "learn", args.cores))
+        began.append(run_all(coding(out), out / "code", args.cores))
+    if "latent_permuted" in arms:
+        for name in SOURCES:
+            unlabel(out / "data" / name, out / MIXED_UP / name)
+            exchange_codes(out / VIDEO / name, out / MIXED_UP / name, label_hash(load_latent(out / WATCHER)))
+    began.append(run_all(learning(robots, counts, arms, args), out / "learn", args.cores))
     found = {
         **facts(began),
         "steps": args.steps,
@@ -168,7 +176,8 @@ def collecting(robots: Sequence[str], most: int, out: Path, cores: int) -> list[
 
 def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], args: argparse.Namespace) -> list[Stage]:
     """Pretraining, fine-tuning and evaluation of every arm; a core each."""
-    out, found = args.out, coding(args.out) if _coded(arms) else []
+    out: Path = args.out
+    found: list[Stage] = []
 
     def train(name: str, recipe: str, root: Path, steps: int, *more: str, needs: tuple[str, ...] = ()) -> str:
         command = ("train", recipe, "--data-root", str(root), "--out", str(out / "runs" / name), "--steps", str(steps), *more, "--resume")
@@ -178,8 +187,8 @@ def learning(robots: Sequence[str], counts: Sequence[int], arms: Sequence[str], 
     for arm in arms:
         if arm in PRETRAINED:
             how = PRETRAINED[arm]
-            told, needs = (("--latents", str(out / WATCHER)), ("label",)) if how.coded else ((), ())
-            train(f"pretrain {arm}", how.recipe, out / how.data, args.pretrain_steps, *told, needs=needs)
+            told = ("--latents", str(out / WATCHER)) if how.coded else ()
+            train(f"pretrain {arm}", how.recipe, out / how.data, args.pretrain_steps, *told)
     for robot in robots:
         suite, task = TARGETS[robot]
         for count in counts:
@@ -228,9 +237,24 @@ def choose(every: Path, out: Path, count: int, seed: int) -> None:
 def permute(every: Path, out: Path) -> None:
     """A dataset in which each episode has the actions of another, cut to its length or begun again."""
     dataset = Dataset.open(every)
-    order = np.random.default_rng(0).permutation(len(dataset))
-    pairs = zip(order.tolist(), np.roll(order, 1).tolist(), strict=True)  # one cycle: nobody keeps its own
-    _write(out, dataset.info, (_with_actions(dataset.read(index), dataset.episode(giver).action) for index, giver in pairs))
+    exchanged = (_with_actions(dataset.read(index), dataset.episode(giver).action) for index, giver in _exchange(len(dataset)).items())
+    _write(out, dataset.info, exchanged)
+
+
+def _exchange(episodes: int) -> dict[int, int]:
+    """Episode -> the one that gives to it, in one cycle: nobody keeps its own."""
+    order = np.random.default_rng(0).permutation(episodes)
+    return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+
+
+def exchange_codes(labelled: Path, out: Path, name: str) -> None:
+    """Writes beside `out`, the same video, codes of that name: each episode's are those of another, cut to its length or begun again."""
+    source, target = Dataset.open(labelled), Dataset.open(out)
+    ends_E = np.cumsum(source.anchors_E)
+    codes = np.split(np.array(read_latents(source, name)), ends_E[:-1])
+    giver = _exchange(len(source))
+    mixed = [np.resize(codes[giver[index]], codes[index].shape) for index in range(len(source))]
+    write_latents(target, name, np.concatenate(mixed), {"exchanged": True})
 
 
 def _with_actions(episode: Episode, action: np.ndarray | None) -> Episode:
@@ -290,12 +314,12 @@ def codes(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def curves(robot: str, counts: Sequence[int], arms: Sequence[str], seeds: int, out: Path) -> dict[str, Any]:
-    """Success of every arm by the number of demonstrations, each against `scratch` and `pretrained` on the same episodes and seeds."""
+    """Success of every arm by the number of demonstrations, each against `BASES` on the same episodes and seeds."""
     table: dict[str, dict[str, Any]] = {}
     for count in counts:
         results = {arm: [read_result(_result(out, robot, count, seed, arm)) for seed in range(seeds)] for arm in arms}
         table[str(count)] = {
-            arm: success(every, {base: results[base] for base in ("scratch", "pretrained") if base != arm and base in results})
+            arm: success(every, {base: results[base] for base in BASES if base != arm and base in results})
             for arm, every in results.items()
         }
     scratch = {count: table[str(count)]["scratch"]["rate"] for count in counts}

@@ -17,6 +17,7 @@ from tests.latent_action.dots import CONFIG, write_dots
 from vla import cli
 from vla.checkpoint import load_checkpoint, steps_saved
 from vla.data.format import DatasetInfo
+from vla.data.latents import read_latents, write_latents
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.data.reader import Dataset
@@ -101,6 +102,25 @@ def test_codes_of_the_video_are_compared_with_labels_that_it_does_not_have(tmp_p
         assert len(row["perplexity"]) == CONFIG.quantizer.codes and 0 < row["perplexity_share"] <= 1 and 0 <= row["dead_share"] < 1
 
 
+def test_exchanged_codes_are_those_of_another_episode_and_a_run_finds_them(every, tmp_path):
+    """Every anchor's codes tell whose they are; the same video, so that a mixture draws the same."""
+    for name in ("video", "mixed"):
+        new_robot.unlabel(every, tmp_path / name)
+    video, mixed = (Dataset.open(tmp_path / name) for name in ("video", "mixed"))
+    owner_X = np.repeat(np.arange(len(video)), video.anchors_E)
+    write_latents(video, "a" * 64, np.stack([owner_X, np.arange(len(owner_X))], 1))
+    new_robot.exchange_codes(tmp_path / "video", tmp_path / "mixed", "a" * 64)
+    found_XN, first_E = read_latents(mixed, "a" * 64), np.cumsum(video.anchors_E) - video.anchors_E
+    givers = []
+    for index, (first, count) in enumerate(zip(first_E, video.anchors_E, strict=True)):
+        (giver,) = np.unique(found_XN[first : first + count, 0])
+        assert np.array_equal(found_XN[first : first + count, 1], first_E[giver] + np.arange(count) % video.anchors_E[giver])
+        assert giver != index
+        givers.append(giver)
+    assert sorted(givers) == list(range(len(video)))
+    assert [mixed.episode(index).id for index in range(len(mixed))] == [video.episode(index).id for index in range(len(video))]
+
+
 @pytest.mark.thorough
 def test_codes_train_a_backbone_that_a_new_robot_starts_from(tmp_path, monkeypatch, one_thread):
     """The arm `latent` in a few steps, by the commands of its stages, on pictures that tell nothing."""
@@ -113,7 +133,8 @@ def test_codes_train_a_backbone_that_a_new_robot_starts_from(tmp_path, monkeypat
     config, videos = new_robot.latent_action.model, [tmp_path / new_robot.VIDEO / name for name in new_robot.SOURCES]
     train_latent(config, frame_pairs(config, videos).samples, 2, 8, out=tmp_path / new_robot.WATCHER, min_perplexity_share=0.0)
     asked = argparse.Namespace(out=tmp_path, seeds=1, steps=2, pretrain_steps=2, episodes=1)
-    stages = {stage.name: stage for stage in new_robot.learning(["panda"], [4], ["scratch", "latent"], asked)}
+    plan = new_robot.coding(tmp_path) + new_robot.learning(["panda"], [4], ["scratch", "latent"], asked)
+    stages = {stage.name: stage for stage in plan}
     for name in ("label", "pretrain latent", "panda 4-0 latent"):
         assert cli.main([*stages[name].command, *(("--batch-size", "8") if stages[name].phase == "train" else ())]) == 0
     (before, weights), (after, tuned) = (
@@ -148,7 +169,8 @@ def _write_noise(folder: Path, robot: Embodiment, episodes: int = 120, steps: in
 def test_every_stage_is_a_command_that_there_is_and_needs_what_stands_before_it():
     asked = argparse.Namespace(out=Path("runs/x"), seeds=2, steps=3, pretrain_steps=4, episodes=5)
     robots = list(new_robot.TARGETS)
-    stages = new_robot.collecting(robots, 10, asked.out, 2) + new_robot.learning(robots, [5, 10], new_robot.ARMS, asked)
+    stages = new_robot.collecting(robots, 10, asked.out, 2) + new_robot.coding(asked.out)
+    stages += new_robot.learning(robots, [5, 10], new_robot.ARMS, asked)
     seen: set[str] = set()
     for stage in stages:
         cli.parse(stage.command)
@@ -156,7 +178,7 @@ def test_every_stage_is_a_command_that_there_is_and_needs_what_stands_before_it(
         seen.add(stage.name)
     for recipe in {stage.command[1] for stage in stages if stage.command[0] == "train"}:
         new_robot.load_recipe(recipe)
-    assert len(stages) == 2 + len(robots) + 2 + 4 + 2 * len(robots) * 2 * 2 * len(new_robot.ARMS)
+    assert len(stages) == 2 + len(robots) + 2 + len(new_robot.PRETRAINED) + 2 * len(robots) * 2 * 2 * len(new_robot.ARMS)
 
 
 def test_how_many_demonstrations_from_scratch_a_success_is_worth():
