@@ -21,7 +21,7 @@ from vla.backbones.adapters import LoRA
 from vla.backbones.film import FiLM
 from vla.backbones.library import Origin
 from vla.backbones.paligemma import PaliGemma
-from vla.backbones.parse import library_model
+from vla.backbones.parse import library_config, library_model
 from vla.backbones.pretrained import FAMILIES as KNOWN
 from vla.backbones.pretrained import from_pretrained
 from vla.backbones.prismatic import Prismatic
@@ -63,8 +63,6 @@ def published_prismatic(folder: Path) -> Path:
     """OpenVLA's layout: uncut towers, `scale_factor`, a Llama with its head."""
     import timm
     from transformers import LlamaForCausalLM
-
-    from vla.backbones.parse import library_config
 
     config = FAMILIES["prismatic"]
     library = config.library
@@ -114,6 +112,25 @@ def test_a_folder_of_the_library_becomes_a_backbone(name, tmp_path):
     for part, attribute in backbone.library_parts.items():
         getattr(plain, part).load_state_dict(getattr(whole, attribute).state_dict())
     torch.testing.assert_close(states(backbone), states(plain), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["whole", "in memory"])
+@pytest.mark.parametrize("name", [name for name in quick("paligemma2", "qwen2_5_vl", "prismatic") if name != "prismatic"])
+def test_weights_are_found_under_any_name_that_the_library_gives_them(name, how, tmp_path):
+    """`save_pretrained` of the model with its head, which may rename; and a file of `state_dict`, as trainers gather it."""
+    import transformers
+
+    config, folder = FAMILIES[name], published(name, tmp_path / "published")
+    whole = getattr(transformers, config.library_class.replace("Model", "ForConditionalGeneration"))(library_config(config.library))
+    whole.save_pretrained(folder)
+    if how == "in memory":
+        save_file({key: t.clone() for key, t in whole.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = from_pretrained(str(folder), prompt=config.prompt).build()
+    backbone.load_pretrained()
+    for part, attribute in backbone.library_parts.items():
+        theirs = getattr(whole.model, attribute).state_dict()
+        mine = getattr(backbone, part).state_dict()
+        assert theirs and all(torch.equal(mine[key], tensor) for key, tensor in theirs.items() if key in mine) and set(mine) <= set(theirs)
 
 
 @torch.no_grad()

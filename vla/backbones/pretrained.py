@@ -183,7 +183,8 @@ def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
     from vla.backbones.parse import library_config
 
     with_head = backbone.head is not None
-    name = backbone.config.library_class.replace("Model", "ForConditionalGeneration") if with_head else backbone.config.library_class
+    # Whose loader knows more names than that of the model without a head.
+    name = backbone.config.library_class.replace("Model", "ForConditionalGeneration")
     settings = {"config": library_config(backbone.config.library), "use_safetensors": True, "dtype": "auto"}
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # it would raise without naming the shapes
     whole, info = getattr(transformers, name).from_pretrained(folder, **settings, **told)
@@ -191,10 +192,10 @@ def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
         key, theirs, mine = sorted(info["mismatched_keys"])[0]
         shapes = f"{tuple(theirs)}, not {tuple(mine)}"
         raise SchemaError(f"{origin.source}: '{key}' has the shape {shapes}; these are not the weights of this configuration")
-    if info["missing_keys"]:
-        raise SchemaError(f"{origin.source}: weights of another model. Missing: {sorted(info['missing_keys'])[:3]}")
-    inner = whole.model if with_head else whole
-    found = {f"{part}.{key}": t for part, at in backbone.library_parts.items() for key, t in getattr(inner, at).state_dict().items()}
+    missing = sorted(key for key in info["missing_keys"] if with_head or not key.startswith("lm_head."))
+    if missing:
+        raise SchemaError(f"{origin.source}: weights of another model. Missing: {missing[:3]}")
+    found = {f"{part}.{key}": t for part, at in backbone.library_parts.items() for key, t in getattr(whole.model, at).state_dict().items()}
     return {**found, "head.weight": whole.lm_head.weight.detach()} if with_head else found
 
 
