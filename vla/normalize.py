@@ -255,9 +255,13 @@ class Normalizer:
     def normalize(self, values: np.ndarray) -> np.ndarray:
         """(..., A) physical -> (..., A) normalised, float64."""
         self._check(values)
-        offset_A, scale_A = np.array(self.forward).T if self.forward else (np.array(self.offset), np.array(self.scale))
+        offset_A, scale_A = self.fitted()
         normal = (np.asarray(values, np.float64) - offset_A) / scale_A
         return np.clip(normal, -1, 1) if self.clip_in else normal
+
+    def fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, scale) of `normalize`, float64 (A,) each."""
+        return tuple(np.array(self.forward).T) if self.forward else (np.array(self.offset), np.array(self.scale))
 
     def denormalize(self, values: np.ndarray) -> np.ndarray:
         """The inverse of `normalize`; agrees within 4 units in the last place of |x| + |offset| (or of underflow, times the scale)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,14 @@ def test_other_seeds_are_compared_unpaired_and_said_so():
 def test_settings_that_could_explain_a_difference_are_named():
     got = compare(result({"open": "+"}), result({"open": "+"}, execute=5, max_steps={"open": 500}))
     assert "execute: 10 against 5" in got.notes and "max_steps of open: 200 against 500" in got.notes
+
+
+def test_failures_of_the_simulator_are_told_from_those_of_the_policy():
+    a, b = result({"open": "++--"}), result({"open": "+---"})
+    rows = (*b.rows[:3], replace(b.rows[3], reason="timed out: no answer in 60 s"))
+    notes = compare(a, replace(b, rows=rows)).notes
+    assert notes == ("B: the simulator failed in 1 of its episodes, which count as failures of the policy",)
+    assert not compare(a, b).notes
 
 
 def test_nothing_in_common_is_refused():

@@ -25,6 +25,7 @@ from vla.evaluate.rollouts import SimulatorFailed
 from vla.evaluate.runner import Progress, evaluate
 from vla.execute.ensemble import RealTime, TemporalEnsemble
 from vla.model import Model
+from vla.normalize import Normalizer
 from vla.policy import Policy
 from vla.sim.env import EVALUATION_SEEDS
 from vla.sim.suites import load_suite
@@ -52,6 +53,16 @@ def _policy(robot, decoder) -> Policy:
 @pytest.fixture(scope="module")
 def healthy(toy, tmp_path_factory) -> EvalResult:
     return evaluate(toy, TOY, ["easy", "hard"], 6, workers=2, slots=3, video=tmp_path_factory.mktemp("videos"))
+
+
+def test_states_unlike_those_of_training_are_a_note_of_the_result(toy):
+    robot = toy.contents.embodiments[0]
+    far = Normalizer("quantile", (1000.0,) * robot.state.size, (1.0,) * robot.state.size)
+    fitted = {robot.name: replace(unit_normalizer(robot), state=far)}
+    lost = Policy(replace(toy.contents, normalizers=fitted), toy.model)
+    (note, *_) = evaluate(lost, TOY, ["easy"], 1, workers=1, slots=1).notes
+    assert "far from training's 1000 ± 1" in note
+    assert not evaluate(toy, TOY, ["easy"], 1, workers=1, slots=1).notes
 
 
 @pytest.mark.thorough

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from websockets.sync.client import connect
 
-from tests.parts import ROBOTS, contents, samples
+from tests.parts import ROBOTS, contents, samples, unit_normalizer
 from tests.serve.parts import LONG_S, ROBOT, Echo, Gated, eventually, said, service, statistics
 from tests.serve.test_protocols import from_openpi, to_openpi
 from vla.collate import Collate
 from vla.decoders.parallel import Parallel
+from vla.normalize import Normalizer
 from vla.policy import Policy
 from vla.serve.background import serving
 from vla.serve.gate import Gate
@@ -328,3 +329,19 @@ def test_a_policy_whose_code_is_wrong_ends_the_server_and_nobody_waits(mistake):
             client.infer(said(0.1))
         assert not isinstance(caught.value, TooLate)
     assert server.broken
+
+
+def test_a_state_unlike_those_of_training_is_acted_on_and_said(caplog):
+    """Once in the log, and in the statistics for as long as it is so."""
+    robot, known = ROBOTS[0], contents(Parallel())
+    fitted = replace(unit_normalizer(robot), state=Normalizer("quantile", (0.0,) * robot.state.size, (1.0,) * robot.state.size))
+    policy = Policy(replace(known, normalizers={**known.normalizers, robot.name: fitted}), known.build())
+    with serving(service(policy, of=robot)) as server, PolicyClient(f"ws://{server.address}", LONG_S) as client:
+        for number in (0.5, 57.0, 57.0):
+            told = said(number, of=robot)
+            told["images"] = {role: np.repeat(image[None], 2, axis=0) for role, image in told["images"].items()}
+            told |= {"state": np.tile(told["state"], (2, 1)), "request": {"offsets_s": list(known.offsets_s)}}
+            assert client.infer(told)["actions"].shape == (robot.horizon, robot.command.size)
+        lines = statistics(server.address)["unfamiliar"]
+    assert len(lines) == robot.state.size and "57 and such in 2 of 3 observations" in lines[0]
+    assert [record.message for record in caplog.records if "57" in record.message] == ["; ".join(lines).replace("2 of 3", "1 of 2")]

@@ -31,10 +31,6 @@ PROBES = ("no-language", "no-vision", "swapped-instruction", "camera-moved", "ob
 """Named here as well, so that `--help` need not import numpy."""
 
 
-MEASURED = ("success", "max_steps")
-"""How an episode ends whose simulator ran."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="CKPT", help="checkpoint folder, or a baseline: random, hold, expert (the scripted one)")
     parser.add_argument("--suite", required=True, help="name of a suite (`vla collect --list`), or a .py file that defines SUITE")
@@ -110,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         discard(args.json)
     if args.html:
         write_report(args.html, evaluation_page(result))
-    if not any(row.reason in MEASURED for row in result.rows):
+    if not any(row.measured for row in result.rows):
         print(f"error: nothing was measured: in every episode the simulator {result.rows[0].reason}", file=sys.stderr)
         return 1
     return 0

@@ -12,6 +12,7 @@ from vla.embodiment import Embodiment
 from vla.errors import SchemaError, UserError
 from vla.evaluate.baselines import Actor
 from vla.types import Chunk, Continuation, Observation
+from vla.unfamiliar import Unfamiliar
 
 MAX_BATCH = 32
 LEAST_BATCH = 2
@@ -40,7 +41,7 @@ class Batcher:
     """Checks what the policy says before anything moves: for this robot, finite, of its width."""
 
     def __init__(self, policy: Actor, robot: Embodiment) -> None:
-        self.policy, self.robot = policy, robot
+        self.policy, self.robot, self.unfamiliar = policy, robot, Unfamiliar.of(policy, robot)
 
     def act(
         self,
@@ -64,6 +65,9 @@ class Batcher:
     def _act(
         self, observations: list[Observation], keys: list[int], rests: list[Continuation | None], before: list[Observation | None]
     ) -> list[Chunk]:
+        if self.unfamiliar is not None:
+            for observation in observations:
+                self.unfamiliar.look(observation)
         wanted = len(observations)
         padding = max(0, LEAST_BATCH - wanted)
         observations, keys, rests = observations + observations[:1] * padding, keys + keys[:1] * padding, rests + rests[:1] * padding

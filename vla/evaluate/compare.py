@@ -48,6 +48,8 @@ def compare(a: EvalResult, b: EvalResult) -> Compared:
             notes.append(f"{name} is shard {one.shard}; put the shards together with `vla merge`")
         if one.stopping:
             notes.append(f"{name} was ended by a rule that saw outcomes ({one.stopping['verdict']}): p and interval ignore that")
+        if unmeasured := sum(row.task in shared and not row.measured for row in one.rows):
+            notes.append(f"{name}: the simulator failed in {unmeasured} of its episodes, which count as failures of the policy")
     for name, own in (("A", set(a.max_steps) - set(shared)), ("B", set(b.max_steps) - set(shared))):
         if own:
             notes.append(f"only in {name}, left out: {', '.join(sorted(own))}")

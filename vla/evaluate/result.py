@@ -81,6 +81,11 @@ class Row:
     reward: float
     decisions: int = 0
 
+    @property
+    def measured(self) -> bool:
+        """Whether the simulator ran to the end; an episode whose simulator did not counts as failed all the same."""
+        return self.reason in ("success", "max_steps")
+
 
 @dataclass(frozen=True)
 class Rate:

@@ -132,6 +132,8 @@ def evaluate(
         rollouts.close()
         if kept is not None:
             kept.close()
+    if isinstance(batcher, Batcher) and batcher.unfamiliar is not None:
+        notes += tuple(batcher.unfamiliar.lines())
     if resumed := sum(key in known for key in found):
         notes += (f"{resumed} of {len(found)} episodes were run before; times are of the rest",)
     parent_cpu = time.process_time() - cpu

@@ -18,8 +18,9 @@ from vla.serve.facts import facts
 from vla.serve.gate import Gate
 from vla.serve.observe import Names, observe
 from vla.serve.record import Entry, Recorder
-from vla.serve.wire import Compressed, Heard, Limits, Refusal, Session
+from vla.serve.wire import Compressed, Heard, Limits, Refusal, Session, log_warning
 from vla.types import Chunk, Observation
+from vla.unfamiliar import Unfamiliar
 
 MARGIN_S = 0.01
 """A refusal leaves so much before the deadline (at most a tenth of the time), since it has a way to go too."""
@@ -86,6 +87,7 @@ class Service:
             raise UserError(f"cannot execute {self.execute} commands of chunks of {robot.horizon}")
         self.gate = Gate(robot, self.settings.max_change_per_s, self.settings.max_jerk_per_s2)
         self.batcher = Batcher(actor, self.settings.max_batch, self.settings.max_waiting, clock, self._example)
+        self.unfamiliar = Unfamiliar.of(actor, robot)
         contents = getattr(actor, "contents", None)
         self.offsets_s: tuple[float, ...] | None = None if contents is None else contents.offsets_s
         """Times of the frames that the policy sees, relative to now; None for one that takes any."""
@@ -104,6 +106,7 @@ class Service:
         self.refused: Counter[str] = Counter()
         self._total_s: deque[float] = deque(maxlen=1024)
         self._sessions = 0
+        self._warned = 0
 
     def session(self) -> Session:
         """Of a client that has just come in, or begins an episode."""
@@ -145,6 +148,7 @@ class Service:
         self.in_flight += 1
         try:
             observation = await self._observe(heard, deadline_s)
+            self._compare(observation)
             chunk, policy_s = await self._run(observation, session, deadline_s)
             action_TA = self.gate.check(chunk)
         finally:
@@ -173,6 +177,7 @@ class Service:
             "sessions": self._sessions,
             "batches": {str(size): count for size, count in sorted(self.batcher.load.batches.items())},
             "policy_s": round(self.batcher.load.policy_s, 6),
+            "unfamiliar": self.unfamiliar.lines() if self.unfamiliar is not None else [],
             "record_dropped": self.recorder.dropped if self.recorder else 0,
             **quantile,
         }
@@ -203,6 +208,16 @@ class Service:
             return await asyncio.wait_for(decoding, max(0.0, deadline_s - self.clock()))
         except asyncio.TimeoutError as error:
             raise Refusal("deadline", "the pictures were not decoded in time") from error
+
+    def _compare(self, observation: Observation) -> None:
+        """With what training knew; a warning the first time that a number of the state is nothing like it."""
+        if self.unfamiliar is None:
+            return
+        self.unfamiliar.look(observation)
+        lines = self.unfamiliar.lines()
+        if len(lines) > self._warned:
+            self._warned = len(lines)
+            log_warning("; ".join(lines))
 
     def _timeout(self, heard: Heard) -> float:
         if heard.timeout_s is None:

@@ -35,6 +35,11 @@ def log_mistake(what: str, error: BaseException) -> None:
     logging.getLogger("vla.serve").error(what, exc_info=error)
 
 
+def log_warning(what: str) -> None:
+    """Something that whoever runs the server should look at."""
+    logging.getLogger("vla.serve").warning(what)
+
+
 class Refusal(Exception):
     """A request that gets no action. `differences`: what a handshake expected and did not find, a line each."""
 
