@@ -165,6 +165,34 @@ def test_vla_evals_commands_are_counted_and_recorded_once_though_requests_betwee
     assert [len(rows) for rows in executed] == [0, 2, 2] and np.array_equal(np.concatenate(executed), recorded[:4])
 
 
+def test_what_a_refused_request_says_was_carried_out_is_recorded_with_the_next_answer(dataset, tmp_path):
+    replay, recorded = Replay.of(f"{dataset}:1", None), make_episode("e1", steps=9, seed=1).action
+    served = service(replay, replay.robot)
+    served.recorder = Recorder(tmp_path / "served", replay.robot, "replay")
+
+    async def run() -> list[int]:
+        served.batcher.start(asyncio.get_running_loop(), lambda: None)
+        wire, answered = OpenPi(served), []
+        for seq, (start, stop, prompt) in enumerate([(0, 0, "go"), (0, 2, ""), (2, 3, ""), (3, 5, "go"), (5, 6, "go")]):
+            # Numbers beyond what a float counts by one, such as nanoseconds.
+            request = {"executed": recorded[start:stop], "seq": 2**60 + seq}
+            message = pack({**said(0.1, of=ROBOT), "prompt": prompt, "request": request})
+            if prompt:
+                assert np.array_equal(unpack(await wire.answer(message))["actions"][:1], recorded[stop : stop + 1])
+                answered.append(stop)
+                continue
+            with pytest.raises(Refusal, match="instruction"):
+                await wire.answer(message)
+        served.batcher.stop()
+        return answered
+
+    assert asyncio.run(run()) == [0, 5, 6]
+    served.recorder.close()
+    (folder,) = rollouts(tmp_path / "served")
+    executed = [request.executed for request in Rollout.read(folder).requests]
+    assert [len(rows) for rows in executed] == [0, 5, 1] and np.array_equal(np.concatenate(executed), recorded[:6])
+
+
 def test_what_cannot_be_replayed_is_said(dataset):
     with pytest.raises(UserError, match="has 2 episodes; give one of 0 to 1"):
         Replay.of(f"{dataset}:2", None)

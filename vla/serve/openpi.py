@@ -55,7 +55,7 @@ def heard(message: Any) -> Heard:
     return Heard(
         flat(message),
         tuple(_number("offsets_s", value) for value in offsets_s),
-        None if request.get("seq") is None else int(_number("seq", request["seq"])),
+        None if request.get("seq") is None else int(_finite("seq", request["seq"])),
         0.0 if age_s is None else age_s,
         number(request, "timeout_s"),
         request.get("executed"),
@@ -79,7 +79,11 @@ def number(message: Mapping[str, Any], name: str) -> float | None:
 
 
 def _number(name: str, value: Any) -> float:
+    return float(_finite(name, value))
+
+
+def _finite(name: str, value: Any) -> int | float:
     # Compared, not converted: JSON's integers may be too large for a float.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise Refusal("malformed", f"{name} must be a finite number")
-    return float(value)
+    return value

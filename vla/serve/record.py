@@ -30,7 +30,7 @@ QUALITY = 85
 
 @dataclass(frozen=True)
 class Entry:
-    """One answer. `at_s`: when its observation was made, on the server's clock. `executed`: (n, A), carried out since the one before."""
+    """One answer. `at_s`: when its observation was made, on the server's clock. `executed`: (n, A), carried out since the answer before."""
 
     session: int
     at_s: float

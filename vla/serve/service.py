@@ -141,6 +141,8 @@ class Service:
         self._check_order(heard, session)
         executed = self._executed(heard)
         session.step, session.given = session.step + (session.given if executed is None else len(executed)), 0
+        if executed is not None:
+            session.unrecorded.append(executed)
         timeout_s = self._timeout(heard)
         deadline_s = began_s + timeout_s - min(MARGIN_S, timeout_s / 10)
         self._check_age(heard, 0.0)
@@ -163,7 +165,9 @@ class Service:
         answer = Answer(action_TA, policy_s, now_s - began_s)
         if self.recorder is not None:
             made_s = began_s - heard.age_s
-            self.recorder.add(Entry(session.id, made_s, observation, action_TA, policy_s, answer.total_s, executed))
+            said = np.concatenate(session.unrecorded) if session.unrecorded else None
+            self.recorder.add(Entry(session.id, made_s, observation, action_TA, policy_s, answer.total_s, said))
+        session.unrecorded.clear()
         return answer
 
     def statistics(self) -> dict[str, Any]:

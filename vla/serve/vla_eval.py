@@ -67,13 +67,8 @@ class VlaEval:
         self._session.newest_seq = self._seq
         if self._queue.wants_chunk:
             heard = Heard(flat(payload), executed=np.array(self._sent).reshape(-1, robot.command.size))
-            step = self._session.step
-            try:
-                answer = await self._service.act(heard, self._session)
-            except Refusal:
-                self._session.step = step  # the next request says again what was executed, and is counted then
-                raise
-            self._sent = []
+            self._sent = []  # said now; the service keeps it also if it refuses
+            answer = await self._service.act(heard, self._session)
             self._queue.put(Chunk(answer.action_TA, robot.name, robot.rate_hz))
         self._sent.append(self._queue.pop())
         return self._sent[-1]

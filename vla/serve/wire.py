@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 PROTOCOL_VERSION = 1
 """Of what we add to the public protocols: `request` in observations, the `Vla-Expect` header, errors as JSON with a kind."""
+
+MOST_UNRECORDED = 256
+"""Refused requests in a row of which is remembered what they say was carried out."""
 
 KINDS: Mapping[str, int] = {
     "malformed": 400,
@@ -83,13 +87,15 @@ class Heard:
 @dataclass
 class Session:
     """What is remembered of one client. `step`: commands that it has carried out, as far as it or its protocol says; `given`: those of
-    the last answer that count as carried out if the next request does not say."""
+    the last answer that count as carried out if the next request does not say. `unrecorded`: what it said in requests since the last
+    that was answered, (n, A) each."""
 
     id: int
     calls: int = 0
     newest_seq: int | None = None
     step: int = 0
     given: int = 0
+    unrecorded: deque[Any] = field(default_factory=lambda: deque(maxlen=MOST_UNRECORDED))
 
     def key(self) -> int:
         """Of the call that is being made: tells it apart from all others, for its noise, and holds the step, for what is replayed."""
