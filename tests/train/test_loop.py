@@ -49,7 +49,13 @@ def test_it_learns_and_the_books_say_where(trained):
 def test_what_is_about_to_happen_is_said_first(trained):
     out, lines = trained
     text = "\n".join(lines)
-    for fact in ("two robots and video, for tests", "batch: 16 = 1 ranks x 1 micro-batches x 16", "trained, 0 frozen", "60 steps, about"):
+    for fact in (
+        "two robots and video, for tests",
+        "batch: 16 = 1 ranks x 1 micro-batches x 16",
+        "trained, 0 frozen",
+        "device: cpu, ",
+        "60 steps, about",
+    ):
         assert fact in text
     assert (out / "first_batch.png").stat().st_size > 10_000
 

@@ -22,6 +22,7 @@ vla train pretrain/demo_latent_action.py --out runs/latent_action
 vla train pretrain/univla.py:stage2 --init runs/univla_stage1
 vla train pretrain/demo.py:latent --latents runs/latent_action
 torchrun --nproc-per-node 2 -m vla train pretrain/demo.py --zero pretrain/zero2.json
+device: a GPU for each rank where torch sees one (CUDA_VISIBLE_DEVICES chooses), else the CPU; more ranks by torchrun, as above
 exit codes: 0 done; 75 stopped on request with everything saved (go on with --resume); 2 a mistake; 1 damaged data or divergence
 """
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vla.noise import Noise
@@ -41,9 +42,9 @@ def describe_parameters(model: nn.Module, robots: Sequence[str]) -> list[str]:
 
 def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say: Callable[[str], None]) -> Pace:
     """Collective: says the facts and the time that the run will take, from one timed forward pass, whose operations are counted."""
-    for line in describe(run, job, engine.ranks.world):
-        say(line)
     world, device = engine.ranks.world, engine.ranks.device
+    for line in (*describe(run, job, world), f"device: {_described(device)}"):
+        say(line)
     micro = run.microbatches(world)
     size = run.batch_size // world // micro
     first = min(start.step, run.steps - 1) * run.batch_size
@@ -66,6 +67,13 @@ def announce(run: Run, job: Job, engine: Engine, start: Progress, out: Path, say
     if free < needed:
         say(f"warning: checkpoints here will take about {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB are free in {out}")
     return Pace(run.batch_size, flops, peak, engine.waits)
+
+
+def _described(device: torch.device) -> str:
+    """What each rank computes on, and why no GPU where it is none."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"{device}, {torch.get_num_threads()} threads; torch {torch.__version__} sees no GPU"
 
 
 def duration(seconds: float) -> str:
