@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -36,6 +37,8 @@ class LoRA:
 def inject(backbone: Any, lora: LoRA) -> None:
     """Adapters into the linear maps of the parts, in place. A map keeps its name; its weight moves to `<name>.base_layer.weight`."""
     prepare_torchvision()  # peft imports transformers' models, and these torchvision
+    # And bitsandbytes, which warns that a kernel for 4-bit products on a CPU is not installed, whoever asks for none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
