@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from benchmarks.published import Case, Ceilings, arguments, built, pi0, repeat, samples, table, timed
+from vla.compiled import compile_layers
 from vla.decoders.base import total_loss
 from vla.noise import Noise
-from vla.train.engine import compile_layers
 from vla.train.flops import backward_share, counted
 from vla.types import Batch
 

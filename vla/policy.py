@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vla.capture import Captured
 from vla.checkpoint import Contents, acting, load_model, save_checkpoint
+from vla.compiled import compile_layers
 from vla.continuing import prior_of
 from vla.embodiment import nearest_rotations
 from vla.errors import SchemaError, UserError
@@ -49,16 +50,23 @@ class Policy:
             check(acting(Path(folder)), policy.contents, policy._verifying)
         return policy
 
-    def optimize_for_inference(self, float8: bool = False) -> Policy:
+    def optimize_for_inference(self, float8: bool = False, compiled: bool = False) -> Policy:
         """Makes calls quicker; the actions stay what they were, up to rounding. Maps of one input become one product (vla/fused.py), and on
         a GPU each shape of batch is captured at its first call, which takes longer, and replayed from then on (vla/capture.py). Not
         for a policy that is trained on.
 
         `float8`: maps in 8 bits instead (vla/float8.py), whose actions are close and not the same: evaluate it so. UserError where the
         device has no such products.
+
+        `compiled`: torch.compile on the layers instead of joined maps (vla/compiled.py); it needs a C++ compiler, and the first call of
+        each size takes up to a minute.
         """
         device = next(self.model.parameters()).device
-        if float8:
+        if compiled:
+            if float8:
+                raise UserError("8-bit products are not compiled; take one of float8 and compiled")
+            compile_layers(self.model)
+        elif float8:
             if not multiplies(device):
                 raise UserError(f"float8 needs a GPU of compute capability 8.9 or later, not {device}; leave it out")
             to_float8(self.model)

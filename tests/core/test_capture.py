@@ -5,11 +5,16 @@ Replaying is stood in for by running the same call on the held inputs: what a gr
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from tests.parts import DECODERS, SOURCES, contents, samples
 from vla.capture import MOST, Captured, Watch, cuda_graph
+from vla.errors import UserError
 from vla.noise import Noise
 from vla.policy import Policy
 
@@ -149,3 +154,23 @@ def test_a_graph_gives_what_the_call_gives(name):
         with torch.inference_mode():
             torch.testing.assert_close(captured.sample(given, noise), model.sample(given, noise), atol=1e-4, rtol=1e-4)
     assert captured.refused == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parallel", "tokens", "flow"])
+def test_compiled_policies_act_the_same(name):
+    """At two lengths of words too, with and without others in the batch; the checkpoint that is saved from one is like any other."""
+    torch.manual_seed(0)
+    holds = contents(DECODERS[name])
+    model = holds.build()
+    plain, compiled = Policy(holds, model), Policy(holds, copy.deepcopy(model)).optimize_for_inference(compiled=True)
+    observations = [sample.observation for sample in samples(3, unlabelled=False)]
+    for words in (1, 3):
+        said = [replace(observation, instruction="push " * words) for observation in observations]
+        for seen, keys in ((said, [1, 2, 3]), (said[:1], [1])):
+            for ours, theirs in zip(compiled.act_batch(seen, keys), plain.act_batch(seen, keys), strict=True):
+                np.testing.assert_allclose(ours.action_TA, theirs.action_TA, atol=1e-5)
+    assert any(module._compiled_call_impl is not None for module in compiled.model.modules())
+    assert [*compiled.model.state_dict()] == [*plain.model.state_dict()]
+    with pytest.raises(UserError, match="take one of float8 and compiled"):
+        plain.optimize_for_inference(float8=True, compiled=True)

@@ -41,10 +41,10 @@ class Composed(Policy):
             if differing:
                 raise UserError(f"policy {number} differs from the first in {' and '.join(differing)}: its actions mean something else")
 
-    def optimize_for_inference(self, float8: bool = False) -> Composed:
+    def optimize_for_inference(self, float8: bool = False, compiled: bool = False) -> Composed:
         """Each policy's maps; nothing is captured, since each step of denoising asks all of them."""
         for policy in self.policies:
-            policy.optimize_for_inference(float8)
+            policy.optimize_for_inference(float8, compiled)
         return self
 
     def save_pretrained(self, folder: str | pathlib.Path, max_shard_bytes: int | None = None) -> pathlib.Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vla.backbones.base import Backbone
+from vla.compiled import compile_layers
 from vla.decoders.base import total_loss
 from vla.errors import UnknownName, UserError
 from vla.model import VLA
@@ -26,9 +26,6 @@ from vla.train.moments import MOMENTS, moments, set_moments
 from vla.train.ranks import Ranks
 from vla.train.run import Run
 from vla.types import Batch, Loss, WeightedSum
-
-MOST_GRAPHS = 64
-"""Sizes that one kind of layer is compiled for: lengths of some octaves, in training and in validating, by themselves and after a cache."""
 
 
 @dataclass(frozen=True)
@@ -270,23 +267,6 @@ def first_names(model: nn.Module) -> dict[str, str]:
         first.setdefault(id(tensor), name)
     of = {name: first[id(tensor)] for name, tensor in everything}
     return {name: of[name] for name in model.state_dict(keep_vars=True)}
-
-
-def compile_layers(model: nn.Module) -> None:
-    """torch.compile on each layer of each stack of layers: one graph serves all layers of a kind, and what lies between stays eager.
-
-    Each is compiled for the sizes that it meets, of which backbones then keep few: graphs for any size are slower on a GPU, and on a CPU
-    torch 2.13 makes some whose backward pass fails at the next length.
-    """
-    from torch._dynamo import config
-
-    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)  # past it a layer would run uncompiled, with a warning
-    for module in model.modules():
-        if isinstance(module, Backbone):
-            module.few_sizes = True
-        if isinstance(module, nn.ModuleList):
-            for layer in module:
-                layer.compile(dynamic=False)
 
 
 def make_engine(run: Run, model: nn.Module, ranks: Ranks) -> Engine:
