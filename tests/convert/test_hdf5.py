@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 h5py = pytest.importorskip("h5py")
 av = pytest.importorskip("av")
 
+from tests.data.videos import number_of, write_video  # noqa: E402
 from vla.convert.card import Card  # noqa: E402
 from vla.convert.engine import Settings, convert  # noqa: E402
 from vla.convert.hdf5 import Hdf5  # noqa: E402
@@ -220,6 +222,16 @@ def test_a_video_fits_its_table(tmp_path, frames, surplus, which):
     else:
         with pytest.raises(Damaged, match=f"123.mp4 has {frames} frames, {which} than its table of 5 steps"):
             read(reader)
+
+
+def test_a_video_that_keeps_no_rate_still_has_a_frame_for_each_step(tmp_path):
+    """By an average rate, 17 of these 30 steps saw a neighbour's picture."""
+    write_folder(tmp_path, steps=30)
+    pts = np.cumsum([0, *(20 if i % 10 < 5 else 50 for i in range(29))])
+    write_video(tmp_path / "recordings/MP4/123.mp4", 30, pts=pts.tolist(), time_base=Fraction(1, 1000), options={"bf": "2"})
+    reader = Hdf5(tmp_path, layout="folder", videos={"wrist": "recordings/MP4/{wrist_cam_serial}.mp4"})
+    clip = read(reader)[0][2]["wrist"]
+    assert [number_of(image) for image in images_at(clip.path, clip.time_s)] == list(range(30))
 
 
 @pytest.mark.parametrize(

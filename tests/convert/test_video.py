@@ -171,6 +171,18 @@ def test_points_that_were_followed_come_along(tmp_path):
         VideoFolder(tmp_path / "src", tracks="tracks.npz")
 
 
+def test_points_belong_to_their_frames_in_a_video_that_keeps_no_rate(tmp_path):
+    """As phones record: row i is frame i, whenever it is shown."""
+    pts = np.cumsum([0, *(20 if i % 20 < 10 else 50 for i in range(59))])
+    video(tmp_path / "a.mp4", 60, pts=pts.tolist(), time_base=Fraction(1, 1000), options={"bf": "2"})
+    np.savez(tmp_path / "a.npz", tracks=np.arange(60.0)[:, None, None] + np.zeros((3, 2)), visible=np.ones((60, 3)))
+    table(tmp_path / "captions.csv", ["path", "start_s", "stop_s", "text"], [["a.mp4", "", "", "x"], ["a.mp4", "0.7", "1.5", "y"]])
+    found, refused = every(VideoFolder(tmp_path, tracks="{stem}.npz"))
+    assert not refused and len(found) == 2
+    for raw in found.values():
+        assert raw.columns["tracks"][:, 0, 0].tolist() == numbers(raw)
+
+
 def test_tracks_that_do_not_belong_or_hold_code_are_refused(tmp_path):
     for name in ("short", "pickle", "none", "cut", "huge", "lying", "good"):
         video(tmp_path / f"src/{name}.mp4", 30)

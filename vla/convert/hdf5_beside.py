@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vla.convert.raw import Clip
-from vla.convert.safe import fill, inside, video_facts
+from vla.convert.safe import fill, inside, video_times
 from vla.errors import Damaged, SchemaError
 
 MAX_METADATA_BYTES = 4 << 20
@@ -49,12 +49,13 @@ def json_text(text: str, key: str, where: str) -> str:
 
 
 def clip(folder: Path, template: str, about: Mapping[str, Any], steps: int, surplus_frames: int, where: str) -> Clip:
-    """Frame i of a video as the picture of step i. Damaged where it has fewer frames than steps, or more than allowed."""
+    """Frame i of a video as the picture of step i, at whatever times it is shown. Damaged where it has fewer frames than steps, or more
+    than allowed."""
     plain = {key: str(value) for key, value in about.items() if re.fullmatch(r"[A-Za-z0-9_-]+", str(value))}
     path = inside(folder, fill(template, plain))
-    facts = video_facts(path)
-    frames = round((facts.duration_s or 0.0) * facts.rate_hz)
+    time_s = video_times(path)
+    frames = len(time_s)
     if not steps <= frames <= steps + surplus_frames:
         which = "shorter" if frames < steps else "longer"
         raise Damaged(f"{where}: {path} has {frames} frames, {which} than its table of {steps} steps")
-    return Clip(np.arange(steps), path, (np.arange(steps) + 0.5) / float(facts.rate_hz))
+    return Clip(np.arange(steps), path, time_s[:steps])

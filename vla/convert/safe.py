@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla.data.video import VideoFacts, probe
+import numpy as np
+
+from vla.data.video import VideoFacts, frame_times, probe
 from vla.errors import Damaged, SchemaError, UserError
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?::0(\d)d)?\}")
@@ -64,6 +66,17 @@ def video_facts(path: Path) -> VideoFacts:
     if not path.is_file():
         raise Damaged(f"{path} is missing")
     return probe(path)
+
+
+@functools.lru_cache(maxsize=8)
+def video_times(path: Path) -> np.ndarray:
+    """When each frame of a video is first shown (`vla.data.video.frame_times`), float64 (frames,), s. Damaged where it is missing, too. The
+    number of a frame is found here and not by the rate: many recorders, phones among them, keep none."""
+    if not path.is_file():
+        raise Damaged(f"{path} is missing")
+    times = frame_times(path)
+    times.flags.writeable = False
+    return times
 
 
 @contextlib.contextmanager

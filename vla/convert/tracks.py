@@ -16,7 +16,7 @@ from vla.errors import Damaged, SchemaError
 MAX_BYTES = 1 << 30
 """Of one array: an hour of 30 Hz with 1,000 points in float32 is less."""
 FRAMES_OFF = 2
-"""By so many rows may the table differ from the frames that a video says it has: durations are rounded."""
+"""By so many rows may the table differ from the frames of its video: programs disagree about the last ones."""
 
 
 @lru_cache(maxsize=1)
@@ -52,11 +52,11 @@ class Tracks:
             if values.dtype.kind not in "fiub" or not values.ndim or not len(values):
                 raise SchemaError(f"{path}: '{name}' is {values.dtype} {values.shape}; want numbers, a row for each frame")
 
-    def at(self, frame_N: np.ndarray, frames: int | None) -> dict[str, np.ndarray]:
-        """The rows of some frames of a video that says it has so many."""
+    def at(self, frame_N: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+        """The rows of some frames of a video that has so many."""
         rows = {}
         for name, values in self.arrays.items():
-            if frames is not None and abs(len(values) - frames) > FRAMES_OFF:
+            if abs(len(values) - frames) > FRAMES_OFF:
                 raise SchemaError(f"{self.path}: '{name}' has {len(values)} rows, and its video {frames} frames")
             if frame_N[-1] >= len(values):
                 raise SchemaError(f"{self.path}: '{name}' ends at row {len(values)}, before frame {int(frame_N[-1])}")

@@ -23,7 +23,6 @@ import numpy as np
 from vla.convert.lanes import LANES
 from vla.convert.raw import Clip, Feature, RawEpisode, Reader, Size, Unreadable
 from vla.convert.safe import inside, video_facts
-from vla.data.video import VideoFacts
 from vla.errors import Damaged, SchemaError, UserError
 
 PICTURES = "video"
@@ -72,8 +71,8 @@ class ClipReader(Reader):
         self.parts()
         return [Feature(PICTURES, "pictures", "video"), *(Feature(name, "text") for name in self.texts)]
 
-    def columns(self, caption: Caption, facts: VideoFacts, frame_N: np.ndarray) -> dict[str, np.ndarray]:
-        """What a format says of these frames of the video (numbers in the order shown), a row each. SchemaError where it does not."""
+    def columns(self, caption: Caption, path: Path, time_s: np.ndarray) -> dict[str, np.ndarray]:
+        """What a format says of the frames of the video `path` that are shown at these times, a row each. SchemaError where it does not."""
         return {}
 
     def size(self) -> Size:
@@ -112,7 +111,7 @@ class ClipReader(Reader):
             yield RawEpisode(
                 id=clip_id(name),
                 steps=high - low,
-                columns=self.columns(caption, facts, np.floor(time_s * float(facts.rate_hz)).astype(np.int64)),
+                columns=self.columns(caption, path, time_s),
                 texts={key: [text] for key, text in caption.texts.items()},
                 pictures={PICTURES: Clip(np.arange(high - low), path, time_s)},
                 rate_hz=rate_hz,

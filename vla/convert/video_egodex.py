@@ -22,7 +22,7 @@ import numpy as np
 
 from vla.convert.hdf5_safe import Member, attributes, find, members, opened
 from vla.convert.raw import Clip, Feature, RawEpisode, Reader, Size, Unreadable
-from vla.convert.safe import inside, video_facts
+from vla.convert.safe import inside, video_times
 from vla.convert.video import PICTURES, clip_id
 from vla.errors import Damaged, SchemaError, UnknownName, UserError
 
@@ -80,7 +80,6 @@ class EgoDex(Reader):
 
     def _episode(self, relative: str, clip: str) -> RawEpisode:
         path, video = inside(self.source, relative), inside(self.source, relative.removesuffix(".hdf5") + ".mp4")
-        video_facts(video)  # that it is there, and a video
         with opened(path) as file:
             columns = self._columns(file, path)
             about = attributes(file)
@@ -93,8 +92,10 @@ class EgoDex(Reader):
         step = np.arange(steps)
         known = ("task", "environment", "object", "session_name", "llm_type")
         facts = {"file": relative, "camera/intrinsic": intrinsic.tolist(), **{key: about[key] for key in known if key in about}}
-        # In the middle of frame i, where no rounding leads to its neighbour.
-        pictures = {PICTURES: Clip(step, video, (step + 0.5) / float(RATE_HZ))}
+        time_s = video_times(video)
+        if len(time_s) < steps:
+            raise Damaged(f"{path}: {video} has {len(time_s)} frames, shorter than its table of {steps} steps")
+        pictures = {PICTURES: Clip(step, video, time_s[:steps])}
         return RawEpisode(clip, steps, columns, texts, pictures, step / float(RATE_HZ), RATE_HZ, facts)
 
     def _steps(self, file: Any, path: Path) -> int:

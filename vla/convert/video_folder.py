@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from vla.convert.raw import Feature, Unreadable
-from vla.convert.safe import fill, inside
+from vla.convert.safe import fill, inside, video_times
 from vla.convert.tracks import Tracks, tracks_of
 from vla.convert.video import Caption, ClipReader, clip_id, clips_per_part, number, read_table
-from vla.data.video import VideoFacts
+from vla.data.video import ROUNDING_S
 from vla.errors import SchemaError, UnknownName
 
 TIMES = ("start_s", "stop_s")
@@ -54,11 +54,12 @@ class VideoFolder(ClipReader):
         rows = [Feature(name, "column", str(values.dtype), tuple(values.shape[1:])) for name, values in arrays.items()]
         return [*super().features(), *rows]
 
-    def columns(self, caption: Caption, facts: VideoFacts, frame_N: np.ndarray) -> dict[str, np.ndarray]:
+    def columns(self, caption: Caption, path: Path, time_s: np.ndarray) -> dict[str, np.ndarray]:
         if not self.tracks:
             return {}
-        frames = round((facts.duration_s or 0.0) * facts.rate_hz) or None
-        return tracks_of(self._beside(caption.video), self.wanted).at(frame_N, frames)
+        begin_s = video_times(path)
+        frame_N = np.searchsorted(begin_s, time_s + ROUNDING_S, side="right") - 1  # the frame that `images_at` shows then
+        return tracks_of(self._beside(caption.video), self.wanted).at(frame_N.clip(min=0), len(begin_s))
 
     def _beside(self, video: str) -> Path:
         place = PurePosixPath(video)
