@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.train.toy import NARROW, write_shards
 from vla.checkpoint import Contents, save_checkpoint
@@ -182,6 +184,34 @@ def test_lerobot_names_and_rate_are_read(tmp_path):
     text = (tmp_path / "robots" / "my_arm.py").read_text()
     assert 'Field("left_gripper", 1, "open01"' in text and 'Field("left_arm", 1, blank(' in text
     assert 'rate_hz=Fraction("10")' in text and "from: task" in (tmp_path / "robots" / "my_arm_card.yaml").read_text()
+
+
+def test_a_name_in_the_data_never_becomes_code(tmp_path, monkeypatch):
+    """The names of a dataset's numbers stand in comments of the robot's file, which is run as soon as it is written."""
+    shards = write_shards(tmp_path / "data")
+    assert main(["export", "lerobot", str(shards / "a"), str(tmp_path / "theirs"), "--images"]) == 0
+    info = tmp_path / "theirs" / "meta" / "info.json"
+    facts = json.loads(info.read_text())
+    facts["features"]["action"]["names"] = ["elbow\nopen('run', 'w')", "肘\r\x00\u2028\ud800"]
+    info.write_text(json.dumps(facts))
+    monkeypatch.chdir(tmp_path)
+    words = ["--unit", "arm=rad", "--frame", "arm=absolute", "--limit", "arm=-1:1"]
+    assert new_robot(tmp_path / "theirs", tmp_path / "robots", *words) == 0
+    assert not (tmp_path / "run").exists()
+    text = (tmp_path / "robots" / "my_arm.py").read_text(encoding="utf-8")
+    assert "elbow\\nopen" in text and "肘" in text and load_embodiment(str(tmp_path / "robots" / "my_arm.py")).command.size == 2
+
+
+def test_a_folder_of_any_name_is_named_so_that_files_and_commands_take_it(raw, tmp_path, capsys):
+    theirs = tmp_path / 'kitchen: day 1 #2 "a"'
+    theirs.symlink_to(raw)
+    assert new_robot(theirs, tmp_path / "our robots", *SAID, "--data-root", str(tmp_path / "the data")) == 0
+    mixture = yaml.safe_load((tmp_path / "our robots" / "my_arm_mixture.yaml").read_text(encoding="utf-8"))
+    assert mixture["why"] == f"demonstrations of my_arm, from {theirs.name}"
+    load_embodiment(str(tmp_path / "our robots" / "my_arm.py"))
+    lines = capsys.readouterr().out.partition("then:\n")[2].splitlines()
+    assert shlex.split(lines[1])[:4] == ["vla", "convert", "hdf5", str(theirs)]
+    assert main(shlex.split(lines[1])[1:]) == 0 and main(shlex.split(lines[2])[1:]) == 0
 
 
 def test_our_own_shards_say_everything(tmp_path, capsys):

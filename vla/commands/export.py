@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,22 +106,22 @@ def _lerobot(args: argparse.Namespace) -> int:
     print(f"wrote {args.out}: {written.episodes} episodes, {written.steps} steps{compared}")
     for what, count in written.left.items():
         print(f"  left out: {count} {what}")
-    robot = _robot_beside(dataset, args.out)
-    print(f"  back into shards: vla convert lerobot {args.out} --card {args.out}/meta/card.yaml{robot} --out FOLDER")
+    words = ["vla", "convert", "lerobot", str(args.out), "--card", f"{args.out}/meta/card.yaml", *_robot_beside(dataset, args.out)]
+    print(f"  back into shards: {shlex.join(words)} --out FOLDER")
     return 0
 
 
-def _robot_beside(dataset: Dataset, out: Path) -> str:
+def _robot_beside(dataset: Dataset, out: Path) -> list[str]:
     """The option that names the robot's file, written beside the card where the package has not that robot: a card holds but its name."""
     from vla.embodiment import built_in_embodiments, load_embodiment
     from vla.new_robot.write import known_robot_text
 
     robot = dataset.info.robot
     if robot is None or (robot.name in built_in_embodiments() and load_embodiment(robot.name) == robot):
-        return ""
+        return []
     path = out / "meta" / f"{robot.name}.py"
     path.write_text(known_robot_text(robot, "vla export lerobot"), encoding="utf-8")
-    return f" --embodiment {path}"
+    return ["--embodiment", str(path)]
 
 
 def _check(dataset: Dataset, out: Path) -> None:

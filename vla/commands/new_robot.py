@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,13 +166,13 @@ def _after(text: str) -> str:
 
 
 def _next(made: Plan, files: Files, args: argparse.Namespace) -> list[str]:
-    lines = []
+    lines: list[list[Any]] = []
     shards = f"{args.data_root or 'data'}/{made.name}"
     if files.card is not None:
-        convert = f"vla convert {made.offer.format} {made.offer.path} --card {files.card} --embodiment {files.robot}"
-        lines += [f"{convert} --dry-run", f"{convert} --out {shards}", f"vla check {shards}"]
+        convert = ["convert", made.offer.format, made.offer.path, "--card", files.card, "--embodiment", files.robot]
+        lines += [[*convert, "--dry-run"], [*convert, "--out", shards], ["check", shards]]
     else:
         shards = str(made.offer.path)
-    lines.append(f"vla check {made.init} --data {shards}")
-    root = f" --data-root {args.data_root}" if args.data_root else ""
-    return [*lines, f"vla check {files.recipe}{root}", f"vla train {files.recipe}{root}"]
+    root = ["--data-root", args.data_root] if args.data_root else []
+    lines += [["check", made.init, "--data", shards], ["check", files.recipe, *root], ["train", files.recipe, *root]]
+    return [shlex.join(["vla", *map(str, words)]) for words in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def _file(name: str, command: str, origin: str, body: str) -> str:
     imports += ["from vla.blanks import blank"] if "blank(" in body else []
     imports += ["from vla.embodiment import Embodiment, Field, Space"]
     warning = "Read every line before a motor moves: units, frames, polarity, limits."
-    note = f'"""{name}: written by `{command}` from {origin}.\n\n{warning}\n"""'
+    from_where = _one_line(origin).replace('"', "'")
+    note = f'"""{name}: written by `{command}` from {from_where}.\n\n{warning}\n"""'
     return "\n".join([note, "", *imports, "", body])
 
 
@@ -111,12 +113,13 @@ def card_text(plan: Plan) -> str:
 
 def mixture_text(plan: Plan, dataset: str) -> str:
     """What the recipe trains on, with the way against forgetting in a comment."""
+    why, path = (_scalar(text) for text in (f"demonstrations of {plan.name}, from {plan.offer.path.name}", dataset))
     return textwrap.dedent(f"""\
         name: {plan.name}
-        why: demonstrations of {plan.name}, from {plan.offer.path.name}
+        why: {why}
         val_fraction: 0.06
         sources:
-          - path: {dataset}
+          - path: {path}
             weight: 9
             why: the task at hand
           # To keep what the checkpoint could do before, add a share of what it was trained on (docs/finetune.md), and its robots to the
@@ -132,7 +135,7 @@ def recipe_text(plan: Plan, out: Path) -> str:
     samples = plan.offer.steps
     steps = min(max(round(EPOCHS * samples / BATCH, -1), 200), 30_000) if samples else 700
     basis = f"{samples:,} steps of data seen about {EPOCHS} times" if samples else "the number of steps in the data is not known"
-    path = (out / f"{plan.name}_recipe.py").as_posix()
+    path = shlex.quote((out / f"{plan.name}_recipe.py").as_posix())
     return textwrap.dedent(f'''\
         """Fine-tune a checkpoint for {plan.name}. Written by `vla new-robot`; change what is marked <-.
 
@@ -275,13 +278,25 @@ def _instruction(plan: Plan) -> dict[str, str]:
 def _origin(each: FieldPlan, column: Column) -> str:
     names: Sequence[str] = column.names[each.start : each.stop]
     named = f": {', '.join(names)}" if names else ""
-    return f"{column.name}[{each.start}:{each.stop}]{named}; reached {_reach(each, column)}, as recorded"
+    return f"{_one_line(f'{column.name}[{each.start}:{each.stop}]{named}')}; reached {_reach(each, column)}, as recorded"
 
 
 def _reach(each: FieldPlan, column: Column) -> str:
     if not column.low_A:
         return "unknown"
     return f"{min(column.low_A[each.start : each.stop]):.4g} .. {max(column.high_A[each.start : each.stop]):.4g}"
+
+
+def _one_line(text: str) -> str:
+    """What a comment may hold: names come from a stranger's data, and whatever followed a line end in one would be code."""
+    return repr(text)[1:-1]
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML takes it back, quoted where it must be."""
+    import yaml
+
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n...\n").rstrip("\n")
 
 
 def _blank(what: str) -> str:
