@@ -67,6 +67,7 @@ def test_the_example_of_the_page_is_a_card():
         ({"state__hand__unit": "deg"}, "'deg' cannot become m; choose one of m, cm"),
         ({"state__hand__index": [0, 1, 2]}, "`slice` or `index`"),
         ({"state__rotation__rotation": "euler_xyz"}, "euler_<xyz>_<extrinsic|intrinsic>"),
+        ({"state__rotation__rotation": "euler_xxy_extrinsic"}, "euler_<xyz>_<extrinsic|intrinsic>"),
         ({"state__rotation__rotation": None}, "needs `rotation`"),
         ({"state__rotation": {"from": "x", "slice": [3, 6], "rotation": "quat_wxyz"}}, "3 numbers are chosen; quat_wxyz takes 4"),
         ({"state__gripper": {"constant": [0.0]}}, "takes `why`"),

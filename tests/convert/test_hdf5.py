@@ -503,6 +503,17 @@ def test_conversion_end_to_end(tmp_path, compressed):
         assert np.abs(np.array(reds) - [20 + 30 * step for step in range(episode.steps)]).max() < 4
 
 
+def test_what_was_not_measured_or_is_oddly_written_is_no_reason_to_leave_an_episode_out(tmp_path):
+    """Attributes are facts for people; those that JSON has not, every episode was refused for."""
+    (tmp_path / "in").mkdir()
+    with h5py.File(write_file(tmp_path / "in/episode_0.hdf5"), "r+") as file:
+        file.attrs["score"], file.attrs["length_m"], file.attrs["operator"] = np.nan, np.float32(2), "José".encode("latin-1")
+    report = convert(partial(Hdf5, tmp_path / "in"), Card.from_json(CARD), tmp_path / "out", Settings(workers=0))
+    assert report.episodes == 1 and not report.bad
+    facts = Dataset.open(tmp_path / "out").read(0).info
+    assert (facts["score"], facts["length_m"], facts["operator"], facts["sim"]) == (None, 2.0, "Jos?", False)
+
+
 def test_names_are_unique_and_plain(tmp_path):
     long = "KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet_and_put_the_black_bowl_on_top_of_it"
     for name in (f"{long}_demo", f"{long}_demp", "a b", "a.b"):

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Mapper:
             action=_packed(self.card.action_space, action, keep),
             licence=self.card.licence,
             source=self.card.source.name,
-            info=dict(raw.facts),
+            info=_facts(raw.facts),
             reasoning=tuple(span for span in _spans(reasoning, keep) if span.text),
         )
         return Mapped(episode, dropped)
@@ -239,6 +240,17 @@ def _where(where: Where, raw: RawEpisode, whole: bool) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise BadEpisode("schema", f"filter: '{where.column}' is no number")
     return values < where.below if where.below is not None else values > where.above
+
+
+def _facts(value: Any) -> Any:
+    """Facts for people as JSON holds them: recorders write NaN for what was not measured, and texts in encodings of their own."""
+    if isinstance(value, Mapping):
+        return {_facts(str(key)): _facts(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_facts(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _checked_clock(time_s: np.ndarray, steps: int, rate_hz: Fraction) -> np.ndarray:

@@ -27,7 +27,7 @@ UNIT_FACTORS: dict[str, dict[str, float]] = {
 
 ROTATIONS = ("quat_xyzw", "quat_wxyz", "axis_angle", "matrix", "rot6d_columns", "rot6d_rows", "euler_<xyz>_<extrinsic|intrinsic>")
 ROTATION_WIDTHS = {"quat_xyzw": 4, "quat_wxyz": 4, "axis_angle": 3, "matrix": 9, "rot6d_columns": 6, "rot6d_rows": 6}
-_EULER = re.compile(r"euler_[xyz]{3}_(extrinsic|intrinsic)")
+_EULER = re.compile(r"euler_(?!.?(.)\1)[xyz]{3}_(extrinsic|intrinsic)")  # turning twice about one axis is turning once
 
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
