@@ -12,10 +12,11 @@ WIDEST = 160
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as its contents want, up to WIDEST: half a number is worse than a line that the terminal wraps."""
+    """Prints a table as wide as its contents want, up to WIDEST: half a number is worse than a line that the terminal wraps. What stands in
+    brackets in a cell is its text: instructions and names come from data."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     wanted = console.measure(table, options=console.options.update(width=WIDEST)).maximum
     console.width = max(console.width, wanted)
     console.print(table)

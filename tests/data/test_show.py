@@ -15,7 +15,7 @@ from vla.data.pictures import CHART, LINE, TILE, batch_sheet, motion_plot, sprea
 from vla.data.recording import write_recording
 from vla.data.shard import Dataset, DatasetInfo, ShardWriter
 from vla.errors import UserError
-from vla.types import Frames, Observation, Sample
+from vla.types import Frames, Observation, Sample, Span
 
 
 @pytest.fixture
@@ -113,6 +113,21 @@ def test_a_recording_holds_frames_texts_and_numbers(root, capsys):
     assert "arms1" not in text and "EncodedImage:blob" in text
     assert main(["show", str(root / "mix.yaml"), "--data-root", str(root), "--rerun", str(path)]) == 2
     assert "one dataset" in capsys.readouterr().err
+
+
+def test_texts_are_shown_as_they_are_and_reasoning_with_its_steps(tmp_path, capsys):
+    """Brackets in an instruction are no markup: `[the]` was left out, and `[/INST]` ended the command."""
+    episodes = [make_episode("plain", 8), make_episode("thinks", 8, 1)]
+    said = (Span("the [red] cup is left of it [/think]", 2, 5), Span("close the hand", 5, 8))
+    episodes[1] = replace(episodes[1], instructions=(Span("pick [the] cup [/INST]", 0, 8),), reasoning=said)
+    with ShardWriter(tmp_path / "d", DatasetInfo(name="d", embodiment=ROBOT.to_json())) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    assert main(["show", str(tmp_path / "d"), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "pick [the] cup [/INST]" in shown and "reasoning in episode 'thinks'" in shown
+    rows = [" ".join(line.replace("│", " ").split()) for line in shown.splitlines()]
+    assert "2..5 the [red] cup is left of it [/think]" in rows and "5..8 close the hand" in rows
 
 
 def test_without_rerun_the_extra_is_named(root, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,3 +172,20 @@ def _print_summary(dataset: Dataset) -> None:
     for text, count in texts.most_common(12):
         listed.add_row(str(count), text or "(none)")
     print_table(listed)
+    if dataset.reasons:
+        _print_reasoning(dataset, looked)
+
+
+def _print_reasoning(dataset: Dataset, looked: Iterable[int]) -> None:
+    """What is said before acting in the first of these episodes that has any; of other sources, no episode need have it."""
+    from rich.table import Table
+
+    from vla.tables import print_table
+
+    episode = next((each for each in map(dataset.episode, looked) if each.reasons), None)
+    if episode is None:
+        return
+    table = Table("steps", "reasoning", title=f"{len(episode.reasons)} spans of reasoning in episode '{episode.id}'")
+    for span in episode.reasons[:12]:
+        table.add_row(f"{span.start}..{span.stop}", span.text)
+    print_table(table)

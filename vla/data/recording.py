@@ -21,7 +21,7 @@ TIMELINE = "time"
 
 def write_recording(dataset: Dataset, path: Path, episodes: int = 8) -> Path:
     """Writes an .rrd file: `<episode>/<camera>` holds the frames as stored, `<episode>/state/<field>` and `action/<field>` the numbers,
-    `<episode>/instruction` the texts. UserError without rerun."""
+    `<episode>/instruction` and `<episode>/reasoning` the texts. UserError without rerun."""
     rr = load_rerun()
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = rr.RecordingStream(f"vla {dataset.info.name}", recording_id=f"{dataset.info.name}-{dataset.digest[:12]}")
@@ -40,9 +40,10 @@ def _episode(rr: Any, stream: RecordingStream, dataset: Dataset, episode: Stored
             stream.set_time(TIMELINE, duration=float(time_s[step]))
             picture = rr.EncodedImage(contents=data, media_type="image/jpeg") if isinstance(data, bytes) else rr.Image(decode_frame(data))
             stream.log(f"{episode.id}/{camera}", picture)
-    for span in episode.spans:
-        stream.set_time(TIMELINE, duration=float(time_s[span.start]))
-        stream.log(f"{episode.id}/instruction", rr.TextLog(span.text or "(no instruction)"))
+    for what, spans in (("instruction", episode.spans), ("reasoning", episode.reasons)):
+        for span in spans:
+            stream.set_time(TIMELINE, duration=float(time_s[span.start]))
+            stream.log(f"{episode.id}/{what}", rr.TextLog(span.text or f"(no {what})"))
     for kind, space, rows in (
         ("state", dataset.info.recorded_state, episode.state),
         ("action", dataset.info.recorded_action, episode.action),
