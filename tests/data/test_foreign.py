@@ -12,6 +12,7 @@ import pytest
 import simplejpeg
 import webdataset
 import yaml
+from PIL import Image
 
 from vla.cli import main
 from vla.data.foreign import open_foreign
@@ -219,6 +220,39 @@ def test_samples_with_chunks_stand_alone(tmp_path, cache):
     assert found == set(range(6))
 
 
+@pytest.mark.parametrize("sample", ["step", "chunk"])
+def test_reasoning_comes_along_where_there_is_any(tmp_path, cache, given, sample):
+    """What is said changes within an episode, over the border of two tars, and at some steps nothing is."""
+    said = {"e0": lambda i: "reach" if 2 <= i < 9 else "", "e1": lambda i: "grasp" if i < 5 else "lift"}
+    samples = []
+    for episode in given[:3]:
+        for i in range(episode.steps):
+            one = step_sample(episode, i, f"{episode.id}-{i:02d}")
+            one["json"] = json.dumps({**json.loads(one["json"]), "why": f" {said.get(episode.id, lambda i: '')(i)}\n"}).encode()
+            samples.append(one if sample == "step" else {**one, "action.npy": npy(episode.action[i:])})
+    write(tmp_path / "theirs/0.tar", samples[:6])
+    write(tmp_path / "theirs/1.tar", samples[6:])
+    key_map = KeyMap.of({**(STEPS if sample == "step" else CHUNKS), "reasoning": {"member": "json", "field": "why"}}, "map")
+    dataset = open_foreign(key_map, tmp_path, cache=cache)
+    assert dataset.reasons and not opened(tmp_path, cache, **({} if sample == "step" else {"sample": "chunk", "step": None})).reasons
+    seen = {}
+    for found in Pipeline(Mixture("m", (_source(dataset),), 0.0), {"arm": ROBOT}, block=20).samples(range(20)):
+        name, _, number = found.episode.rpartition("/")[2].partition("-")
+        seen[name, int(number or found.step)] = found.reasoning
+    assert seen == {(e.id, i): said.get(e.id, lambda i: "")(i) for e in given[:3] for i in range(e.steps)}
+
+
+def test_tars_elsewhere_and_what_is_counted(root, tmp_path, cache, given):
+    """A pattern may begin at `/`; an episode of which a step is lost at the border of two tars stays one of them, as far as it goes."""
+    assert len(opened(tmp_path / "none", cache, shards=str(root / "theirs" / "*.tar"))) == 4
+    rows = [(episode, i) for episode in given for i in range(episode.steps)]
+    samples = [step_sample(episode, i, f"{n:06d}") for n, (episode, i) in enumerate(rows)]
+    write(root / "theirs" / "001.tar", samples[16:])
+    dataset = opened(root, cache)
+    assert dataset.manifest["info"]["info"]["bad"] == {"schema": 1}
+    assert dataset.manifest["episodes"] == len(dataset) == 4 and dataset.steps_E.tolist() == [12, 3, 1, 9]
+
+
 def test_a_mixture_names_a_key_map(root, tmp_path, monkeypatch):
     monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(STEPS))
@@ -243,12 +277,24 @@ def test_a_mixture_names_a_key_map(root, tmp_path, monkeypatch):
         ({"action": [{"member": "pkl"}]}, SchemaError, "read from .json and .npy"),
         ({"state": [{"field": "x"}]}, SchemaError, "needs `member`"),
         ({"shards": "nothing/*.tar"}, UserError, "no file under"),
+        ({"shards": "theirs/**x/*.tar"}, SchemaError, "no pattern of files"),
+        ({"shards": "."}, SchemaError, "no pattern of files"),
+        ({"reasoning": {"text": "think"}}, SchemaError, "reasoning is of a step"),
         ({"name": "a.b"}, SchemaError, "no dot"),
     ],
 )
 def test_a_wrong_key_map_is_refused(root, cache, changes, error, message):
     with pytest.raises(error, match=message):
         opened(root, cache, **changes)
+
+
+def turned():
+    """A JPEG that says that its camera was held sideways."""
+    file, image = io.BytesIO(), Image.new("RGB", (16, 16))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(file, "JPEG", exif=exif)
+    return file.getvalue()
 
 
 def spoil(sample, **members):
@@ -258,6 +304,7 @@ def spoil(sample, **members):
 BAD = {
     "no camera": ({"wrist.jpg": None}, "schema", "has no member .wrist.jpg"),
     "no JPEG": ({"jpg": b"GIF89a"}, "decode", "no readable JPEG"),
+    "turned by EXIF": ({"jpg": turned()}, "schema", "to be turned"),
     "narrow action": ({"action.npy": npy(np.zeros(3))}, "schema", r"action of shape \(3,\)"),
     "text for numbers": ({"action.npy": npy(np.array(["a", "b"]))}, "schema", "want numbers"),
     "object array": (

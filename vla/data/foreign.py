@@ -25,13 +25,15 @@ from safetensors.numpy import save
 
 from vla.data import format as fmt
 from vla.data.foreign_values import BadValue, array_of, dotted, json_of, text_of
+from vla.data.images import orientation
 from vla.data.key_map import KeyMap
+from vla.data.quarantine import BadSample
 from vla.data.reader import Dataset, Pool, ShardFiles
 from vla.data.remote import Cache
 from vla.data.tarscan import Member, members
 from vla.errors import Damaged, SchemaError, UserError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Part of an index's name: another way of indexing makes another one."""
 MAX_IMAGE_BYTES = 32 << 20
 MAX_BAD_RATE, GRACE = 0.01, 10
@@ -46,7 +48,7 @@ def open_foreign(key_map: KeyMap, root: Path, pool: Pool | None = None, cache: C
     cut, and where more than MAX_BAD_RATE of the episodes are bad.
     """
     cache = cache or Cache.default()
-    tars = [path.resolve() for pattern in key_map.shards for path in sorted(root.glob(pattern))]
+    tars = [path.resolve() for pattern in key_map.shards for path in sorted(_matches(root, pattern, key_map.name))]
     if not tars:
         raise UserError(f"key map '{key_map.name}': no file under {root} matches {', '.join(key_map.shards)}")
     facts = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in tars]
@@ -54,6 +56,15 @@ def open_foreign(key_map: KeyMap, root: Path, pool: Pool | None = None, cache: C
     folder = cache.folder / "foreign" / f"{key_map.name}-{hashlib.sha256(depends.encode()).hexdigest()[:16]}"
     cache.made(folder, lambda: _whole(folder), lambda part: _build(key_map, tars, part))
     return ForeignDataset(folder, fmt.read_manifest(folder), pool or Pool(), tars)
+
+
+def _matches(root: Path, pattern: str, name: str) -> Iterator[Path]:
+    """The files of a pattern, which is relative to the root or begins at `/`."""
+    start = Path(Path(pattern).anchor or root)
+    try:
+        yield from start.glob(str(Path(pattern).relative_to(Path(pattern).anchor)))
+    except (ValueError, IndexError) as error:
+        raise SchemaError(f"key map '{name}': shards '{pattern}' is no pattern of files ({error})") from error
 
 
 class ForeignDataset(Dataset):
@@ -101,6 +112,7 @@ class _Step:
     state: np.ndarray
     action: np.ndarray
     text: str
+    reasoning: str
 
 
 @dataclass
@@ -162,14 +174,16 @@ def _build(key_map: KeyMap, tars: Sequence[Path], folder: Path) -> None:
             )
     books.check(key_map.name, last=True)
     counts = {name: sum(row[name] for row in rows) for name in ("segments", "steps", "anchors", "frames")}
+    reasoning = sum(row.get("reasoning", 0) for row in rows)
     info = {**key_map.info().to_json(), "info": {"bad": dict(books.causes), "bad_named": books.named, "unread": dict(books.unread)}}
     manifest = {
         "format_version": 1,
         "info": info,
         "cameras": sorted(key_map.cameras),
         "shards": rows,
-        "episodes": books.episodes - sum(books.causes.values()),
+        "episodes": len(seen),
         "seconds": sum(row["seconds"] for row in rows),
+        **({"reasoning": reasoning} if reasoning else {}),
         **counts,
     }
     manifest["digest"] = fmt.manifest_digest(manifest)
@@ -253,6 +267,12 @@ def _step(key_map: KeyMap, values: _Values, number: int) -> _Step:
             raise BadValue("decode", f"{values.where}: .{ext} is no readable JPEG ({error})") from error
         if height * width > fmt.MAX_PIXELS or colour in ("CMYK", "YCCK"):
             raise BadValue("oversize", f"{values.where}: .{ext} is a {height} x {width} {colour} image")
+        try:
+            turned = orientation(data)
+        except BadSample as error:
+            raise BadValue(error.cause, f"{values.where}: .{ext}: {error}") from error
+        if turned != 1:  # shown as it is stored, it would lie on its side
+            raise BadValue("schema", f"{values.where}: .{ext} is to be turned (EXIF {turned}); store it upright")
         frames.append((values.group[ext].offset, len(data), zlib.crc32(data)))
     robot = key_map.robot
     state = np.concatenate([array_of(values, part) for part in key_map.state], axis=-1)
@@ -270,7 +290,8 @@ def _step(key_map: KeyMap, values: _Values, number: int) -> _Step:
         number = values.scalar(key_map.step)
         if type(number) is not int or number < 0:
             raise BadValue("schema", f"{values.where}: step {number!r} is no count")
-    return _Step(number, frames, state, action, text_of(values, key_map.instruction))
+    reasoning = text_of(values, key_map.reasoning) if key_map.reasoning else ""
+    return _Step(number, frames, state, action, text_of(values, key_map.instruction), reasoning)
 
 
 def _order(episode: _Episode, before: tuple[int, int] | None, seen: bool, path: Path) -> int:
@@ -297,10 +318,15 @@ def _write_shard(key_map: KeyMap, path: Path, stem: Path, kept: Sequence[tuple[_
     frame_step = np.concatenate([np.arange(len(e.steps)) for e, _ in kept for _ in range(C)])
     texts: dict[str, int] = {}
     spans, span_count = [], []
+    reasons, reason_count = [], []
     for (episode, _), n in zip(kept, steps_G, strict=True):
         own = _spans([texts.setdefault(step.text, len(texts)) for step in episode.steps], int(n))
         spans += own
         span_count.append(len(own))
+        said = _spans([texts.setdefault(step.reasoning, len(texts)) if step.reasoning else -1 for step in episode.steps], int(n))
+        said = [span for span in said if span[2] >= 0]
+        reasons += said
+        reason_count.append(len(said))
     names = [episode.id for episode, _ in kept]
     segments = [name if first == 0 else f"{name}-{first}" for name, first in zip(names, first_G, strict=True)]
     index = {
@@ -318,6 +344,8 @@ def _write_shard(key_map: KeyMap, path: Path, stem: Path, kept: Sequence[tuple[_
         "frame_size": frame_rows[:, 1].astype(np.int32),
         "frame_crc": frame_rows[:, 2].astype(np.uint32),
     }
+    if reasons:
+        index |= {"reason": np.array(reasons, np.int64), "reason_end": np.cumsum(reason_count, dtype=np.int64)}
     for name, strings in (("id", segments), ("parent", names), ("text", list(texts))):
         index[name], index[f"{name}_end"] = _blob(strings)
     if key_map.chunk:
@@ -338,6 +366,7 @@ def _write_shard(key_map: KeyMap, path: Path, stem: Path, kept: Sequence[tuple[_
         "anchors": int(anchors_G.sum()),
         "frames": len(frame_rows),
         "seconds": float(steps_G.sum() / rate),
+        **({"reasoning": len(reasons)} if reasons else {}),
         "files": {**files, "tar": {"bytes": path.stat().st_size}},
     }
 

@@ -3,7 +3,7 @@
 A file beside the mixture that names it (`foreign: bridge_wds.yaml`):
 
 name: bridge_wds
-shards: bridge/*.tar                 # under the data root; sorted by name
+shards: bridge/*.tar                 # under the data root, or from /; sorted by name
 embodiment: widowx                   # a built-in robot, or one by value (`Embodiment.to_json`)
 rate_hz: 5                           # steps per second, also as a fraction ("30000/1001")
 sample: step                         # or `chunk`: each sample stands alone, with all the actions that follow
@@ -11,6 +11,7 @@ cameras: {third_person: jpg, wrist: wrist.jpg}                     # role: exten
 state: [{member: json, field: state, start: 0, stop: 7}]           # parts, joined; from .json (a dotted field) or .npy
 action: [{member: action.npy}]       # (A,) a step; (T, A) for `sample: chunk`; in the robot's command space and units
 instruction: {member: txt}           # or {member: json, field: task}, or {text: "open the drawer"}
+reasoning: {member: json, field: why}        # optional: what is to be said before acting; "" where nothing is
 episode: {member: json, field: episode_id}   # `chunk` may do without: then each sample is held out or not for itself
 step: {member: json, field: step}    # optional: without it, steps are in the order of the tar
 licence: CC-BY-4.0
@@ -31,8 +32,8 @@ from vla.data.foreign_values import check_part
 from vla.embodiment import Embodiment, built_in_embodiments, load_embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 
-_KEYS = ("name", "shards", "embodiment", "rate_hz", "sample", "cameras", "state", "action", "instruction", "episode", "step", "licence")
 _NEEDED = ("name", "shards", "embodiment", "rate_hz", "sample", "cameras", "state", "action", "instruction", "licence")
+_KEYS = (*_NEEDED, "reasoning", "episode", "step")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class KeyMap:
     state: tuple[Mapping[str, Any], ...]
     action: tuple[Mapping[str, Any], ...]
     instruction: Mapping[str, Any]
+    reasoning: Mapping[str, Any] | None
     episode: Mapping[str, Any] | None
     step: Mapping[str, Any] | None
     licence: str
@@ -95,6 +97,9 @@ class KeyMap:
             rows = data[key] if isinstance(data[key], list) else [data[key]]
             parts[key] = tuple(check_part(row, f"{where}: {key}") for row in rows)
         text = check_part(data["instruction"], f"{where}: instruction", text=True)
+        said = check_part(data["reasoning"], f"{where}: reasoning", text=True) if data.get("reasoning") is not None else None
+        if said is not None and "text" in said:
+            raise SchemaError(f"{where}: reasoning is of a step, and one text for all says nothing: give `member`")
         ids = {key: check_part(data[key], f"{where}: {key}") if data.get(key) is not None else None for key in ("episode", "step")}
         return KeyMap(
             name=data["name"],
@@ -104,6 +109,7 @@ class KeyMap:
             chunk=chunk,
             cameras={str(role): str(ext).lower() for role, ext in cameras.items()},
             instruction=text,
+            reasoning=said,
             licence=str(data["licence"]),
             **parts,
             **ids,
@@ -112,7 +118,7 @@ class KeyMap:
     @property
     def wanted(self) -> set[str]:
         """Extensions of the members that are read."""
-        parts = [*self.state, *self.action, self.instruction, self.episode or {}, self.step or {}]
+        parts = [*self.state, *self.action, self.instruction, self.reasoning or {}, self.episode or {}, self.step or {}]
         return {*self.cameras.values(), *(part["member"] for part in parts if "member" in part)}
 
     def info(self) -> fmt.DatasetInfo:
