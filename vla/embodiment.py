@@ -237,6 +237,8 @@ def resample(action_TA: np.ndarray, space: Space, from_hz: Fraction, to_hz: Frac
     action_TA = np.asarray(action_TA, dtype=np.float64)
     old_n = len(action_TA)
     ratio = float(from_hz / to_hz)
+    rows, ticks = (from_hz / to_hz).as_integer_ratio()
+    held_N = np.arange(steps) * rows // ticks  # in whole numbers: 45 * 1.4 is less than 63 in floats
     out = np.zeros((steps, space.size))
     for name, where in space.slices().items():
         field = space.field(name)
@@ -248,7 +250,7 @@ def resample(action_TA: np.ndarray, space: Space, from_hz: Fraction, to_hz: Frac
             at = np.minimum(np.arange(steps + 1) * ratio, old_n)
             out[:, where] = np.diff(_interpolate(summed, at), axis=0)
         elif field.unit == "open01" or field.unit == "command":
-            out[:, where] = part[np.minimum((np.arange(steps) * ratio).astype(int), old_n - 1)]
+            out[:, where] = part[np.minimum(held_N, old_n - 1)]
         elif field.unit in ROTATION_UNITS:
             out[:, where] = _slerp(part, np.minimum(np.arange(steps) * ratio, old_n - 1), field.unit)
         else:

@@ -129,6 +129,14 @@ def test_resampling_keeps_the_motion_per_second():
     np.testing.assert_allclose(double[:, 0].reshape(12, 2).sum(1), action_TA[:, 0])
 
 
+def test_a_gripper_is_held_from_its_own_row_on():
+    """Row 63 of 7 Hz begins as tick 45 of 5 Hz does; in floats, 45 * 1.4 is a hair less."""
+    space, rows = Space((Field("grip", 1, "open01"),)), np.arange(70.0)[:, None]
+    for from_hz, to_hz in ((Fraction(7), Fraction(5)), (Fraction(30000, 1001), Fraction(10)), (Fraction(15), Fraction(50))):
+        want = [int(tick * from_hz // to_hz) for tick in range(int(69 * to_hz // from_hz))]
+        assert resample(rows, space, from_hz, to_hz, len(want))[:, 0].tolist() == want
+
+
 def robot(**changes):
     space = Space((Field("x", 2, "m", "step"),))
     base = {

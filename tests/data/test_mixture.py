@@ -113,6 +113,7 @@ def test_the_tree_tells_hours_steps_epochs_and_licence(load):
         ("sources: [{path: demo/big, weight: .nan}]", SchemaError, "weight is nan"),
         ("sources: [{path: demo/big, weight: true}]", SchemaError, "weight is True"),
         ("sources: [{path: demo/big, max_epochs: many}]", SchemaError, "max_epochs is 'many'"),
+        ("sources: [{path: demo/big, max_epochs: 0}]", SchemaError, "max_epochs is 0"),
         ("sources: [{path: demo/big, cameras: [top]}]", UnknownName, "camera role 'top'. Choices: front, wrist"),
         ("sources: [{path: demo/bog}]", UserError, "source 1 \\('demo/bog'\\): no folder .* holds demo/big, demo/small, demo/third"),
         ("sources: [{path: demo}]", UserError, "is no dataset"),
@@ -162,3 +163,6 @@ def test_a_fingerprint_changes_with_data_and_weights(load, root):
     assert one == again and one != load(TWO.replace("3", "2")).fingerprint()
     folders = [root / "demo" / "big"]
     assert Mixture.of(folders).fingerprint() != Mixture.of([root / "demo" / "small"]).fingerprint()
+    for weight in (0, -1, float("nan")):
+        with pytest.raises(UserError, match="must be positive numbers"):
+            Mixture.of({folders[0]: weight, root / "demo" / "small": 2})

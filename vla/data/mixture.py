@@ -106,6 +106,8 @@ class Mixture:
         pool = Pool()
         datasets = [open_dataset(folder, pool) for folder in weights]
         raw = list(weights.values()) if isinstance(weights, Mapping) else [dataset.anchors for dataset in datasets]
+        if not all(0 < weight < float("inf") for weight in raw):
+            raise UserError(f"weights {raw} must be positive numbers; take a dataset out instead of giving it no weight")
         children = tuple(Source(d.info.name, d, w / sum(raw)) for d, w in zip(datasets, raw, strict=True))
         repeated = _repeated([child.name for child in children])
         if repeated or not children:
@@ -287,6 +289,8 @@ class _Reader:
         epochs = row.get("max_epochs")
         if epochs is not None:
             epochs = _number(epochs, f"{where}: max_epochs", low=0.0)
+            if not epochs:
+                raise SchemaError(f"{where}: max_epochs is 0; take a source out instead of never drawing from it")
         window, latents = row.get("window"), row.get("latents", True)
         if window is not None and (type(window) is not int or window < 1):
             raise SchemaError(f"{where}: window is {window!r}; give a number of shards, at least 1")
