@@ -235,6 +235,23 @@ def test_json_messages_and_encodings_that_are_not_read(tmp_path):
         read(path, {"proto/x"})
 
 
+@pytest.mark.parametrize(
+    ("values", "kinds"), [([1.5, "n/a"], "text at .* ns, and was column"), (["auto", 3], "column at .* ns, and was text")]
+)
+def test_a_field_of_json_that_changes_its_kind_is_named(tmp_path, values, kinds):
+    with (tmp_path / "a.mcap").open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        schema = writer.register_schema("state", "jsonschema", b"{}")
+        state = writer.register_channel("/state", "json", schema)
+        for i in range(10):
+            at_ns = START_NS + 50 * MS * i
+            writer.add_message(state, at_ns, json.dumps({"q": i, "v": values[i == 5]}).encode(), at_ns)
+        writer.finish()
+    with pytest.raises(Damaged, match=f"state/v is {kinds} before"):
+        read(tmp_path / "a.mcap")
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.3, 0.6, 0.999])
 def test_a_cut_recording_is_damaged(tmp_path, keep):
     path = write(tmp_path / "a.mcap")

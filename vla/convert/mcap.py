@@ -116,7 +116,10 @@ class Mcap(Reader):
             for name, value in _values(message).items():
                 if self.wanted is not None and name not in self.wanted:
                     continue
-                track = tracks.setdefault(name, _Track(_feature(name, value).dtype, message.topic in self.latched))
+                kind = _feature(name, value).dtype
+                track = tracks.setdefault(name, _Track(kind, message.topic in self.latched))
+                if kind != track.kind:  # JSON says nothing of types
+                    raise SchemaError(f"{path}: {name} is {kind} at {time_ns} ns, and was {track.kind} before")
                 track.add(time_ns, value, message.order, f"{path}: {name}")
                 held += value.nbytes if isinstance(value, np.ndarray) else len(value)
                 if held > MAX_EPISODE_BYTES:
