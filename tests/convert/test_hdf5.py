@@ -503,6 +503,30 @@ def test_conversion_end_to_end(tmp_path, compressed):
         assert np.abs(np.array(reds) - [20 + 30 * step for step in range(episode.steps)]).max() < 4
 
 
+@pytest.mark.parametrize("first", ["empty", "ragged", "cut"])
+def test_an_odd_first_file_speaks_for_no_other(tmp_path, first):
+    """A recording that was begun and not made has no pictures yet: its cameras were columns, and a card that fits was refused."""
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        write_file(tmp_path / "in" / f"episode_{number}.hdf5")
+    path = tmp_path / "in/episode_0.hdf5"
+    with h5py.File(path, "r+") as file:
+        lengths = {"empty": 0, "ragged": 4, "cut": 5}
+        images = [f"observations/images/{camera}" for camera in ("cam_high", "cam_left_wrist")]
+        for name in ("observations/qpos", *(["action", *images] if first == "empty" else [])):
+            rows = file[name][: lengths[first]]
+            del file[name]
+            file[name] = rows
+    if first == "cut":
+        path.write_bytes(path.read_bytes()[:3000])
+    report = convert(partial(Hdf5, tmp_path / "in"), Card.from_json(CARD), tmp_path / "out", Settings(workers=0, max_bad=0.5))
+    assert report.episodes == 2 and Dataset.open(tmp_path / "out").steps == 10
+    if first == "empty":
+        assert not report.bad and report.dropped == {"episodes: shorter than 1 steps": 1}
+    else:
+        assert report.bad == {"damaged": 1}
+
+
 def test_what_was_not_measured_or_is_oddly_written_is_no_reason_to_leave_an_episode_out(tmp_path):
     """Attributes are facts for people; those that JSON has not, every episode was refused for."""
     (tmp_path / "in").mkdir()

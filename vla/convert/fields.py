@@ -6,6 +6,7 @@ What cannot be the field's is a `BadEpisode`, and never repaired.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -147,7 +148,7 @@ def column(raw: RawEpisode, name: str) -> np.ndarray:
     array = np.asarray(found)
     if array.dtype.kind not in "fiub" or array.shape[:1] != (raw.steps,):
         raise BadEpisode("schema", f"column '{name}' is {array.dtype} {array.shape}; expected numbers at {raw.steps} steps")
-    return array.reshape(raw.steps, -1).astype(np.float64)
+    return array.reshape(raw.steps, math.prod(array.shape[1:])).astype(np.float64)
 
 
 def _read(how: FieldMap, raw: RawEpisode) -> np.ndarray:

@@ -15,6 +15,7 @@ padded with zeros to one length (ALOHA's compressed recordings), of variable len
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import h5py
 
 MAX_STEPS = 10_000_000
+LOOKED_AT = 4
+"""Episodes that say what a dataset holds."""
 COUNTED_FILES = 256
 """Files of many episodes each are opened to count these, up to so many: a millisecond each."""
 
@@ -100,15 +103,34 @@ class Hdf5(Reader):
         self._parts: dict[str, _Part] = {}
 
     def features(self) -> Sequence[Feature]:
-        part = next(iter(self.files))
-        for _, group in self._groups(part):
-            with named(f"{self.files[part]}: {group.name}"):
-                found = self._members(part, group, self._steps(part, group))
-                columns = [Feature(name, "column", str(m.dtype), m.shape[1:]) for name, m in found.columns.items()]
-                pictures = [Feature(name, "pictures", str(m.dtype), m.shape[1:]) for name, m in found.pictures.items()]
-            videos = [Feature(name, "pictures", "video") for name in self.layout.videos]
-            return [*columns, *pictures, *videos, *(Feature(name, "text") for name in (*found.texts, *self.layout.texts))]
-        raise SchemaError(f"{self.source}: {part} holds no episode at '{self.layout.episodes}'")
+        """Of the first LOOKED_AT episodes that can be read and have steps, together: one that was begun and not made, or lacks a row
+        somewhere, speaks for no other. Where none has steps, of the first."""
+        looked: list[list[Feature]] = []
+        empty: list[list[Feature]] = []
+        wrong: list[Damaged | SchemaError] = []
+        for part in self.files:
+            try:
+                for _, group in self._groups(part):
+                    with named(f"{self.files[part]}: {group.name}"):
+                        steps = self._steps(part, group)
+                        (looked if steps else empty).append(_features(self._members(part, group, steps)))
+                    if len(looked) == LOOKED_AT:
+                        return self._together(looked)
+            except (Damaged, SchemaError) as error:
+                wrong.append(error)
+        if not looked and wrong:
+            raise wrong[0]
+        if not looked and not empty:
+            raise SchemaError(f"{self.source}: {next(iter(self.files))} holds no episode at '{self.layout.episodes}'")
+        return self._together(looked or empty[:1])
+
+    def _together(self, every: Sequence[Sequence[Feature]]) -> list[Feature]:
+        """The features of several episodes, as the first that has each says it, and those that lie beside the files."""
+        known: dict[str, Feature] = {}
+        for feature in itertools.chain(*every):
+            known.setdefault(feature.name, feature)
+        videos = [Feature(name, "pictures", "video") for name in self.layout.videos]
+        return [*known.values(), *videos, *(Feature(name, "text") for name in self.layout.texts)]
 
     def size(self) -> Size:
         return Size(sum(path.stat().st_size for path in self.files.values()), self._count())
@@ -250,8 +272,16 @@ class Hdf5(Reader):
         return {path.relative_to(self.source).as_posix(): path for path in paths}
 
     def _detect(self) -> Layout:
-        """The layout of the first file, where it is one of the common ones."""
-        path = next(iter(self.files.values()))
+        """The layout of the first file that opens, where it is one of the common ones."""
+        wrong: list[Damaged] = []
+        for path in self.files.values():
+            try:
+                return self._layout_of(path)
+            except Damaged as error:
+                wrong.append(error)
+        raise wrong[0]
+
+    def _layout_of(self, path: Path) -> Layout:
         with opened(path) as file:
             if (data := _reach(file, "data")) and any(_reach(data, f"{name}/actions") is not None for name in data):
                 return LAYOUTS["demos"]
@@ -291,6 +321,12 @@ class _Columns(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+
+def _features(found: _Found) -> list[Feature]:
+    columns = [Feature(name, "column", str(m.dtype), m.shape[1:]) for name, m in found.columns.items()]
+    pictures = [Feature(name, "pictures", str(m.dtype), m.shape[1:]) for name, m in found.pictures.items()]
+    return [*columns, *pictures, *(Feature(name, "text") for name in found.texts)]
 
 
 def _pictures(member: Member) -> Pictures:

@@ -52,6 +52,8 @@ class Mapper:
         dropped: Counter[str] = Counter()
         if reason := self._drops_episode(raw):
             return Mapped(None, {f"episodes: {reason}": 1})
+        if not raw.steps:  # a recording that was begun and not made; nothing of it can be other than the card says
+            return Mapped(None, {f"episodes: shorter than {self.card.drop.shorter_than} steps": 1})
         rate_hz = self._rate(raw)
         state, action = self._rows(raw)
         texts = _texts(raw, self.card.instruction, "instruction")
