@@ -141,6 +141,22 @@ def test_what_is_written_is_what_lerobot_expects(tmp_path):
     assert abs(camera["mean"][0][0][0] - np.mean(reds)) < 1e-6 and abs(camera["max"][0][0][0] - max(reds)) < 0.01
 
 
+def test_a_lone_number_is_no_list(tmp_path):
+    """LeRobot reads a feature of shape (1,) as a value: a list of one ended its loading in an error of types."""
+    space, hand = Space((Field("gripper", 1, "open01"),)), Space((Field("joints", 2, "rad"),))
+    robot = Embodiment("grip", ("third_person",), space, hand, hand, Fraction(10), 4, ((-1.0, 1.0),) * 2)
+    frames = {"third_person": Frames(np.arange(3), tuple(jpeg(40 + step) for step in range(3)))}
+    rows = np.linspace(0, 1, 9).reshape(3, 3)
+    episode = Episode("e", "grip", Fraction(10), "actions", (Span("grip", 0, 3),), np.arange(3) / 10, frames, rows[:, :1], rows[:, 1:])
+    with ShardWriter(tmp_path / "d", DatasetInfo("grip", robot.to_json())) as writer:
+        writer.add(episode)
+    assert cli.main(["export", "lerobot", str(tmp_path / "d"), str(tmp_path / "out")]) == 0
+    table = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
+    assert str(table.schema.field("observation.state").type) == "double" and table["observation.state"].to_pylist() == rows[:, 0].tolist()
+    assert str(table.schema.field("action").type) == "fixed_size_list<element: double>[2]"
+    assert json.loads((tmp_path / "out/meta/info.json").read_text())["features"]["observation.state"]["shape"] == [1]
+
+
 def test_files_roll_over(tmp_path, monkeypatch):
     monkeypatch.setattr("vla.convert.lerobot_write.DATA_FILE_BYTES", 4000)
     monkeypatch.setattr("vla.convert.lerobot_write.EPISODES_PER_FILE", 2)

@@ -348,8 +348,8 @@ def _table(rows: Mapping[str, np.ndarray], cells: Mapping[str, list[dict[str, An
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {name: pa.array(pictures, kind) for name, pictures in cells.items()}
     for name, values in rows.items():
-        if values.ndim == 1:
-            columns[name] = pa.array(values)
+        if values.ndim == 1 or values.shape[1] == 1:  # LeRobot takes a shape of (1,) for a number, and cannot read it as a list of one
+            columns[name] = pa.array(values.reshape(-1))
         else:
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
     return pa.table(columns)
