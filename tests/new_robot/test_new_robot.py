@@ -255,6 +255,13 @@ def test_on_a_terminal_it_asks(raw, tmp_path):
     assert Card.load(tmp_path / "my_arm_card.yaml", load_embodiment(str(tmp_path / "my_arm.py"))).state["gripper"].gripper.open == 100
 
 
+def test_depth_is_no_camera():
+    """It came first in the alphabet: the third person, whose every picture is refused for its 16 bits."""
+    offer = look(Path(__file__).parents[1] / "convert/golden/rlds/mini/1.0.0", "rlds")
+    assert "observation/depth" not in offer.cameras and "observation/image" in offer.cameras
+    assert offer.no_bytes["observation/depth"] == "uint16"
+
+
 def test_names_of_numbers_become_fields():
     bimanual = [f"{side}_{joint}" for side in ("left", "right") for joint in ("waist", "elbow", "gripper")]
     found = propose(Column("action", 6, tuple(bimanual)))

@@ -35,7 +35,7 @@ class Column:
 @dataclass(frozen=True)
 class Offer:
     """`robot`: by value, where the dataset is one of our own. `looked_at`: episodes whose numbers were read. `no_bytes`: columns that would
-    be pictures, were their numbers uint8."""
+    be pictures, were their numbers uint8, and pictures of 16 bits, which are depth mostly."""
 
     format: str
     path: Path
@@ -111,13 +111,13 @@ def _foreign(name: str, path: Path, reader: Reader, options: Mapping[str, Any]) 
         path,
         columns,
         tuple(f.name for f in features if f.kind == "text"),
-        tuple(f.name for f in features if f.kind == "pictures"),
+        tuple(f.name for f in features if f.kind == "pictures" and f.dtype != "uint16"),
         reader.rate_hz,
         size.episodes,
         size.steps,
         looked_at=looked_at,
         options=options,
-        no_bytes={f.name: f.dtype for f in features if f.looks_like_pictures},
+        no_bytes={f.name: f.dtype for f in features if f.looks_like_pictures or (f.kind == "pictures" and f.dtype == "uint16")},
     )
 
 
