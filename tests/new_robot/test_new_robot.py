@@ -255,6 +255,21 @@ def test_on_a_terminal_it_asks(raw, tmp_path):
     assert Card.load(tmp_path / "my_arm_card.yaml", load_embodiment(str(tmp_path / "my_arm.py"))).state["gripper"].gripper.open == 100
 
 
+def test_a_hole_in_the_numbers_and_a_column_of_many_widths_are_no_end(tmp_path):
+    """Simulators write as many numbers as a scene has objects: that column, which nobody asked for, ended the command in a traceback."""
+    import h5py
+
+    for number in range(3):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "w") as file:
+            rows = np.linspace(-1, 1, 24).reshape(12, 2) * (number + 1)
+            rows[3 + number, 0] = np.nan
+            file["action"], file["observations/qpos"], file["sim/objects"] = rows, rows, np.zeros((12, 7 + number))
+            file["observations/images/top"] = np.zeros((12, 16, 16, 3), np.uint8)
+    columns = look(tmp_path).columns
+    assert columns["action"].low_A == pytest.approx((-3, -3 + 6 / 23)) and columns["action"].high_A == pytest.approx((3 - 6 / 23, 3))
+    assert columns["sim/objects"].low_A == ()
+
+
 def test_depth_is_no_camera():
     """It came first in the alphabet: the third person, whose every picture is refused for its 16 bits."""
     offer = look(Path(__file__).parents[1] / "convert/golden/rlds/mini/1.0.0", "rlds")

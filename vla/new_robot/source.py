@@ -122,10 +122,12 @@ def _foreign(name: str, path: Path, reader: Reader, options: Mapping[str, Any]) 
 
 
 def _reach(reader: Reader, wanted: frozenset[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
-    """(lowest, highest) of every column in the first episodes, and how many these were."""
+    """(lowest, highest) of every column in the first episodes, of its rows that are numbers throughout, and how many episodes these were.
+    A column whose width is not the same in all reaches nothing that can be said."""
     reader.wanted = wanted
     low: dict[str, np.ndarray] = {}
     high: dict[str, np.ndarray] = {}
+    widths: dict[str, set[int]] = {name: set() for name in wanted}
     looked_at = 0
     every = (episode for part in reader.parts() for episode in reader.episodes(part))
     for episode in itertools.islice(every, EPISODES_READ):
@@ -136,6 +138,10 @@ def _reach(reader: Reader, wanted: frozenset[str]) -> tuple[dict[str, np.ndarray
             if name not in episode.columns or not len(episode.columns[name]):
                 continue
             rows = np.asarray(episode.columns[name], np.float64).reshape(len(episode.columns[name]), -1)
-            low[name] = np.minimum(low.get(name, np.inf), rows.min(0))
-            high[name] = np.maximum(high.get(name, -np.inf), rows.max(0))
-    return low, high, looked_at
+            widths[name].add(rows.shape[1])
+            rows = rows[np.isfinite(rows).all(1)]
+            if len(rows) and len(widths[name]) == 1:
+                low[name] = np.minimum(low.get(name, np.inf), rows.min(0))
+                high[name] = np.maximum(high.get(name, -np.inf), rows.max(0))
+    even = {name for name in low if len(widths[name]) == 1}
+    return {name: low[name] for name in even}, {name: high[name] for name in even}, looked_at
