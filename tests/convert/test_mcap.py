@@ -297,3 +297,12 @@ def test_mistakes_are_named(tmp_path):
     assert Mcap(tmp_path).features()
     with pytest.raises(UserError, match="Give the reader's option rate_hz"):
         next(Mcap(tmp_path).episodes("a.mcap"))
+
+
+@pytest.mark.parametrize(("encoding", "first"), [("rgb8", 200), ("bgr8", 7), ("8UC3", 200)])
+def test_an_image_that_says_its_order_of_colours_comes_as_rgb(tmp_path, encoding, first):
+    """The commonest encoding of ROS drivers is bgr8: red and blue were exchanged, without a word."""
+    pixels = np.full((4, 6, 3), (200, 0, 7), np.uint8).tobytes()
+    path = write(tmp_path / "a.mcap", 0.5, change=lambda topic, ms, m: {**m, "encoding": encoding, "data": pixels} if "raw" in topic else m)
+    (episode,) = read(path)
+    assert np.asarray(episode.pictures["cam/raw"].data[0])[0, 0].tolist() == [first, 0, 207 - first]

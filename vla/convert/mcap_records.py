@@ -121,7 +121,7 @@ def flat(message: Message) -> dict[str, Any]:
 
 def picture_of(message: Message) -> bytes | np.ndarray | None:
     """The picture of a message that is one: JPEG or PNG bytes (sensor_msgs/CompressedImage, foxglove.CompressedImage in JSON), or
-    uint8 (H, W, 3) or (H, W) (sensor_msgs/Image in rgb8, bgr8 or mono8)."""
+    uint8 (H, W, 3) RGB or (H, W) (sensor_msgs/Image in rgb8, bgr8 or mono8; of 8UC3 nobody says the order, and it is kept)."""
     body = message.body
     data, compressed = _get(body, "data"), isinstance(_get(body, "format"), str)
     if compressed and isinstance(data, str):  # JSON
@@ -140,7 +140,10 @@ def picture_of(message: Message) -> bytes | np.ndarray | None:
     if not 0 < height * width <= MAX_PIXELS or step < width * channels or len(data) < height * step:
         raise Damaged(f"{message.where}: {len(data)} bytes for a picture of {height} x {width} x {channels}, {step} a row")
     rows = np.frombuffer(data, np.uint8, height * step).reshape(height, step)[:, : width * channels]
-    return rows.reshape(height, width, channels) if channels == 3 else rows
+    if channels == 1:
+        return rows
+    pixels = rows.reshape(height, width, channels)
+    return pixels[..., ::-1] if encoding == "bgr8" else pixels
 
 
 class _Bounded:
