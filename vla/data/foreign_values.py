@@ -42,6 +42,9 @@ def check_part(part: Any, where: str, text: bool = False) -> Mapping[str, Any]:
             raise UnknownName("key", key, _PART_KEYS, f"It stands in {where}.")
     if ("member" in part) == ("text" in part):
         raise SchemaError(f"{where} needs {'`member` or `text`' if text else '`member`'}")
+    for key in ("start", "stop"):
+        if part.get(key) is not None and type(part[key]) is not int:
+            raise SchemaError(f"{where}: {key} is {part[key]!r}; give a whole number")
     if "member" in part:
         kind = str(part["member"]).lower().rsplit(".", 1)[-1]
         if kind not in ("json", "npy", *(("txt",) if text else ())):

@@ -95,6 +95,8 @@ class KeyMap:
         parts = {}
         for key in ("state", "action"):
             rows = data[key] if isinstance(data[key], list) else [data[key]]
+            if not rows:
+                raise SchemaError(f"{where}: {key} is an empty list; give the parts that it is joined from")
             parts[key] = tuple(check_part(row, f"{where}: {key}") for row in rows)
         text = check_part(data["instruction"], f"{where}: instruction", text=True)
         said = check_part(data["reasoning"], f"{where}: reasoning", text=True) if data.get("reasoning") is not None else None
@@ -127,7 +129,12 @@ class KeyMap:
 
 def _robot(given: Any, where: str) -> Embodiment:
     if isinstance(given, Mapping):
-        return Embodiment.from_json(given)
+        try:
+            return Embodiment.from_json(given)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise SchemaError(f"{where}: embodiment is no robot by value, as `Embodiment.to_json` writes it ({error!r})") from error
     if given not in built_in_embodiments():  # never a file: data names no code
         raise UnknownName("embodiment", given, built_in_embodiments(), f"It stands in {where}; another robot is given by value.")
     return load_embodiment(str(given))
