@@ -180,6 +180,13 @@ def test_a_clock_that_is_no_clock_is_refused(time_s, cause, message):
     assert message in refused(episode(time_s=np.asarray(time_s, np.float64)), cause)
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64, np.int64])
+def test_a_clock_of_whole_numbers_that_goes_back_before_its_start_is_refused(kind):
+    """Unsigned, the difference to the first was a leap forward, and the clock rose."""
+    stamps = {**episode().columns, "stamp": (1000 + np.array([0, 100, 200, 300, 400, -50])).astype(kind)}
+    assert "does not rise at step 5" in refused(episode(columns=stamps), "time", time={"from": "stamp", "unit": "ms"})
+
+
 def test_clocks():
     jittered = 5.0 + np.array([0, 0.1, 0.21, 0.29, 0.4, 0.5])
     np.testing.assert_allclose(mapped(episode(time_s=jittered)).episode.time_s, jittered - 5)

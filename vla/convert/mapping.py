@@ -161,7 +161,10 @@ class Mapper:
             found = raw.columns.get(how.column)
             if found is None or np.asarray(found).size != raw.steps or np.asarray(found).dtype.kind not in "iuf":
                 raise BadEpisode("schema", f"time '{how.column}' is missing, or no number for each of {raw.steps} steps")
-            stamps = np.asarray(found).reshape(-1)  # nanoseconds since 1970 lose a quarter of a microsecond in float64: subtract first
+            stamps = np.asarray(found).reshape(-1)
+            if stamps.dtype.kind in "iu":  # unsigned or narrow, a step back would be a leap forward
+                stamps = stamps.astype(np.int64)
+            # Nanoseconds since 1970 lose a quarter of a microsecond in float64: subtract first.
             time_s = (stamps - stamps[0]).astype(np.float64) * TIME_UNITS[how.unit] if len(stamps) else stamps.astype(np.float64)
         elif raw.time_s is not None:
             time_s = np.asarray(raw.time_s, np.float64) - (raw.time_s[0] if len(raw.time_s) else 0.0)
