@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from vla.evaluate.statistics import compare_paired
 
 FROM_SCRATCH = (
     ("mt10", "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch, by two 64 px cameras.\n"),
@@ -208,13 +205,6 @@ def _codes(found: dict[str, Any]) -> list[str]:
             each = ", ".join(f"{r2:.2f}" for r2 in r2_D)
             lines.append(f"| {source} | {name.replace('/', ' of ')} | {sum(r2_D) / len(r2_D):.2f} | {each} | {used} |")
     return [*lines, ""]
-
-
-def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Two evaluations of the same episodes."""
-    one, other = ({(row["task"], row["episode"]): row["success"] for row in found["rows"]} for found in (a, b))
-    pairs = [(one[key], other[key]) for key in one]
-    return asdict(compare_paired(*(sum(pair == wanted for pair in pairs) for wanted in ((1, 1), (1, 0), (0, 1), (0, 0)))))
 
 
 def _pair(pair: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.backbones.families import FAMILIES, quick
 from tests.parts import ROBOTS, observation
-from vla.backbones.empty import build_empty, count_parameters, restore_buffers, spread
+from vla.backbones.empty import build_empty, count_parameters, spread
 from vla.backbones.prismatic import TOWERS
 from vla.backbones.published import published
 from vla.backbones.qwen_vl import Qwen25VL
@@ -64,7 +64,7 @@ def states(backbone) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", quick("paligemma", "qwen2_5_vl"))
 def test_buffers_survive_being_built_without_weights(name):
-    """Empty with real buffers; and wholly on the meta device, filled with garbage, and restored."""
+    """Empty, with real buffers: no weights bring them."""
     config = FAMILIES[name]
     torch.manual_seed(0)
     want = config.build().eval()
@@ -72,14 +72,6 @@ def test_buffers_survive_being_built_without_weights(name):
     empty = build_empty(config).eval()
     empty.load_state_dict(weights, assign=True)
     torch.testing.assert_close(states(empty), states(want), atol=0, rtol=0)
-    with torch.device("meta"):
-        bare = config.build().eval()
-    bare = bare.to_empty(device="cpu")
-    for buffer in bare.buffers():
-        buffer.fill_(7)
-    bare.load_state_dict(weights)
-    restore_buffers(bare, config)
-    torch.testing.assert_close(states(bare), states(want), atol=0, rtol=0)
 
 
 @pytest.mark.thorough

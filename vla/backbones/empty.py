@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from vla.backbones.four_bit import FourBitLinear
 from vla.errors import UserError
 
 
@@ -25,18 +24,6 @@ def build_empty(config: Any, *args: Any) -> Any:
 def count_parameters(module: nn.Module) -> int:
     """Numbers in parameters, each once."""
     return sum(p.numel() for p in module.parameters())
-
-
-def restore_buffers(module: nn.Module, config: Any, *args: Any) -> None:
-    """Buffers that no checkpoint holds, computed again: after `to_empty`, or a construction under `torch.device('meta')`."""
-    twin = build_empty(config, *args)
-    saved = set(twin.state_dict())
-    own = dict(module.named_buffers())
-    for name, buffer in twin.named_buffers():
-        if name in saved or isinstance(twin.get_submodule(name.rpartition(".")[0]), FourBitLinear):
-            continue  # in 4 bits, buffers are the weights
-        owner = module.get_submodule(name.rpartition(".")[0])
-        owner._buffers[name.rpartition(".")[2]] = buffer.to(own[name].device if not own[name].is_meta else "cpu")
 
 
 def spread(

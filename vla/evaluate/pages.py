@@ -10,8 +10,6 @@ from vla.evaluate.ranking import rank
 from vla.evaluate.report import Code, Gallery, Report, Section, Successes, Table, Text, Times, gallery_of
 from vla.evaluate.result import EvalResult
 
-_OUTCOME = {True: "success", False: "failure"}
-
 
 def evaluation_page(result: EvalResult) -> Report:
     """One evaluation."""

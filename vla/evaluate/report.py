@@ -128,7 +128,7 @@ class Successes:
     def body(self) -> str:
         many = len(self.results) > 1
         rows: list[str] = []
-        for task in dict.fromkeys(task for result in self.results.values() for task in [*result.tasks, ""] if task):
+        for task in dict.fromkeys(task for result in self.results.values() for task in result.tasks):
             rates = {name: result.tasks[task] for name, result in self.results.items() if task in result.tasks}
             rows += self._rows(task, rates, many)
         for group in dict.fromkeys(group for result in self.results.values() for group in result.groups):
