@@ -79,6 +79,10 @@ class LightStem(nn.Module):
         peak = (weight * flat).sum(-1, keepdim=True)
         return torch.cat([where, torch.tanh(peak / 4)], dim=-1).flatten(1)[:, None]
 
+    def load_pretrained(self) -> list[str]:
+        """Nothing: it learns from scratch."""
+        return []
+
 
 class ResNetStem(nn.Module):
     """Images in -1..1 (N, 3, H, W) -> (N, tokens, width). Names as torchvision's."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vla.backbones.adapters import LoRA, inject
 from vla.backbones.base import AttentionShape, Backbone, Hidden, Tokens, prefix_tokens
 from vla.backbones.images import Shown
-from vla.backbones.stems import LightStem, ResNet18, ResNetStem
+from vla.backbones.stems import LightStem, ResNet18
 from vla.backbones.transformer import Transformer
 from vla.errors import SchemaError, UnknownName
 from vla.types import Observation
@@ -145,7 +145,7 @@ class TinyBackbone(Backbone):
         return self.transformer(tokens, cache)
 
     def load_pretrained(self) -> list[str]:
-        return self.stem.load_pretrained() if isinstance(self.stem, ResNetStem) else []
+        return self.stem.load_pretrained()
 
     @property
     def attention(self) -> AttentionShape:
