@@ -18,8 +18,6 @@ from torch import Tensor
 from vla.backbones.base import Backbone, Tokens
 from vla.decoders.base import ActionDecoder, make_loss
 from vla.decoders.dit import DiT, DiTDecoder
-from vla.diffusion.ddpm import DDPM
-from vla.errors import UserError
 from vla.noise import Noise
 from vla.roster import Roster
 from vla.types import ActionSpec, Loss, Prior, Target
@@ -33,16 +31,7 @@ class OneStep:
     teacher: DiT = field(default_factory=DiT)
 
     def build(self, width: int, roster: Roster) -> OneStepDecoder:
-        path = self.teacher.path
-        if isinstance(path, DDPM) and path.predict == "noise":
-            raise UserError(
-                "at the noisiest level a prediction of the noise says nothing about the data: distil a teacher that predicts data"
-            )
-        if isinstance(path, DDPM) and path.spacing == "leading" and path.predict != "data":
-            raise UserError(
-                "with levels spaced 'leading' one evaluation is at the least noisy level, where an output hardly moves the chunk: distil a "
-                "teacher whose spacing is 'trailing', or that predicts data"
-            )
+        self.teacher.path.build().check_one_step()
         return OneStepDecoder(self, width, roster)
 
 

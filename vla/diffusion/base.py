@@ -58,6 +58,10 @@ class Path(ABC):
         Deterministic; a path that adds noise on the way draws it from `noise`, which it then needs.
         """
 
+    def check_one_step(self) -> None:
+        """UserError where a network asked once, at the first time of `grid(1)`, has said too little to learn from."""
+        return
+
     @abstractmethod
     def data(self, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
         """The data that a network's output `out` at (x, t) speaks of, t < 1."""

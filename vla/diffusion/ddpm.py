@@ -91,6 +91,17 @@ class DDPMPath(Path):
         x = math.sqrt(after) * data + math.sqrt(max(1 - after - sigma**2, 0.0)) * estimate
         return x if fresh is None else x + sigma * fresh
 
+    def check_one_step(self) -> None:
+        if self.config.predict == "noise":
+            raise UserError(
+                "at the noisiest level a prediction of the noise says nothing about the data: distil a teacher that predicts data"
+            )
+        if self.config.spacing == "leading" and self.config.predict != "data":
+            raise UserError(
+                "with levels spaced 'leading' one evaluation is at the least noisy level, where an output hardly moves the chunk: distil a "
+                "teacher whose spacing is 'trailing', or that predicts data"
+            )
+
     def data(self, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
         return self._data(x, out, *(spread(scale, x) for scale in self.scales(t)))
 
