@@ -62,11 +62,13 @@ class Context:
 
 
 class Conditioning(nn.Module, ABC):
-    """`width`: of the noisy tokens it runs on. `expert`: its own transformer, if it has one. `reads`: as an `ActionDecoder`'s."""
+    """`width`: of the noisy tokens it runs on. `expert`: its own transformer, if it has one. `reads`: as an `ActionDecoder`'s.
+    `summarizes`: noisy tokens are given one vector of the observation (`Context.summary_BD`), not its states."""
 
     width: int
     expert: Expert
     reads: Reads = Reads()
+    summarizes: bool = False
 
     def bind(self, backbone: Backbone) -> None:
         """Builds what needs the backbone's own sizes; called once, before any weight is loaded."""
@@ -209,6 +211,8 @@ class _Cross(Conditioning):
 
 
 class _Pooled(Conditioning):
+    summarizes = True
+
     def __init__(self, config: Pooled, width: int, asks: Build) -> None:
         super().__init__()
         self.width = config.width

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vla.backbones.base import Backbone, Tokens, suffix_tokens
 from vla.bank import Bank
 from vla.decoders.base import ActionDecoder, join, make_loss
-from vla.decoders.conditioning import Build, Context, InContext, Pooled
+from vla.decoders.conditioning import Build, Context, InContext
 from vla.decoders.dit_time import time_embedding
 from vla.diffusion.base import Predict, Warm
 from vla.diffusion.flow import Flow
@@ -46,8 +46,6 @@ class LatentFlow:
     latent_scale: float = 0.1
 
     def build(self, width: int, roster: Roster) -> LatentFlowDecoder:
-        if isinstance(self.conditioning, Pooled):
-            raise UserError("LatentFlow looks at the backbone's states: choose InContext, CrossAttention or LayerKeysValues, not Pooled")
         return LatentFlowDecoder(self, width, roster)
 
 
@@ -61,6 +59,8 @@ class LatentFlowDecoder(ActionDecoder):
         self.path = config.path.build()
         self.path.grid(config.evaluations)  # refuses here what it would refuse at the first call
         self.conditioning = config.conditioning.build(width, Build())
+        if self.conditioning.summarizes:
+            raise UserError("LatentFlow looks at the backbone's states: choose InContext, CrossAttention or LayerKeysValues, not Pooled")
         self.reads = self.conditioning.reads
         inner = self.conditioning.width
         self.code_ND = nn.Parameter(torch.randn(config.codes, inner) * 0.5)
