@@ -18,7 +18,7 @@ from vla.decoders.dit import DiT
 from vla.embodiment import Embodiment
 from vla.errors import UserError
 from vla.interop.export import Exported, require_zero
-from vla.interop.paligemma import EMBEDDING, EXPERT, HEAD, OURS, VISION, WHOLE
+from vla.interop.paligemma import EMBEDDING, EXPERT, HEAD, OURS, TIME_MLPS, VISION, WHOLE
 from vla.interop.plan import Make, Rule, Take
 from vla.interop.tensors import Stored
 from vla.normalize import Normalizer
@@ -40,7 +40,7 @@ def plan(contents: Contents, weights: Mapping[str, Stored]) -> Exported:
         raise UserError(f"lerobot's policies are for one robot; this one is for {', '.join(robot.name for robot in robots)}")
     require_zero(weights, ("decoder.step_TD",), "lerobot's layout")
     kind = "pi05" if decoder.time == "adaptive" else "pi0"
-    rules = {f"model.{name}": rule for name, rule in (_backbone(weights) | _expert(weights) | _projections(weights, decoder, kind)).items()}
+    rules = {f"model.{name}": rule for name, rule in (_backbone(weights) | _expert(weights) | _projections(decoder, kind)).items()}
     robot, normalizers = robots[0], contents.normalizers[robots[0].name]
     for normalizer in (normalizers.state, normalizers.action):
         if normalizer.clip_in or normalizer.clip_out or normalizer.binary:
@@ -95,12 +95,12 @@ def _expert(weights: Mapping[str, Stored]) -> dict[str, Rule]:
     return found
 
 
-def _projections(weights: Mapping[str, Stored], decoder: DiT, kind: str) -> dict[str, Rule]:
+def _projections(decoder: DiT, kind: str) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for ours, theirs in (("action_in", "action_in_proj"), ("out", "action_out_proj")):
         found[f"{theirs}.weight"] = Make((f"decoder.{ours}.weight_EIO",), lambda weight: weight[0].T)
         found[f"{theirs}.bias"] = Make((f"decoder.{ours}.bias_EO",), lambda bias: bias[0])
-    mlp, time = ("decoder.time_mix", "action_time_mlp") if kind == "pi0" else ("decoder.time_in.mlp", "time_mlp")
+    mlp, time = TIME_MLPS[kind]
     for index, end in ((0, "in"), (2, "out")):
         for each in ("weight", "bias"):
             found[f"{time}_{end}.{each}"] = Take(f"{mlp}.{index}.{each}")

@@ -28,6 +28,8 @@ EMBEDDING, HEAD = f"{LANGUAGE}embed_tokens.weight", f"{WHOLE}paligemma.lm_head.w
 SIGLIP_HEAD = 72
 PIXELS = Pixels(filter="bilinear", fit="pad")
 OURS = {"backbone.vision.": VISION, "backbone.projector.": PROJECTOR, "backbone.language.": LANGUAGE}
+TIME_MLPS = {"pi0": ("decoder.time_mix", "action_time_mlp"), "pi05": ("decoder.time_in.mlp", "time_mlp")}
+"""Variant -> what two linear maps tell the expert the time by: our name, theirs."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vla.decoders.dit import DiT
 from vla.diffusion.flow import Flow
 from vla.errors import SchemaError
 from vla.interop import stats
-from vla.interop.paligemma import EMBEDDING, EXPERT, HEAD, WHOLE, Names
+from vla.interop.paligemma import EMBEDDING, EXPERT, HEAD, TIME_MLPS, WHOLE, Names
 from vla.interop.pi_statistics import Meant, read
 from vla.interop.plan import Make, Plan, Rule, Take
 from vla.interop.source import Source, robot_notes
@@ -33,9 +33,7 @@ def plan(source: Source, variant: str) -> Plan:
             f"{source.name} has no 'action_in_proj.weight'; it is no pi0 of openpi or lerobot (for pi0-FAST: vla import pi0_fast)"
         )
     if found != variant:
-        raise SchemaError(
-            f"{source.name} is a {found} ('{'time_mlp_in' if found == 'pi05' else 'action_time_mlp_in'}.weight'): vla import {found}"
-        )
+        raise SchemaError(f"{source.name} is a {found} ('{TIME_MLPS[found][1]}_in.weight'): vla import {found}")
     meant = read(source, variant)
     prompt = Prompt(PROMPTS[variant], clean=variant == "pi0" and meant.layout == "openpi")
     backbone = names.backbone(source.packed_tokenizer(), prompt)
@@ -79,8 +77,7 @@ def _projections(names: Names, targets: dict[str, Tensor], variant: str, meant: 
     for ours, theirs in (("action_in", "action_in_proj"), ("out", "action_out_proj")):
         found[f"decoder.{ours}.weight_EIO"] = Make((names.of(f"{theirs}.weight"),), turned)
         found[f"decoder.{ours}.bias_EO"] = Make((names.of(f"{theirs}.bias"),), row)
-    mlp = "decoder.time_mix" if variant == "pi0" else "decoder.time_in.mlp"
-    time = "action_time_mlp" if variant == "pi0" else "time_mlp"
+    mlp, time = TIME_MLPS[variant]
     for index, end in ((0, "in"), (2, "out")):
         for kind in ("weight", "bias"):
             found[f"{mlp}.{index}.{kind}"] = Take(names.of(f"{time}_{end}.{kind}"))
