@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla import arguments
 from vla.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ vla check data/new --like data/trusted --html runs/check.html
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, recipe .py, or folder of a checkpoint or run")
-    parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
+    arguments.add_data_root(parser)
     parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte, and look at fewer episodes")
     parser.add_argument("--sample", type=int, help="episodes whose numbers and frames are looked at (default: 64, quick: 16; 0: none)")
     parser.add_argument("--shards", type=int, help="of each source at a URL, shards that are fetched and looked at (default: 8, quick: 2)")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="checkpoint: also act, and compare with its golden actions")
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="checkpoint: which of its robots is nearest to these data")
     parser.add_argument("--embodiment", metavar="FILE.py", help="with --data: the robot in other frames, say; its code is run")
-    parser.add_argument("--plugin", action="append", default=[], help="checkpoint: module or .py file with parts it uses; it is run")
+    arguments.add_plugin(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the evidence: plots and frames")
 
@@ -140,10 +141,8 @@ def _checkpoint(args: argparse.Namespace) -> Report:
     from dataclasses import replace
 
     from vla.audit import check_checkpoint
-    from vla.config import load_plugin
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     report = check_checkpoint(args.path, args.verify)
     if args.data is None or not report.sound:
         return report

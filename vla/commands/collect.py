@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla import arguments
 from vla.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ vla collect --list
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", help="name of a suite, or a .py file that defines SUITE (its code is run)")
     parser.add_argument("--list", action="store_true", help="list suites and tasks, and leave")
-    parser.add_argument("--tasks", default="", help="comma-separated; all of the suite by default")
+    arguments.add_tasks(parser)
     parser.add_argument("--episodes", type=int, default=25, help="successful demonstrations per task (default: 25)")
     parser.add_argument("--out", type=Path, help="folder of the new dataset")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes, one thread each (default: 2)")
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(
         suite=args.suite,
         episodes=args.episodes,
-        tasks=tuple(name.strip() for name in args.tasks.split(",") if name.strip()),
+        tasks=tuple(arguments.names(args.tasks)),
         seed=args.seed,
         noise_share=args.noise_share,
         image_size=args.image_size,

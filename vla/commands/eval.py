@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla import arguments
+
 if TYPE_CHECKING:
     from vla.evaluate.result import EvalResult
     from vla.evaluate.runner import Progress
@@ -33,11 +35,11 @@ PROBES = ("no-language", "no-vision", "swapped-instruction", "camera-moved", "ob
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="CKPT", help="checkpoint folder, or a baseline: random, hold, expert (the scripted one)")
-    parser.add_argument("--suite", required=True, help="name of a suite (`vla collect --list`), or a .py file that defines SUITE")
-    parser.add_argument("--tasks", default="", help="comma-separated; all of the suite by default")
+    arguments.add_suite(parser)
+    arguments.add_tasks(parser)
     parser.add_argument("--episodes", type=int, help="per task (default: 40, or what the suite's published protocol has)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the episodes; the same seed pairs two policies (default: 0)")
-    parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
+    arguments.add_execute(parser)
     parser.add_argument(
         "--ensemble",
         metavar="HOW",
@@ -74,21 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="raw rows, intervals, versions; the same command takes up a run that was killed",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page: rates, videos, raw rows, how it was made")
-    parser.add_argument("--sim-python", metavar="PYTHON", help="interpreter of the environment that the simulator is installed in")
-    parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
+    arguments.add_sim_python(parser)
+    arguments.add_device(parser)
     parser.add_argument("--optimize", action="store_true", help="quicker calls, whose actions differ by rounding (docs/performance.md)")
-    parser.add_argument(
-        "--evaluations",
-        type=int,
-        metavar="N",
-        help="of the network for a chunk, where a decoder denoises or unmasks (default: the checkpoint's)",
-    )
-    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
+    arguments.add_evaluations(parser)
+    arguments.add_plugin(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 whatever the success rate; 1 if the checkpoint is damaged or the simulator cannot run here."""
-    from vla.config import load_plugin
     from vla.errors import UserError
     from vla.evaluate.journal import discard
     from vla.evaluate.pages import evaluation_page
@@ -97,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g} s; give a time that a step of the simulator can take, such as 60")
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     result = _evaluate_with_bar(args)
     print_result(result)
     if args.json:
@@ -187,7 +182,7 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
         return evaluate(
             args.policy,
             args.suite,
-            [name.strip() for name in args.tasks.split(",") if name.strip()],
+            arguments.names(args.tasks),
             args.episodes,
             args.seed,
             execute=args.execute,

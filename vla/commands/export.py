@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla import arguments
 from vla.errors import UserError
 from vla.interop.exports import EXPORTS
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ours.add_argument("--push", default="", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub")
     ours.add_argument("--private", action="store_true", help="the hub's repository is made private")
     ours.add_argument("--device", default="cpu", help="that acts for the golden actions (default: cpu)")
-    ours.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
+    arguments.add_plugin(ours)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,13 +65,11 @@ def _other_layout(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
-    from vla.config import load_plugin
     from vla.hub import push_folder
     from vla.publish import Publishing, publish
     from vla.weights import parse_size, weight_files
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     size = parse_size(args.max_shard_size)
     how = Publishing(args.name, args.licence, tuple(args.scores), args.dtype, args.merge_adapters, size)
     policy = publish(args.source, args.out, how, args.device)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla import arguments
 from vla.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,21 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gap", type=float, help="seconds between the frames of a pair (default: the middle of those trained on)")
     parser.add_argument("--batch", type=int, default=256, help="pairs at once (default: 256)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts of the model (its code is run)")
+    arguments.add_plugin(parser, "the model")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes codes beside the shards; those of the same model that are there already are kept."""
-    from vla.config import load_plugin
     from vla.data.reader import Dataset
     from vla.device import device_here
     from vla.latent_action.checkpoint import load_latent
 
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give at least 1")
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     device = device_here(args.device)
     model = load_latent(args.checkpoint).to(device)
     model.check_gap(args.gap)

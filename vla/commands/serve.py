@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla import arguments
 from vla.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
@@ -55,21 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groot-port", type=int, metavar="PORT", help="also speak GR00T's protocol there (needs pyzmq)")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write every answered request there, for `vla show DIR`")
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
-    parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
+    arguments.add_device(parser)
     parser.add_argument("--optimize", action="store_true", help="quicker calls; on a GPU the first of each batch size takes longer")
-    parser.add_argument(
-        "--evaluations",
-        type=int,
-        metavar="N",
-        help="of the network for a chunk, where a decoder denoises or unmasks (default: the checkpoint's)",
-    )
+    arguments.add_evaluations(parser)
     parser.add_argument("--float8", action="store_true", help="with --optimize, on a GPU: 8-bit products; actions are close, not the same")
-    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
+    arguments.add_plugin(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT, then drains and exits 0. Exit code 1 if the policy breaks, 2 if it cannot be served."""
-    from vla.config import load_plugin
     from vla.serve.server import Server, check_door
 
     token = token_of(args.token_file)
@@ -78,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_groot(args.host, args.groot_port, token, args.port)
     check_door(args.host, args.port, token, listen=True)
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     service = make_service(args)
     seconds = service.warm_up()
     print(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla import arguments
 from vla.commands.check import kind_of
 from vla.errors import UnknownName, UserError
 
@@ -30,7 +31,7 @@ vla show runs/served --out runs/show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, training run, or recording of `vla serve`")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="further runs, to be drawn over the first")
-    parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
+    arguments.add_data_root(parser)
     parser.add_argument("--samples", type=int, help="mixture: length of a run, to show how often each source is seen")
     parser.add_argument("--episodes", type=int, default=8, help="dataset: episodes on the pictures (default: 8)")
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="also draw the first N samples as training sees them")

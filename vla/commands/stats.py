@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla import arguments
 from vla.commands.check import kind_of
 from vla.errors import StatsMissing, UnknownName, UserError
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="dataset folder, mixture .yaml, checkpoint, or a statistics file (.json)")
     parser.add_argument("--embodiment", help="a built-in robot, or a .py file that defines EMBODIMENT; of a checkpoint, one of its own")
     parser.add_argument("--diff", type=Path, metavar="OTHER", help="compare with these; exit 1 if a dimension has moved far")
-    parser.add_argument("--data-root", type=Path, help="folder of the datasets that a mixture names (default: $VLA_DATA, else data)")
+    arguments.add_data_root(parser)
     parser.add_argument("--val-fraction", type=float, help="episodes left out (default: the mixture's own, else 0.02)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 

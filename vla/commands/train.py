@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla import arguments
+
 if TYPE_CHECKING:
     from vla.latent_action.run import LatentRun
     from vla.train.run import Run
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a Python file that defines RUN, or FILE.py:NAME for a variant in it (it is run: name only files you trust)",
     )
-    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts of the model (its code is run)")
+    arguments.add_plugin(parser, "the model")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/<name of the run>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint in --out, if there is one")
     parser.add_argument("--allow-changed", action="store_true", help="resume although the run or its data have changed")
@@ -55,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or what a stopping signal asks for (docs of `vla.train.stop`)."""
-    from vla.config import load_plugin
     from vla.errors import UserError
     from vla.latent_action.run import LatentRun
     from vla.train.loop import train
@@ -65,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.world is not None and (args.world < 1 or not args.dry_run):
         raise UserError("--world plans for so many ranks (1 or more): add --dry-run. A run has the ranks of its launcher, such as torchrun")
-    for plugin in args.plugin:
-        load_plugin(plugin)
+    arguments.load_plugins(args)
     found = load_recipe(args.recipe)
     if isinstance(found, LatentRun):
         return _train_latent(found, args)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vla import arguments
+
 SUMMARY = "Learn from a checkpoint's rollouts which of its samples to execute."
 EXAMPLES = """
 vla train-value runs/sawyer --suite metaworld-objects --episodes 100 --out runs/sawyer/value.safetensors
@@ -14,30 +16,28 @@ HELD_OUT = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, metavar="CKPT", help="checkpoint folder, of a decoder that samples")
-    parser.add_argument("--suite", required=True, help="name of a suite (`vla collect --list`), or a .py file that defines SUITE")
+    arguments.add_suite(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the value")
-    parser.add_argument("--tasks", default="", help="comma-separated; all of the suite by default")
+    arguments.add_tasks(parser)
     parser.add_argument("--episodes", type=int, default=40, help="rollouts per task, of seeds that no evaluation draws (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the episodes, and the order of learning (default: 0)")
-    parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: 5/6 of it)")
+    arguments.add_execute(parser)
     parser.add_argument("--steps", type=int, default=1000, help="of learning (default: 1000)")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes (default: 2)")
-    parser.add_argument("--sim-python", metavar="PYTHON", help="interpreter of the environment that the simulator is installed in")
-    parser.add_argument("--device", default="cpu", help="of the policy (default: cpu)")
-    parser.add_argument("--plugin", action="append", default=[], help="module or .py file with parts the checkpoint uses; it is run")
+    arguments.add_sim_python(parser)
+    arguments.add_device(parser)
+    arguments.add_plugin(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if the simulator cannot run here; 2 if there is nothing to learn from."""
     from rich.console import Console
 
-    from vla.config import load_plugin
     from vla.evaluate.rehearsal import rehearse
     from vla.execute.value import explained, learn
 
-    for plugin in args.plugin:
-        load_plugin(plugin)
-    tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    arguments.load_plugins(args)
+    tasks = arguments.names(args.tasks)
     console = Console(stderr=True)
     with console.status("rollouts"):
         found = rehearse(
