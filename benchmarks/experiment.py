@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vla import arguments
 from vla.demo.stages import Stage, State, run_stages
 from vla.errors import UserError
 from vla.evaluate.result import EvalResult, git_commit, versions
@@ -52,9 +53,7 @@ def run_all(plan: Sequence[Stage], out: Path, cores: int) -> State:
 
 def command_line(module: str, args: argparse.Namespace, untold: Sequence[str] = UNTOLD) -> str:
     """What makes the figures again, anywhere."""
-    told = {name: value for name, value in vars(args).items() if name not in untold and value not in (None, "")}
-    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return shlex.join(["python", "-m", module, "--json", *words])
+    return shlex.join(["python", "-m", module, "--json", *arguments.options(args, untold)])
 
 
 def facts(states: Sequence[State]) -> dict[str, Any]:

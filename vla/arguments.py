@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -62,3 +63,13 @@ def load_plugins(args: argparse.Namespace) -> None:
 
     for plugin in args.plugin:
         load_plugin(plugin)
+
+
+def options(args: argparse.Namespace, leave_out: Sequence[str] = ()) -> list[str]:
+    """The words that give these arguments again: a flag where it is on, a list item by item, nothing for what is off or empty."""
+    words: list[str] = []
+    for name, value in vars(args).items():
+        for item in value if isinstance(value, list) else [value]:
+            if name not in leave_out and item is not False and item not in (None, ""):
+                words += [f"--{name.replace('_', '-')}", *([] if item is True else [str(item)])]
+    return words

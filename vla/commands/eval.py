@@ -212,9 +212,4 @@ def _evaluate_with_bar(args: argparse.Namespace) -> EvalResult:
 
 def _command(args: argparse.Namespace) -> str:
     """The command that repeats this evaluation."""
-    given = ["vla", "eval", args.policy]
-    for name, value in vars(args).items():
-        for item in value if isinstance(value, list) else [value]:
-            if name != "policy" and item is not False and item not in (None, ""):
-                given += [f"--{name.replace('_', '-')}", *([] if item is True else [str(item)])]
-    return shlex.join(given)
+    return shlex.join(["vla", "eval", args.policy, *arguments.options(args, leave_out=["policy"])])
