@@ -15,7 +15,6 @@ codes hang on each other as much as they can. `trained_ms_per_call`: the same of
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -31,6 +30,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.command import parser_of
 from vla.backbones.tiny import Tiny
 from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
@@ -215,12 +215,11 @@ def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Prints one JSON object, or a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3, help="steps and calls of each decoder in a block")
     parser.add_argument("--call-threads", type=int, default=2, help="of `demo_ms_per_call`; everything else has one")
     parser.add_argument("--trained", type=Path, metavar="RUN", help="a trained run or checkpoint, whose call is timed as well")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(args.blocks, args.repeats) | demo_calls(args.call_threads, args.blocks, args.repeats)

@@ -13,7 +13,6 @@ beyond it; their product is the speedup. `successes_*` of `episodes`: the same e
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
+from benchmarks.command import parser_of
 from vla.evaluate.baselines import Actor
 from vla.evaluate.batching import one_thread
 from vla.evaluate.result import call_key, episode_seed
@@ -82,10 +82,9 @@ def faster_with_one_thread(policy: Actor) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--episodes", type=int, default=40, help="of each of four tasks")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     from vla.policy import Policy
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import parser_of
 from vla import arguments
 from vla.demo.stages import Stage, State, run_stages
 from vla.errors import UserError
@@ -24,6 +25,14 @@ NOISY = ("--noise-share", "0.5")
 """How demonstrations are collected, as in `make demo`."""
 UNTOLD = ("out", "json", "cores")
 """What changes no figure of an experiment."""
+
+
+def arguments_of(doc: str | None, name: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """What every experiment is asked beside its own questions; its folder is runs/<name>."""
+    parser = parser_of(doc, epilog)
+    parser.add_argument("--cores", type=int, default=2, help="stages side by side (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="of one experiment (default: %(default)s)")
+    return parser
 
 
 def same_settings(out: Path, settings: Mapping[str, Any], meaning: str = "") -> None:

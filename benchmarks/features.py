@@ -10,9 +10,7 @@ small transformer. Where the real one is larger, so is the speed-up: what is lef
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from benchmarks.command import parser_of, usable
 from benchmarks.train_loop import ROBOT, Times, write_shards
 from vla.backbones.paligemma import PaliGemma
 from vla.backbones.prompts import pack_tokenizer
@@ -110,15 +109,14 @@ def _losses(out: Path) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What it saves to keep the features of a frozen backbone.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=15, help="of each run; the first five are not counted")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="*", default=list(cases()), choices=list(cases()))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, "batch_size": args.batch_size}
+    found: dict[str, Any] = {**usable(), "batch_size": args.batch_size}
     for name in args.cases:
         with tempfile.TemporaryDirectory() as folder:
             mixture = write_shards(Path(folder), episodes=10, steps=20, side=SIDE)

@@ -9,16 +9,15 @@ that reads the libraries from the disk, and is given beside the others.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.command import machine, parser_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,15 +42,14 @@ def measure(checkpoint: Path, runs: int) -> dict[str, Any]:
         seconds.append(round(time.perf_counter() - started, 3))
     cold, *warm = seconds
     found = {"first_action_s": statistics.median(warm), "slowest_s": max(warm), "before_anything_was_read_s": cold, "runs": warm}
-    return found | {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
+    return found | {"machine": machine()}
 
 
 def main() -> None:
     """Prints one JSON object, or a line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / "arms-small")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     found = measure(args.checkpoint, args.runs)
     line = "first action after {first_action_s:.2f} s (median), {slowest_s:.2f} s (slowest), {before_anything_was_read_s:.2f} s (first run)"

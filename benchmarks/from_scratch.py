@@ -10,7 +10,6 @@ because its time is over (`timeout 540 vla train ...`) is run again until it is 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import shlex
@@ -19,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.command import parser_of
 from vla.errors import UserError
 
 STOPPED_AND_SAVED = (75, 124)
@@ -87,9 +87,8 @@ def run_all(told: list[list[str]]) -> dict[str, float]:
 
 def main() -> None:
     """Runs a recipe's commands, and prints the evaluation with the minutes, or all of it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("recipe", type=Path, help="such as pretrain/mt10.py")
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
     args = parser.parse_args()
     try:
         told = commands(args.recipe)

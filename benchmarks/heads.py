@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,8 +31,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import machine
 from benchmarks.decoders import Bench, calls, in_turn, milliseconds
-from benchmarks.experiment import NOISY, UNTOLD, command_line, facts, run_all, same_settings, success
+from benchmarks.experiment import NOISY, UNTOLD, arguments_of, command_line, facts, run_all, same_settings, success
 from vla.data.reader import Dataset
 from vla.demo.stages import Stage
 from vla.evaluate.ranking import holm
@@ -213,7 +212,7 @@ def measured(heads: Sequence[str], data: Path, args: argparse.Namespace) -> dict
     torch.set_num_threads(base.threads)
     trained = in_turn({head: bench.train for head, bench in benches.items()}, BLOCKS, 1)
     return {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
         "train_threads": base.threads,
         "batch": base.batch_size,
         "rows": {
@@ -269,7 +268,7 @@ def _asked(args: argparse.Namespace) -> list[str]:
 
 def _arguments() -> argparse.Namespace:
     heads = "\n".join(f"  {name:10} {head.what}" for name, head in HEADS.items())
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"heads:\n{heads}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__, "heads", f"heads:\n{heads}")
     watching = load_recipe(f"{ROOT / RECIPES}:latent_action")
     parser.add_argument("--heads", default=",".join(HEADS), help="parallel and any others (default: all)")
     parser.add_argument(
@@ -283,9 +282,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=20, help="of each task and evaluation (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of a timed call (default: %(default)s)")
     parser.add_argument("--time-again", action="store_true", help="measure times that an earlier command measured already")
-    parser.add_argument("--cores", type=int, default=2, help="stages side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/heads"), help="of one experiment (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
     return parser.parse_args()
 
 

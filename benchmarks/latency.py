@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import parser_of
+from vla import arguments
 from vla.checkpoint import acting, read_contents
 from vla.evaluate.probes import Probe
 from vla.evaluate.runner import evaluate
@@ -27,15 +29,14 @@ METHODS = {"newest": None, "temporal": TemporalEnsemble(), "realtime": RealTime(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("policy", metavar="CKPT", help="checkpoint or run folder")
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--tasks", default="", help="comma-separated; all by default")
+    arguments.add_suite(parser)
+    arguments.add_tasks(parser)
     parser.add_argument("--episodes", type=int, default=20, help="per task, delay and method (default: 20)")
     parser.add_argument("--delays", default="0,2,4,6", help="in control steps (default: 0,2,4,6)")
     parser.add_argument("--execute", type=int, help="commands of each chunk before the next one (default: two thirds of it)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     args = parser.parse_args()
     found = measure(args)
@@ -49,7 +50,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The checkpoint, the arguments, and a row for each delay and method."""
     suite = load_suite(args.suite)
     execute = args.execute or suite.embodiment.horizon * 2 // 3
-    tasks = [task for task in args.tasks.split(",") if task]
+    tasks = arguments.names(args.tasks)
     rows = []
     for delay in map(int, args.delays.split(",")):
         probe = Probe.of(f"latency={float(delay / suite.embodiment.rate_hz)!r}") if delay else None

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from benchmarks.command import parser_of
 from vla.data.format import MANIFEST, manifest_digest, shard_name, to_json
 from vla.data.memory import stacked
 from vla.data.mixture import Mixture
@@ -348,13 +349,12 @@ def _child(*args: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--processes", type=int, default=12, help="that measure, one after the other (0: this one)")
     parser.add_argument("--cameras", type=int, default=2, choices=(1, 2))
     parser.add_argument("--large", type=int, default=1_000_000, help="indexed steps of the large dataset (0: leave memory out)")
     parser.add_argument("--steps", type=int, default=100_000_000, help="indexed steps of the mixture of 60 datasets (0: leave it out)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--draw", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.experiment import NOISY, command_line, facts, run_all, same_settings, success
+from benchmarks.experiment import NOISY, arguments_of, command_line, facts, run_all, same_settings, success
 from vla.data.format import MANIFEST, DatasetInfo
 from vla.data.latents import read_latents, write_latents
 from vla.data.reader import Dataset
@@ -354,7 +354,7 @@ def _result(out: Path, robot: str, count: int, seed: int, arm: str) -> Path:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__, "new_robot")
     parser.add_argument("--robots", default="panda", help=f"of {', '.join(TARGETS)} (default: %(default)s)")
     parser.add_argument("--demonstrations", default="10,30", help="numbers of them (default: %(default)s)")
     parser.add_argument("--arms", default=",".join(ARMS), help="scratch and any others (default: all)")
@@ -362,9 +362,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=40, help="of each evaluation (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning (default: %(default)s)")
     parser.add_argument("--pretrain-steps", type=int, default=1000, help="of pretraining (default: %(default)s)")
-    parser.add_argument("--cores", type=int, default=2, help="stages side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/new_robot"), help="of one experiment (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
     return parser.parse_args()
 
 

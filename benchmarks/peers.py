@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.command import parser_of
 from vla.checkpoint import Contents
 from vla.decoders.base import total_loss
 from vla.embodiment import Embodiment, Field, Space
@@ -214,14 +215,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Prints one JSON object, or a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5, help="of each policy in a block, beside one training step")
     parser.add_argument("--batch", type=int, default=8, help="of a training step")
     parser.add_argument("--act-side", type=int, default=128, help="pixels of ACT's square images (a multiple of 32)")
     parser.add_argument("--diffusion-side", type=int, default=96, help="of Diffusion Policy's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = measure(args)

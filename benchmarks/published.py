@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command import parser_of
 from vla.backbones.empty import build_empty
 from vla.backbones.library import LibraryConfig
 from vla.backbones.paligemma import PaliGemma
@@ -190,14 +191,13 @@ def needed_bytes(case: Case, size: str, a_number: int) -> int:
 
 def arguments(doc: str, blocks: int, calls: int) -> argparse.ArgumentParser:
     """What both benchmarks can be told."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(doc)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=("small", "published"), default="small")
     parser.add_argument("--only", nargs="+", metavar="PRESET", help="rows of these presets")
     parser.add_argument("--blocks", type=int, default=blocks)
     parser.add_argument("--calls", type=int, default=calls, help="of each side in a block")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 

@@ -12,7 +12,6 @@ reading processes, their start included. Steps per second of wall time and of CP
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.command import parser_of, show
 
 SIZE, EPISODES, STEPS, SHARDS = 224, 24, 50, 8
 KINDS = ("tfds", "tfds_encoded", "read", "convert", "convert_2")
@@ -52,8 +53,7 @@ CARD = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _run("write", folder)
         found = measure(Path(folder), args.rounds)
-    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    show(found, args.json)
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import parser_of
+from vla import arguments
 from vla.checkpoint import acting, read_contents
 from vla.errors import UserError
 from vla.evaluate.compare import compare
@@ -35,17 +37,16 @@ SAMPLES, RANKED = 4, 8
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("policy", metavar="CKPT", type=Path, help="checkpoint or run folder, of a decoder that denoises")
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--tasks", default="", help="comma-separated; all by default")
+    arguments.add_suite(parser)
+    arguments.add_tasks(parser)
     parser.add_argument("--episodes", type=int, default=20, help="per task and row (default: 20)")
     parser.add_argument("--value", type=Path, help="what `vla train-value` learned for this checkpoint")
     parser.add_argument("--agree", default=AGREE, help="comma-separated spreads (default: %(default)s)")
     parser.add_argument("--guidance", default=GUIDANCE, help="comma-separated weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the evaluations are kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     try:
         found = measure(args)
@@ -89,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def evaluated(args: argparse.Namespace, path: Path, sampling: Sampling, execute: int | None) -> EvalResult:
     """The evaluation that stands in `path`, made first unless it is there. UserError where it is not one of these."""
-    tasks = [task for task in args.tasks.split(",") if task]
+    tasks = arguments.names(args.tasks)
     if not path.is_file():
         how = {"execute": execute, "sampling": sampling, "workers": args.workers, "journal": path}
         write_result(path, evaluate(args.policy, args.suite, tasks, args.episodes, **how))

@@ -23,7 +23,6 @@ import argparse
 import http.client
 import json
 import multiprocessing
-import platform
 import socket
 import statistics
 import threading
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import machine
 from vla.embodiment import Embodiment, Field, Space
 from vla.types import Chunk, Observation
 
@@ -287,7 +287,7 @@ def main() -> None:
     found: dict[str, Any] = {**overhead(args.requests), **health(args.thinking), **batching(args.rounds)}
     if args.checkpoint:
         found["checkpoint"] = overhead(args.requests, args.checkpoint)
-    found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": multiprocessing.cpu_count()}
+    found["machine"] = machine()
     text = json.dumps(found, indent=1)
     if args.json and args.json != Path("-"):
         args.json.write_text(text + "\n")

@@ -10,7 +10,6 @@ were not trained on, of each axis along which the goal varies by more than 5 mm,
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.command import parser_of
 from vla.backbones.stems import LightStem
 from vla.backbones.tiny import Tiny
 from vla.evaluate.result import git_commit, versions
@@ -133,7 +133,7 @@ def measure(pictures: Pictures, sharpness: Sequence[float | None], steps: int, *
 
 def main() -> None:
     """Draws, learns, and prints R2 by row and task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--pictures", type=int, default=1000, help="of each task (default: %(default)s)")
     parser.add_argument("--side", type=int, default=64, help="pixels (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1600, help="of 64 pictures (default: %(default)s)")
@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=recipe.keypoints, help="maps (default: %(default)s)")
     parser.add_argument("--sharpness", type=float, nargs="+", help="instead of none, 1, 2 and 4")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     configure_rendering()

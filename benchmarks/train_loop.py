@@ -15,7 +15,6 @@ Wants an idle machine with two cores: one for the model, one for the loader and 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -32,6 +31,7 @@ import numpy as np
 import simplejpeg
 import torch
 
+from benchmarks.command import parser_of, show, usable
 from vla.backbones.tiny import Tiny
 from vla.data.mixture import Mixture
 from vla.data.shard import DatasetInfo, ShardWriter
@@ -183,8 +183,7 @@ def pieces(data: memoryview, size: int = 1 << 20) -> Iterator[memoryview]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What the training loop and its saves cost.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = parser_of(__doc__)
     parser.add_argument("--step-ms", type=float, default=100.0, help="length of a step that the batch is chosen for")
     parser.add_argument("--steps", type=int, default=105, help="of each run; saves are at each 20th")
     parser.add_argument("--rounds", type=int, default=5)
@@ -197,12 +196,8 @@ def main() -> int:
         mixture = write_shards(folder)
         found = large_save(mixture, folder, args.gb * 1e9, args.rounds)
         found = {**steps_of(mixture, folder, args.step_ms / 1e3, args.steps, args.rounds), **found}
-    found = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, **found}
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        for key, value in found.items():
-            print(f"{key}: {value}")
+    found = {**usable(), **found}
+    show(found, args.json)
     return 0
 
 

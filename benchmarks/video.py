@@ -17,7 +17,6 @@ clips are noisier than they are hard to decode, so of footage more of the time i
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import json
@@ -38,6 +37,7 @@ import av
 import numpy as np
 import simplejpeg
 
+from benchmarks.command import parser_of
 from vla.convert.card import Card
 from vla.convert.engine import Settings, convert
 from vla.convert.pictures import Encoding
@@ -214,8 +214,7 @@ def by_the_clock(write: Callable[[Path], object], clips: int, rounds: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="one object, for programs")
+    parser = parser_of(__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--clips", type=int, default=300, help="of --frames frames each, in the folder that is timed by the clock")

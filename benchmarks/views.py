@@ -9,9 +9,6 @@ medians of interleaved rounds. `loss_difference`: the most between sides.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.command import parser_of, show, usable
 from benchmarks.features import SIDE, paligemma
 from benchmarks.train_loop import ROBOT
 from vla.backbones import library, tiny
@@ -111,19 +109,14 @@ def measure(backbone: Any, side: int, size: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What it saves that missing views and tokens do not run.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, "batch_size": args.batch_size}
+    found: dict[str, Any] = {**usable(), "batch_size": args.batch_size}
     found |= {name: measure(*model, args.batch_size, args.rounds) for name, model in MODELS.items()}
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        for key, value in found.items():
-            print(f"{key}: {value}")
+    show(found, args.json)
     return 0
 
 
