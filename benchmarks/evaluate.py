@@ -82,6 +82,7 @@ def faster_with_one_thread(policy: Actor) -> bool:
 
 
 def main() -> int:
+    """Prints a line for each figure, or one JSON object; exit code 1 if the variants differ in successes."""
     parser = parser_of(__doc__)
     parser.add_argument("--episodes", type=int, default=40, help="of each of four tasks")
     parser.add_argument("--rounds", type=int, default=3)

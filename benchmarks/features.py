@@ -50,6 +50,7 @@ def tokenizer() -> str:
 
 
 def paligemma() -> PaliGemma:
+    """A tenth of the published one's depth, a quarter of its width."""
     vision = {"model_type": "siglip_vision_model", "hidden_size": 288, "intermediate_size": 1076, "num_hidden_layers": 3}
     vision |= {"num_attention_heads": 4, "patch_size": 14, "image_size": SIDE, "vision_use_head": False, "projection_dim": 512}
     text = {"model_type": "gemma", "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -109,6 +110,7 @@ def _losses(out: Path) -> list[float]:
 
 
 def main() -> int:
+    """Prints each case as it is measured, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=15, help="of each run; the first five are not counted")
     parser.add_argument("--batch-size", type=int, default=8)

@@ -89,9 +89,11 @@ class Row:
 
     @property
     def name(self) -> str:
+        """As the page has it."""
         return self.head if self.evaluations is None else f"{self.head} {self.evaluations}"
 
     def result(self, out: Path, seed: int) -> Path:
+        """The file of its evaluation."""
         return out / "results" / f"{self.name.replace(' ', '-')}-{seed}.json"
 
 

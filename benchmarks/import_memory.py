@@ -24,6 +24,7 @@ FILE_BYTES = 4 << 30
 
 
 def main() -> None:
+    """Writes a checkpoint of OpenVLA's names and shapes and imports it in a process of its own; prints what that took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=4096, help="of Llama, a multiple of 128")
     parser.add_argument("--layers", type=int, default=32)
@@ -103,6 +104,7 @@ def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def imported(source: Path, out: Path, preset: str) -> dict[str, float]:
+    """Peak memory of importing it here, beyond that of the libraries."""
     from vla.backbones.empty import build_empty
     from vla.backbones.published import published
     from vla.embodiment import load_embodiment

@@ -173,6 +173,7 @@ def generation(model: VLA, batch: Batch, device: torch.device, dtype: torch.dtyp
 
 
 def main() -> None:
+    """Prints each row as it is measured, or one JSON object."""
     parser = arguments(__doc__, blocks=5, calls=2)
     parser.add_argument("--compiled", action="store_true", help="also by torch.compile; its first call takes up to a minute a row")
     args = parser.parse_args()

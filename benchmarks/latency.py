@@ -29,6 +29,7 @@ METHODS = {"newest": None, "temporal": TemporalEnsemble(), "realtime": RealTime(
 
 
 def main() -> int:
+    """Prints a table, or one JSON object, and draws the picture if asked."""
     parser = parser_of(__doc__)
     parser.add_argument("policy", metavar="CKPT", help="checkpoint or run folder")
     arguments.add_suite(parser)

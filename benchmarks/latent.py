@@ -208,6 +208,7 @@ def vla(*command: Any) -> Any:
 
 
 def main() -> None:
+    """Runs the parts that are asked for; prints a line for each figure, or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3, help="of the distractor part (default: 3)")

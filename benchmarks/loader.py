@@ -194,6 +194,7 @@ class Meter:
             time.sleep(0.03)
 
     def measure(self, work: Callable[[], None]) -> float:
+        """CPU seconds of `work`, those of the children with it."""
         self.settle()
         start = time.process_time() + self._children_s()
         work()
@@ -349,6 +350,7 @@ def _child(*args: str) -> str:
 
 
 def main() -> None:
+    """Prints a line for each figure, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--processes", type=int, default=12, help="that measure, one after the other (0: this one)")

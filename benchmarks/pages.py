@@ -23,6 +23,7 @@ HEADER = "<!-- Written by `python -m benchmarks.pages` from benchmarks/results/.
 
 
 def main() -> int:
+    """Writes both pages; exit code 1 if `--check` finds one out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", action="store_true", help="print what makes the results of docs/performance.md, a line each")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")

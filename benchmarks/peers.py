@@ -62,6 +62,7 @@ class Data:
 
     @staticmethod
     def random(batch: int, frames: int, side: int, horizon: int) -> Data:
+        """Noise of these sizes, always the same."""
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (batch, frames, len(CAMERAS), side, side, 3), dtype=np.uint8)
         state, action = (rng.uniform(-1, 1, (batch, length, WIDTH)).astype(np.float32) for length in (frames, horizon))
@@ -97,9 +98,11 @@ class Ours:
 
     @torch.inference_mode()
     def call(self) -> Tensor:
+        """A chunk of one observation, (1, T, WIDTH)."""
         return self.acting.sample(self.one, Noise(self.one.position_B))
 
     def train(self) -> None:
+        """Forward, backward and the update, of the whole batch."""
         self.model.train()
         self.optimizer.zero_grad()
         total_loss(self.model(self.batch, Noise(self.batch.position_B))).backward()
@@ -126,13 +129,16 @@ class Theirs:
 
     @torch.inference_mode()
     def call(self) -> Tensor:
+        """As `Ours.call`."""
         self.policy.eval()
         return self.act(self.policy, self.now)
 
     def train(self) -> None:
+        """With lerobot's own optimizer."""
         self._step(self.optimizer)
 
     def train_fused(self) -> None:
+        """With torch's fused one, as ours is."""
         self._step(self.fused)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -203,6 +209,7 @@ def compare(pair: tuple[Ours, Theirs], batch: int, blocks: int, calls: int) -> d
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """A row for ACT and one for Diffusion Policy, or why there are none."""
     if importlib.util.find_spec("lerobot") is None:
         return {"could_not_run": "lerobot is not installed", "install": INSTALL}
     prepare_torchvision()

@@ -70,6 +70,7 @@ class Ceilings:
 
     @staticmethod
     def measured(device: torch.device, dtype: torch.dtype) -> Ceilings:
+        """Of this device, in numbers of this type."""
         on_gpu = device.type == "cuda"
         peak = measured_peak(device, "bf16" if dtype == torch.bfloat16 else "fp32", 8192 if on_gpu else 1024)
         a = torch.empty((2 << 30 if on_gpu else 256 << 20) // 4, dtype=torch.float32, device=device).normal_()
@@ -171,6 +172,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def repeat(call: Callable[[], object], times: int) -> None:
+    """Calls so many times."""
     for _ in range(times):
         call()
 

@@ -53,6 +53,7 @@ CARD = {
 
 
 def main() -> None:
+    """Prints a line for each figure, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)

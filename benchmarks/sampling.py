@@ -37,6 +37,7 @@ SAMPLES, RANKED = 4, 8
 
 
 def main() -> int:
+    """Prints a table, or one JSON object; exit code 2 for what cannot be evaluated."""
     parser = parser_of(__doc__)
     parser.add_argument("policy", metavar="CKPT", type=Path, help="checkpoint or run folder, of a decoder that denoises")
     arguments.add_suite(parser)

@@ -73,6 +73,7 @@ def serve(pipe: Any, base_s: float, row_s: float, checkpoint: str | None) -> Non
 
 
 def loaded(checkpoint: str) -> tuple[Any, Embodiment]:
+    """A checkpoint's policy, and the first of its robots."""
     from vla.policy import Policy
 
     policy = Policy.load(checkpoint)
@@ -97,6 +98,7 @@ class Served:
 
 
 def observation(robot: Embodiment = ROBOT) -> dict[str, Any]:
+    """A request: noise from every camera, a neutral state."""
     from vla.serve.service import neutral_state
 
     rng = np.random.default_rng(0)
@@ -277,6 +279,7 @@ def _batches(address: str) -> dict[int, int]:
 
 
 def main() -> None:
+    """Prints one JSON object, and writes it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=300, help="round trips of the overhead (default: 300)")
     parser.add_argument("--rounds", type=int, default=20, help="requests of each of the 32 clients (default: 20)")

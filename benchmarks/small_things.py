@@ -47,6 +47,7 @@ class Pictures:
     varies_N3: Tensor
 
     def of(self, rows: Tensor) -> Pictures:
+        """Those of some rows, int64 (n,)."""
         return Pictures(*(getattr(self, name)[rows] for name in ("image_N3HW", "task_N", "goal_N3", "varies_N3")))
 
 

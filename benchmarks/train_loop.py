@@ -83,6 +83,7 @@ class Times(Watch):
 
     @property
     def mean_s(self) -> float:
+        """Seconds of a step, of all but the first few."""
         return (self.at[-1] - self.at[SKIP]) / (len(self.at) - 1 - SKIP)
 
     def around_saves(self) -> list[tuple[float, float]]:
@@ -183,6 +184,7 @@ def pieces(data: memoryview, size: int = 1 << 20) -> Iterator[memoryview]:
 
 
 def main() -> int:
+    """Prints a line for each figure, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--step-ms", type=float, default=100.0, help="length of a step that the batch is chosen for")
     parser.add_argument("--steps", type=int, default=105, help="of each run; saves are at each 20th")

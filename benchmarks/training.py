@@ -96,6 +96,7 @@ def step(model: nn.Module, loss_of: Callable[[], torch.Tensor]) -> Callable[[], 
 
 
 def main() -> None:
+    """Prints each row as it is measured, or one JSON object."""
     parser = arguments(__doc__, blocks=7, calls=1)
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--compiled", action="store_true", help="also with compiled layers, which takes minutes to begin")

@@ -214,6 +214,7 @@ def by_the_clock(write: Callable[[Path], object], clips: int, rounds: int) -> di
 
 
 def main() -> None:
+    """Prints each size as it is measured, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--blocks", type=int, default=7)

@@ -58,6 +58,7 @@ def every_view() -> Iterator[None]:
 
 
 def batch_of(contents: Contents, model: Any, size: int, side: int) -> Batch:
+    """`size` samples of the robots in turn, pictures of `side` pixels."""
     rng = np.random.default_rng(0)
     samples = []
     for number in range(size):
@@ -109,6 +110,7 @@ def measure(backbone: Any, side: int, size: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Prints a line for each figure, or one JSON object."""
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=12)
