@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.embodiment import Embodiment
 from vla.errors import UserError
 from vla.evaluate.baselines import Actor, Expert
 from vla.evaluate.batching import Batcher, one_thread
@@ -22,7 +24,7 @@ from vla.evaluate.rollouts import Job, Rollouts, Watch
 from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
 from vla.evaluate.video import choose, film
-from vla.execute.ensemble import AdaptiveEnsemble, RealTime, TemporalEnsemble
+from vla.execute.ensemble import Overlapping
 from vla.sim.env import EVALUATION_SEEDS, IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
 
@@ -48,7 +50,7 @@ def evaluate(
     seed: int = 0,
     *,
     execute: int | None = None,
-    ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None = None,
+    ensemble: Overlapping | None = None,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     learning: bool = False,
@@ -85,70 +87,51 @@ def evaluate(
 
     Raises UserError (names the choices) for an unknown suite, task or robot, and SimulatorFailed if a simulator cannot run here.
     """
-    start, cpu = time.monotonic(), time.process_time()
+    began, cpu = time.monotonic(), time.process_time()
     suite = load_suite(suite) if isinstance(suite, str) else suite
     episodes, shard = suite.episodes if episodes is None else episodes, shard or Shard()
     names = _checked(suite, tasks, episodes, workers, slots)
-    actor, facts, robot = resolve(policy, suite, device, optimize, evaluations)
-    counts = _counts(actor)  # an object may have acted before
-    execute, sampling = execute or max(1, int(robot.horizon * EXECUTED_SHARE)), sampling or Sampling()
-    actor, facts = sampling.of(actor, facts, execute)
-    image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
-    if execute > robot.horizon:
-        raise UserError(f"cannot execute {execute} commands of chunks of {robot.horizon}; give --execute 1 to {robot.horizon}")
-    if probe is not None and probe.watched and isinstance(actor, Expert):
-        raise UserError(f"the scripted expert looks at no observation, so {probe.spec} changes nothing for it; give a policy")
-    ensemble_name = repr(ensemble) if ensemble else "newest chunk"
-    declared = _declared(suite, seed, {"image_size": image_size, "execute": execute, "ensemble": ensemble_name}, probe)
-    setup = _setup(suite, image_size, execute, ensemble, probe)
-    setup |= {"offsets_s": facts.get("offsets_s", [0.0]), "varies": sampling.agree is not None, "cameras": list(robot.cameras)}
+    found = resolve(policy, suite, device, optimize, evaluations)
+    acting = _acting(*found, execute=execute, sampling=sampling or Sampling(), image_size=image_size, probe=probe)
+    how = {"image_size": acting.image_size, "execute": acting.execute, "ensemble": repr(ensemble) if ensemble else "newest chunk"}
+    declared, setup = _declared(suite, seed, how, probe), _setup(suite, acting, ensemble, probe)
     rounds = _rounds(names, episodes, shard, rival, declared)
+    max_steps = {name: suite.task(name).max_steps for name in names}
     kept = None
     if journal is not None:
-        max_steps = {name: suite.task(name).max_steps for name in names}
-        kept = _opened(journal, declared, identity(facts), rival, {"tasks": max_steps, "episodes": episodes, "shard": shard.spec})
+        asked = {"tasks": max_steps, "episodes": episodes, "shard": shard.spec}
+        kept = _opened(journal, declared, identity(acting.facts), rival, asked)
     known: Mapping[tuple[str, int], Row] = kept.rows if kept is not None else {}
-    rows: list[Row] = []
-
-    def report(row: Row | None, commands: np.ndarray | None = None) -> None:
-        rows.extend([row] if row is not None else [])
-        if kept is not None and row is not None and commands is not None:
-            kept.add(row, commands)
-        if progress is not None:
-            progress(Progress(len(rows), sum(map(len, rounds)), sum(row.success for row in rows), row))
-
-    batcher = actor if isinstance(actor, Expert) else Batcher(actor, suite.embodiment)
-    rollouts = Rollouts(batcher, setup, seed, workers, slots, Watch(report, timeout_s, python, disguise(probe, suite)))
+    report = _Reporter(sum(map(len, rounds)), kept, progress)
+    counted = _counts(acting.actor)  # an object may have acted before
+    batcher = acting.actor if isinstance(acting.actor, Expert) else Batcher(acting.actor, suite.embodiment)
+    watch = Watch(report, timeout_s, python, disguise(probe, suite))
+    rollouts = Rollouts(batcher, setup, seed, workers, slots, watch)
     videos: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
     report(None)
-    try:
-        found = _run(rollouts, rounds, known, rival, report, lambda key: Job(*key, _seed(suite, seed, learning, *key)))
-        found = {key: found[key] for key in sorted(found, key=lambda key: (names.index(key[0]), key[1]))}
+    with closing(kept) if kept is not None else nullcontext(), closing(rollouts):
+        rows = _run(rollouts, rounds, known, rival, report, lambda key: Job(*key, _seed(suite, seed, learning, *key)))
+        rows = {key: rows[key] for key in sorted(rows, key=lambda key: (names.index(key[0]), key[1]))}
         if video is not None:
             rollouts.commands.update(kept.commands if kept is not None else {})
-            videos, notes = film(rollouts, choose(list(found.values()), videos_per_outcome), video, workers)
-    finally:
-        rollouts.close()
-        if kept is not None:
-            kept.close()
+            videos, notes = film(rollouts, choose(list(rows.values()), videos_per_outcome), video, workers)
     if isinstance(batcher, Batcher) and batcher.unfamiliar is not None:
         notes += tuple(batcher.unfamiliar.lines())
-    if resumed := sum(key in known for key in found):
-        notes += (f"{resumed} of {len(found)} episodes were run before; times are of the rest",)
+    if resumed := sum(key in known for key in rows):
+        notes += (f"{resumed} of {len(rows)} episodes were run before; times are of the rest",)
     parent_cpu = time.process_time() - cpu
+    counts = {name: count - counted.get(name, 0) for name, count in _counts(acting.actor).items()}
     return EvalResult(
-        policy={**facts, **sampled({name: count - counts.get(name, 0) for name, count in _counts(actor).items()})},
+        policy={**acting.facts, **sampled(counts)},
         suite=suite.name,
         embodiment=suite.embodiment.name,
         held_out=suite.held_out,
         seed=seed,
-        execute=execute,
-        ensemble=ensemble_name,
-        image_size=image_size,
-        max_steps={name: suite.task(name).max_steps for name in names},
-        rows=tuple(found.values()),
-        seconds=time.monotonic() - start,
+        **how,
+        max_steps=max_steps,
+        rows=tuple(rows.values()),
+        seconds=time.monotonic() - began,
         cpu_seconds=parent_cpu + rollouts.clock.get("cpu", 0.0),
         workers=workers,
         time=_time(rollouts, parent_cpu),
@@ -164,6 +147,59 @@ def evaluate(
         stopping=rival.to_json() if rival is not None else None,
         group_of={name: group for name in names if (group := suite.task(name).group)},
     )
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """The policy as it acts in this evaluation. `facts`: what the result says of it. `cameras`: the roles that it looks through.
+    `varies`: whether it may execute fewer than `execute` commands of a chunk."""
+
+    actor: Actor | Expert
+    facts: dict[str, Any]
+    cameras: tuple[str, ...]
+    execute: int
+    image_size: int
+    offsets_s: list[float]
+    varies: bool
+
+
+def _acting(
+    actor: Actor | Expert,
+    facts: dict[str, Any],
+    robot: Embodiment,
+    *,
+    execute: int | None,
+    sampling: Sampling,
+    image_size: int | None,
+    probe: Probe | None,
+) -> _Acting:
+    """What was resolved, with what was asked of it. Raises UserError where they do not go together."""
+    execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
+    actor, facts = sampling.of(actor, facts, execute)
+    image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
+    if execute > robot.horizon:
+        raise UserError(f"cannot execute {execute} commands of chunks of {robot.horizon}; give --execute 1 to {robot.horizon}")
+    if probe is not None and probe.watched and isinstance(actor, Expert):
+        raise UserError(f"the scripted expert looks at no observation, so {probe.spec} changes nothing for it; give a policy")
+    offsets_s = facts.get("offsets_s", [0.0])
+    return _Acting(actor, facts, robot.cameras, execute, image_size, offsets_s, varies=sampling.agree is not None)
+
+
+class _Reporter:
+    """Hears of every row, those of an earlier run too: counts, tells whoever watches, and keeps what was run now on disk."""
+
+    def __init__(self, total: int, journal: Journal | None, progress: Callable[[Progress], None] | None) -> None:
+        self.total, self.journal, self.progress = total, journal, progress
+        self.done = self.successes = 0
+
+    def __call__(self, row: Row | None, commands: np.ndarray | None = None) -> None:
+        """`row`: None at the start. `commands`: (steps, A), of an episode that was run now."""
+        if row is not None:
+            self.done, self.successes = self.done + 1, self.successes + row.success
+            if self.journal is not None and commands is not None:
+                self.journal.add(row, commands)
+        if self.progress is not None:
+            self.progress(Progress(self.done, self.total, self.successes, row))
 
 
 def _opened(
@@ -204,18 +240,19 @@ def _declared(suite: Suite, seed: int, how: Mapping[str, Any], probe: Probe | No
     return {"suite": suite.name, "seed": seed, **how, "probe": probe.to_json() if probe is not None else None, **rules}
 
 
-def _setup(
-    suite: Suite, image_size: int, execute: int, ensemble: TemporalEnsemble | AdaptiveEnsemble | RealTime | None, probe: Probe | None
-) -> dict[str, Any]:
+def _setup(suite: Suite, acting: _Acting, ensemble: Overlapping | None, probe: Probe | None) -> dict[str, Any]:
     """What a simulator process is told when it starts."""
     disturbance = probe.disturbance if probe is not None else None
     return {
         "suite": suite.spec,
-        "image_size": image_size,
-        "execute": execute,
+        "image_size": acting.image_size,
+        "execute": acting.execute,
         "ensemble": ensemble.spec if ensemble else None,
-        "delay": probe.delay(suite, execute) if probe is not None else 0,
+        "delay": probe.delay(suite, acting.execute) if probe is not None else 0,
         "disturbance": [disturbance.part, disturbance.amount] if disturbance is not None else None,
+        "offsets_s": acting.offsets_s,
+        "varies": acting.varies,
+        "cameras": list(acting.cameras),
     }
 
 

@@ -100,7 +100,11 @@ class RealTime(Newest):
         return f"realtime:{self.warm!r}"
 
 
-def ensemble_of(spec: str) -> TemporalEnsemble | AdaptiveEnsemble | RealTime:
+Overlapping = TemporalEnsemble | AdaptiveEnsemble | RealTime
+"""Those that a simulator's process can be told by their `spec`."""
+
+
+def ensemble_of(spec: str) -> Overlapping:
     """`temporal:DECAY` (or the number alone), `adaptive:ALPHA:HORIZON` or `realtime:WARM`; what is left out keeps the paper's value."""
     name, *given = spec.split(":")
     try:
