@@ -116,9 +116,7 @@ def _print_ranking(ranking: Ranking) -> None:
     for row in ranking.policies:
         strength = "-" if row.strength is None else f"{row.strength:+.2f}"
         interval = "-" if row.interval is None else f"{row.interval.low:+.2f} to {row.interval.high:+.2f}"
-        rate = row.rate
-        counts = f"{rate.successes}/{rate.episodes}"
-        table.add_row(row.name, counts, f"{rate.rate:.1%}", f"{rate.low:.1%} – {rate.high:.1%}", row.letters, strength, interval)
+        table.add_row(row.name, *row.rate.cells, row.letters, strength, interval)
     console = Console(soft_wrap=True)
     console.print(table)
     test = ranking.pairs[0].compared.pooled.comparison.test

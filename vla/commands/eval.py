@@ -125,9 +125,7 @@ def print_result(result: EvalResult) -> None:
         reasons = {reason: sum(row.reason == reason for row in rows) for row in rows for reason in [row.reason] if not row.success}
         table.add_row(
             name,
-            f"{rate.successes}/{rate.episodes}",
-            f"{rate.rate:.1%}",
-            f"{rate.low:.1%} – {rate.high:.1%}",
+            *rate.cells,
             f"{sum(row.steps for row in rows) / len(rows):.0f}",
             *[f"{sum(row.reward for row in rows) / len(rows):.2f}"] * scored,
             ", ".join(f"{count} {reason}" for reason, count in reasons.items()),

@@ -20,9 +20,10 @@ def evaluation_page(result: EvalResult) -> Report:
         + (f"; probe {result.probe['spec']}: {result.probe['what']}" if result.probe else "")
         + "."
     )
+    _, share, interval = pooled.cells
     tiles = {
-        "success": f"{pooled.rate:.1%}",
-        "95% Wilson interval": f"{pooled.low:.1%} – {pooled.high:.1%}",
+        "success": share,
+        "95% Wilson interval": interval,
         "95% exact interval": f"{pooled.exact_low:.1%} – {pooled.exact_high:.1%}",
         "episodes": str(pooled.episodes),
     }
@@ -55,8 +56,7 @@ def compared_page(results: Mapping[str, EvalResult]) -> Report:
             [
                 [
                     row.name,
-                    f"{row.rate.successes}/{row.rate.episodes}",
-                    f"{row.rate.rate:.1%}",
+                    *row.rate.cells[:2],
                     row.letters,
                     "–" if row.strength is None else f"{row.strength:+.2f}",
                     "–" if row.interval is None else f"{row.interval.low:+.2f} to {row.interval.high:+.2f}",

@@ -147,10 +147,10 @@ class Successes:
             first = f'<td rowspan="{len(rates)}">{escape(task)}</td>' if index == 0 else ""
             second = f"<td>{escape(name)}</td>" if many else ""
             colour = COLOURS[names.index(name) % len(COLOURS)]
-            interval = f"{rate.low:.1%} – {rate.high:.1%}"
+            successes, share, interval = rate.cells
             found.append(
-                f'<tr class="{css}{" first" if index == 0 else ""}">{first}{second}<td class="right">{rate.successes}/{rate.episodes}'
-                f'</td><td class="right">{rate.rate:.1%}</td><td class="right faint">{interval}</td>'
+                f'<tr class="{css}{" first" if index == 0 else ""}">{first}{second}<td class="right">{successes}</td>'
+                f'<td class="right">{share}</td><td class="right faint">{interval}</td>'
                 f'<td class="bar">{_bar(rate, colour, self.goal)}</td></tr>'
             )
         return found

@@ -99,8 +99,14 @@ class Rate:
     exact_low: float
     exact_high: float
 
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """As tables show it: "17/20", "85.0%", "64.0% – 94.8%"."""
+        return f"{self.successes}/{self.episodes}", f"{self.rate:.1%}", f"{self.low:.1%} – {self.high:.1%}"
+
     @staticmethod
     def of(rows: Iterable[Row]) -> Rate:
+        """Of episodes, at least one."""
         from vla.evaluate.statistics import clopper_pearson, wilson
 
         outcomes = [row.success for row in rows]
