@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vla.evaluate.compare import compare
-from vla.evaluate.ranking import rank
+from vla.evaluate.ranking import Ranking, rank
 from vla.evaluate.report import Code, Gallery, Report, Section, Successes, Table, Text, Times, gallery_of
 from vla.evaluate.result import EvalResult
 
@@ -49,42 +49,7 @@ def compared_page(results: Mapping[str, EvalResult]) -> Report:
     if any(result.probe for result in shown.values()):
         sections.append(_probes(shown))
     ranking = rank(shown)
-    sections += [
-        Table(
-            "Ranking",
-            ("policy", "successes", "rate", "letters", "Bradley-Terry", "95%"),
-            [
-                [
-                    row.name,
-                    *row.rate.cells[:2],
-                    row.letters,
-                    "–" if row.strength is None else f"{row.strength:+.2f}",
-                    "–" if row.interval is None else f"{row.interval.low:+.2f} to {row.interval.high:+.2f}",
-                ]
-                for row in ranking.policies
-            ],
-            f"Sharing a letter: not shown to differ at level {ranking.level:.2g}, after Holm's correction. Bradley-Terry: log-odds of "
-            "winning an episode that only one of two solves, against the average.",
-        ),
-        Table(
-            "Pairs",
-            ("A", "B", "A - B", "95%", "p", "p (Holm)", "test"),
-            [
-                [
-                    pair.a,
-                    pair.b,
-                    f"{100 * found.difference:+.1f}",
-                    f"{100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f}",
-                    f"{found.p_value:.3g}",
-                    f"{pair.adjusted:.3g}",
-                    found.test,
-                ]
-                for pair in ranking.pairs
-                for found in [pair.compared.pooled.comparison]
-            ],
-            "Points of success rate over all tasks.",
-        ),
-    ]
+    sections += [_ranking(ranking), _pairs(ranking)]
     if ranking.notes:
         sections.append(Text("Beside it", "\n\n".join(ranking.notes)))
     sections += [
@@ -93,6 +58,34 @@ def compared_page(results: Mapping[str, EvalResult]) -> Report:
     sections += [*_how_made(shown), _rows(shown)]
     lead = f"{len(shown)} evaluations on {first.suite}, seed {first.seed}."
     return Report(f"Comparison on {first.suite}", lead, sections, {}, _footer(first))
+
+
+def _ranking(ranking: Ranking) -> Table:
+    rows = [
+        [
+            row.name,
+            *row.rate.cells[:2],
+            row.letters,
+            "–" if row.strength is None else f"{row.strength:+.2f}",
+            "–" if row.interval is None else f"{row.interval.low:+.2f} to {row.interval.high:+.2f}",
+        ]
+        for row in ranking.policies
+    ]
+    note = (
+        f"Sharing a letter: not shown to differ at level {ranking.level:.2g}, after Holm's correction. Bradley-Terry: log-odds of "
+        "winning an episode that only one of two solves, against the average."
+    )
+    return Table("Ranking", ("policy", "successes", "rate", "letters", "Bradley-Terry", "95%"), rows, note)
+
+
+def _pairs(ranking: Ranking) -> Table:
+    rows = []
+    for pair in ranking.pairs:
+        found = pair.compared.pooled.comparison
+        interval = f"{100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f}"
+        p_values = f"{found.p_value:.3g}", f"{pair.adjusted:.3g}"
+        rows.append([pair.a, pair.b, f"{100 * found.difference:+.1f}", interval, *p_values, found.test])
+    return Table("Pairs", ("A", "B", "A - B", "95%", "p", "p (Holm)", "test"), rows, "Points of success rate over all tasks.")
 
 
 def _probes(shown: Mapping[str, EvalResult]) -> Table:
