@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vla.evaluate.statistics import wilson
+
 FROM_SCRATCH = (
     ("mt10", "## Ten tasks in half an hour of two cores\n\nMeta-World's MT10 from scratch, by two 64 px cameras.\n"),
     ("mt50_two_cores", "## Fifty tasks on two cores\n\nMeta-World's MT50 from scratch, by one 128 px camera.\n"),
@@ -294,9 +296,8 @@ def _arms(what: str, rows: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> tuple[float, float]:
-    from statsmodels.stats.proportion import proportion_confint
-
-    return proportion_confint(row["successes"], row["episodes"], method="wilson")
+    found = wilson(row["successes"], row["episodes"])
+    return found.low, found.high
 
 
 def _sampling(results: Path) -> str:
