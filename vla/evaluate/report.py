@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
+from vla.data.format import write_atomic
 from vla.evaluate.curves import COLOURS, Series, curves_svg
 from vla.evaluate.result import EvalResult, Rate
 
@@ -221,9 +222,8 @@ def write_report(path: str | Path, report: Report) -> Path:
     """Writes the page, replacing an older one as a whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(_page(report), encoding="utf-8")
-    return partial.replace(path)
+    write_atomic(path, _page(report).encode())
+    return path
 
 
 def _page(report: Report) -> str:

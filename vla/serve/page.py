@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.data.format import write_atomic
 from vla.normalize import dimension_names
 from vla.serve.rollout import Request, Rollout
 
@@ -27,9 +28,8 @@ WIDTH, HEIGHT = 360, 110
 def write_page(rollout: Rollout, path: Path) -> Path:
     """Writes the page, replacing an older one as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page(rollout), encoding="utf-8")
-    return partial.replace(path)
+    write_atomic(path, page(rollout).encode())
+    return path
 
 
 def page(rollout: Rollout) -> str:
