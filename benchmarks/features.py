@@ -21,9 +21,9 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.command import parser_of, usable
+from benchmarks.published import SIDE, Sizes, paligemma_library, with_special
 from benchmarks.train_loop import ROBOT, Times, write_shards
 from vla.backbones.paligemma import PaliGemma
-from vla.backbones.prompts import pack_tokenizer
 from vla.backbones.stems import ResNet18
 from vla.backbones.tiny import Tiny
 from vla.data.mixture import Mixture
@@ -36,26 +36,19 @@ from vla.train.features import Features
 from vla.train.loop import train
 from vla.train.run import Run
 
-SIDE = 224
-
 
 def tokenizer() -> str:
     """Words of the bench's one instruction, and what stands around it."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     made = Tokenizer(models.WordLevel({"<unk>": 0, "do": 1, "it": 2, "\n": 3}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<bos>", "<image>")])
-    return pack_tokenizer(made.to_str())
+    return with_special(made, ("<bos>", "<image>"))
 
 
 def paligemma() -> PaliGemma:
     """A tenth of the published one's depth, a quarter of its width."""
-    vision = {"model_type": "siglip_vision_model", "hidden_size": 288, "intermediate_size": 1076, "num_hidden_layers": 3}
-    vision |= {"num_attention_heads": 4, "patch_size": 14, "image_size": SIDE, "vision_use_head": False, "projection_dim": 512}
-    text = {"model_type": "gemma", "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "head_dim": 256, "vocab_size": 16}
-    library = {"model_type": "paligemma", "text_config": text, "vision_config": vision, "projection_dim": 512, "image_token_index": 5}
+    library = paligemma_library(Sizes(512, 4096, 2, 2), Sizes(288, 1076, 3, 4), head_width=256, words=16, image_token=5)
     return PaliGemma(library, tokenizer=tokenizer())
 
 

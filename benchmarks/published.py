@@ -36,13 +36,6 @@ from vla.types import Batch, Observation, Sample
 WIDTH = 7
 """Numbers of a command and of the state."""
 SIDE = 224
-_TEXT = {"model_type": "gemma", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
-_TEXT |= {"num_key_value_heads": 1, "head_dim": 64, "vocab_size": 512, "pad_token_id": 0}
-_TOWER = {"model_type": "siglip_vision_model", "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6}
-_TOWER |= {"num_attention_heads": 3, "image_size": SIDE, "patch_size": 14, "vision_use_head": False, "projection_dim": 256}
-SMALL = {"model_type": "paligemma", "text_config": _TEXT, "vision_config": _TOWER, "projection_dim": 256, "hidden_size": 256}
-SMALL |= {"vocab_size": 512, "image_token_index": 261}
-"""PaliGemma's own classes, an eighth as wide: what a CPU runs."""
 SPECIAL: tuple[str, ...] = ("<pad>", "<s>", "</s>", "<bos>", "<eos>", "<image>", "<|im_start|>", "<|im_end|>")
 SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
@@ -83,15 +76,48 @@ class Ceilings:
         return Ceilings(max(self.flops_per_s, other.flops_per_s), max(self.bytes_per_s, other.bytes_per_s))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a transformer."""
+
+    width: int
+    mlp_width: int
+    depth: int
+    heads: int
+
+
+def paligemma_library(language: Sizes, tower: Sizes, *, head_width: int, words: int, image_token: int) -> dict[str, Any]:
+    """PaliGemma's own classes at other sizes, as its `config.json` says it."""
+    vision = {"model_type": "siglip_vision_model", "hidden_size": tower.width, "intermediate_size": tower.mlp_width}
+    vision |= {"num_hidden_layers": tower.depth, "num_attention_heads": tower.heads, "projection_dim": language.width}
+    vision |= {"image_size": SIDE, "patch_size": 14, "vision_use_head": False}
+    text = {"model_type": "gemma", "hidden_size": language.width, "intermediate_size": language.mlp_width, "vocab_size": words}
+    text |= {"num_hidden_layers": language.depth, "num_attention_heads": language.heads}
+    text |= {"num_key_value_heads": 1, "head_dim": head_width}
+    sizes = {"projection_dim": language.width, "hidden_size": language.width, "vocab_size": words, "image_token_index": image_token}
+    return {"model_type": "paligemma", "text_config": text, "vision_config": vision, **sizes}
+
+
+SMALL = paligemma_library(Sizes(256, 1024, 6, 4), Sizes(192, 768, 6, 3), head_width=64, words=512, image_token=261)
+"""An eighth as wide: what a CPU runs."""
+
+
+def with_special(tokenizer: Any, special: Sequence[str]) -> str:
+    """A tokenizer of the library `tokenizers` with these tokens, which no text is split into, as configurations hold it."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    return pack_tokenizer(tokenizer.to_str())
+
+
 def tokenizer() -> str:
     """Bytes, and the special tokens of all families: prompts of random models need no words."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    return pack_tokenizer(made.to_str())
+    return with_special(made, SPECIAL)
 
 
 def contents(case: Case, size: str) -> Contents:

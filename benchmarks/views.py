@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.command import parser_of, show, usable
-from benchmarks.features import SIDE, paligemma
+from benchmarks.features import paligemma
+from benchmarks.published import SIDE
 from benchmarks.train_loop import ROBOT
 from vla.backbones import library, tiny
 from vla.backbones.base import by_length
