@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ from vla.evaluate.shards import Shard
 from vla.evaluate.stopping import Rival
 from vla.evaluate.video import choose, film
 from vla.execute.ensemble import Overlapping
+from vla.execute.queue import usually_executed
 from vla.sim.env import EVALUATION_SEEDS, IMAGE_SIZE, Suite
 from vla.sim.suites import load_suite
-
-EXECUTED_SHARE = Fraction(5, 6)
-"""Share of a chunk that is executed by default: its last steps are the least sure ones."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ def _acting(
     probe: Probe | None,
 ) -> _Acting:
     """What was resolved, with what was asked of it. Raises UserError where they do not go together."""
-    execute = execute or max(1, int(robot.horizon * EXECUTED_SHARE))
+    execute = execute or usually_executed(robot.horizon)
     actor, facts = sampling.of(actor, facts, execute)
     image_size = image_size or facts.pop("image_size", IMAGE_SIZE)
     if execute > robot.horizon:

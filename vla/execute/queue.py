@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from fractions import Fraction
 
 import numpy as np
 
@@ -10,6 +11,15 @@ from vla.embodiment import Embodiment
 from vla.errors import SchemaError, UserError
 from vla.execute.ensemble import Ensemble, Newest
 from vla.types import Chunk
+
+EXECUTED_SHARE = Fraction(5, 6)
+"""Share of a chunk that is executed where nobody says how much: its last steps are the least sure ones, and one whose successor is late
+has something to go on with."""
+
+
+def usually_executed(horizon: int) -> int:
+    """Commands of a chunk of so many, at least one."""
+    return max(1, int(horizon * EXECUTED_SHARE))
 
 
 class NoCommand(RuntimeError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.execute.queue import ChunkQueue
+from vla.execute.queue import ChunkQueue, usually_executed
 from vla.serve.codec import pack, unpack
 from vla.serve.openpi import flat
 from vla.serve.service import Service
@@ -53,11 +53,10 @@ class VlaEval:
 
     def _begin(self, newest_seq: int | None = None) -> None:
         """An episode."""
-        service, horizon = self._service, self._service.robot.horizon
+        service = self._service
         self._session = service.session()
         self._session.newest_seq = newest_seq
-        # As much as chunks allow and a bit less, unless told: one that is late has something to go on with.
-        self._queue = ChunkQueue(service.robot, service.settings.execute or max(1, horizon * 5 // 6))
+        self._queue = ChunkQueue(service.robot, service.settings.execute or usually_executed(service.robot.horizon))
         self._sent: list[np.ndarray] = []
 
     async def _act(self, payload: dict[str, Any]) -> Any:
