@@ -8,7 +8,11 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Of the repository."""
 
 
 def parser_of(doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.command import parser_of
+from benchmarks.command import ROOT, parser_of
 from vla.backbones.tiny import Tiny
 from vla.checkpoint import Contents
 from vla.codecs.bins import Bins
@@ -42,6 +42,7 @@ from vla.decoders.latent import LatentActions
 from vla.decoders.masked import MaskedDiffusion
 from vla.decoders.parallel import Parallel
 from vla.decoders.tokens import AutoregressiveTokens
+from vla.demo.plan import DECODERS as DEMO_DECODERS
 from vla.diffusion.ddpm import DDPM
 from vla.embodiment import Embodiment, Field, Space
 from vla.golden import image_side, observation
@@ -72,8 +73,7 @@ DECODERS: Mapping[str, Any] = {
     "joint_tokens_flow": Joint((Part("tokens", TOKENS), Part("flow", FLOW, insulated=True))),
 }
 
-DEMO = Path(__file__).resolve().parent.parent / "pretrain" / "demo.py"
-DEMOS = ("parallel", "tokens", "masked", "dit", "latent")
+DEMO = ROOT / "pretrain" / "demo.py"
 
 # For K = 8 against K = 1: a prefix of 250 tokens in a backbone several times the expert, as a vision-language model beside pi0's.
 CONTEXT = Tiny(width=256, depth=6, heads=4, channels=8, keypoints=16, max_words=248)
@@ -208,7 +208,7 @@ def trained_call(folder: Path, blocks: int, repeats: int) -> dict[str, Any]:
 def demo_calls(threads: int, blocks: int, repeats: int) -> dict[str, Any]:
     """Milliseconds from an observation to a chunk for each of the demo's models, in turn; medians over the blocks."""
     torch.set_num_threads(threads)
-    models = {name: load_recipe(f"{DEMO}:{name}").model for name in DEMOS}
+    models = {name: load_recipe(f"{DEMO}:{name}").model for name in DEMO_DECODERS}
     took = in_turn({name: Bench.random(model.backbone, model.decoder, 1).call for name, model in models.items()}, blocks, repeats)
     return {"demo_threads": threads, "demo_ms_per_call": {name: milliseconds(seconds) for name, seconds in took.items()}}
 

@@ -18,17 +18,16 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from statistics import median
 
-from benchmarks.command import parser_of
+from benchmarks.command import ROOT, parser_of
 from vla.evaluate.baselines import Actor
 from vla.evaluate.batching import one_thread
 from vla.evaluate.result import call_key, episode_seed
 from vla.evaluate.runner import evaluate
 from vla.sim.suites import load_suite
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "arms-small"
+CHECKPOINT = ROOT / "checkpoints" / "arms-small"
 SUITE = "metaworld-objects"
 TASKS = ("door-open", "drawer-open", "button-press-topdown", "faucet-open")
 CHUNK, SIZE, SEED = 8, 64, 0

@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import machine, parser_of
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.command import ROOT, machine, parser_of
 
 ACT = """
 import sys

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.command import machine
+from benchmarks.command import ROOT, machine
 from benchmarks.decoders import Bench, calls, in_turn, milliseconds
 from benchmarks.experiment import NOISY, UNTOLD, arguments_of, command_line, facts, run_all, same_settings, success
 from vla.data.reader import Dataset
@@ -44,7 +44,6 @@ from vla.policy import Policy
 from vla.train.job import Job, assemble
 from vla.train.run import Run, load_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPES = "pretrain/heads.py"
 SUITE, DATASET, TASKS = "metaworld-objects", "sawyer", 8
 SETTINGS = ("tasks", "demonstrations", "steps", "latent_steps", "episodes")

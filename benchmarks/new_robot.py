@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.command import ROOT
 from benchmarks.experiment import NOISY, arguments_of, command_line, facts, run_all, same_settings, success
 from vla.data.format import MANIFEST, DatasetInfo
 from vla.data.latents import read_latents, write_latents
@@ -52,7 +53,6 @@ from vla.latent_action.run import LatentRun
 from vla.train.run import Run, load_recipe
 from vla.types import Episode
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE, PRETRAIN, FINETUNE, WATCH = "benchmarks/new_robot.py", "pretrain/demo.py", "finetune/demo.py", "pretrain/demo_latent_action.py"
 TARGETS = {
     "panda": ("panda", "lift"),

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, Row
+from benchmarks.command import ROOT
 from benchmarks.evidence import evidence, load
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 HEADER = "<!-- Written by `python -m benchmarks.pages` from benchmarks/results/. Do not edit. -->\n"
 

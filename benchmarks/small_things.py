@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.command import parser_of
+from benchmarks.command import ROOT, parser_of
 from vla.backbones.stems import LightStem
 from vla.backbones.tiny import Tiny
 from vla.evaluate.result import git_commit, versions
@@ -31,7 +30,7 @@ from vla.sim.rendering import configure_rendering
 from vla.sim.suites import load_suite
 from vla.train.run import load_recipe
 
-RECIPE = Path(__file__).resolve().parent.parent / "pretrain" / "mt10.py"
+RECIPE = ROOT / "pretrain" / "mt10.py"
 SUITE, TASKS = "metaworld-mt10", ("reach", "push", "pick-place")
 SHARPNESS = (None, 1.0, 2.0, 4.0)
 HELD_OUT, BATCH = 0.15, 64
