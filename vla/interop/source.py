@@ -14,8 +14,7 @@ from vla.embodiment import Embodiment
 from vla.errors import SchemaError, UnknownName, UserError
 from vla.interop.tensors import Stored, scan
 from vla.interop.torch_file import to_safetensors
-
-INDEX = "model.safetensors.index.json"
+from vla.weights import INDEX
 
 
 @dataclass(frozen=True)

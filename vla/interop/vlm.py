@@ -17,6 +17,7 @@ from vla.backbones.empty import build_empty
 from vla.backbones.pretrained import FAMILIES, from_pretrained
 from vla.checkpoint import Contents
 from vla.errors import UnknownName
+from vla.interop.openvla import ROTARY
 from vla.interop.plan import Plan, Rule, Take
 from vla.interop.source import Source
 from vla.model import VLA, Model
@@ -25,7 +26,6 @@ from vla.presets import PRESETS, preset
 
 HEADS = ("lm_head.", "language_model.lm_head.")
 HEAD, CUT = "a head of words, which acting does not use", "what a policy never reads of it"
-ROTARY = {"language_model.model.rotary_emb.": "rotary frequencies, which are computed"}
 SEED = 0
 
 
