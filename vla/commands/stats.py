@@ -194,6 +194,7 @@ def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any
     outside what nearly all rows hold."""
     import numpy as np
 
+    from vla.data.doctor.values import OUTLIER
     from vla.normalize import Normalizer, dimension_names
 
     part: Stats = getattr(stats, kind)
@@ -223,8 +224,6 @@ def _rows(stats: RobotStats, robot: Embodiment, kind: str) -> list[dict[str, Any
     ]
 
 
-OUTLIER = 50.0
-"""An extreme so many half-ranges (q01..q99) from the median is flagged: drop such rows (`vla check` says where they are)."""
 FLAGS = ("name", "degenerate", "outlier")
 
 
