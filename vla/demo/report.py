@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from vla.evaluate.result import EvalResult
 GOALS = {"parallel": 0.80}
 """Success that each decoder is held to on the eight tasks; the others to `OTHER_GOAL`."""
 OTHER_GOAL = 0.60
+GALLERIES = {"Rollouts": "evaluate", "Rollouts, zero-shot": "zero-shot", "Rollouts, new robot": "evaluate_fine-tuned"}
+"""Title -> the evaluation whose videos are shown."""
+TRAININGS = {"pretrain": "pretraining", "fine-tune": "fine-tuning", "from_scratch": "from scratch"}
+"""Folder of a run -> what its curve is called."""
 
 
 def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Mapping[str, EvalResult], compared: Compared) -> Report:
     """The page, from what the stages wrote into `out`."""
     pretrain, finetune = summary["pretrain"]["success"], summary["finetune"]
-    goal = GOALS.get(decoder, OTHER_GOAL)
     robot = results["evaluate_fine-tuned"].embodiment
     lead = (
         f"A {decoder} policy was pretrained on demonstrations of eight Sawyer tasks and a Fetch arm, evaluated on unseen seeds and "
@@ -34,41 +37,10 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
         "new robot, from scratch": f"{finetune['from_scratch']['rate']:.0%}",
         "minutes": f"{summary['seconds']['total'] / 60:.1f}",
     }
-    pair = compared.pooled.comparison
-    stages = [
-        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]]
-        for row in summary["stages"]
-    ]
     sections = [
-        Successes(
-            "Eight Sawyer tasks, unseen seeds",
-            {decoder: results["evaluate"]},
-            goal,
-            "Closed loop from two 64-pixel cameras; 95% Wilson intervals.",
-        ),
-        Successes("Tasks that training never saw (zero-shot)", {decoder: results["zero-shot"]}, note="No gradient step on any of these."),
-        Successes(
-            "A robot that pretraining never saw",
-            {"fine-tuned": results["evaluate_fine-tuned"], "from scratch": results["evaluate_from_scratch"]},
-            OTHER_GOAL,
-            f"Same data, steps and seeds; paired difference {pair.difference:+.0%}, 95% interval {pair.interval.low:+.0%} to "
-            f"{pair.interval.high:+.0%} ({pair.test}, p = {pair.p_value:.2g}).",
-        ),
-        *(
-            Gallery(title, gallery_of(results[name], out / "videos" / name))
-            for title, name in (
-                ("Rollouts", "evaluate"),
-                ("Rollouts, zero-shot", "zero-shot"),
-                ("Rollouts, new robot", "evaluate_fine-tuned"),
-            )
-        ),
-        Curves(
-            "Training loss",
-            [
-                _losses(out / run, name)
-                for run, name in (("pretrain", "pretraining"), ("fine-tune", "fine-tuning"), ("from_scratch", "from scratch"))
-            ],
-        ),
+        *_successes(decoder, results, compared),
+        *(Gallery(title, gallery_of(results[name], out / "videos" / name)) for title, name in GALLERIES.items()),
+        Curves("Training loss", [_losses(out / run, name) for run, name in TRAININGS.items()]),
         _latent_section(summary["latent_action"]),
         Code("What it was trained on", _mixture_tree(out)),
         Picture(
@@ -81,7 +53,7 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
             {phase: seconds for phase, seconds in summary["seconds"].items() if phase != "total"},
             "Wall seconds of each phase; stages run side by side, so they add up to more than the total.",
         ),
-        Table("Every stage is a command", ("stage", "started at, s", "seconds", "CPU seconds", "command"), stages),
+        _stages(summary["stages"]),
         Table("Versions", ("package", "version"), [[name, str(version)] for name, version in summary["versions"].items()]),
     ]
     footer = (
@@ -90,6 +62,34 @@ def demo_report(out: Path, decoder: str, summary: Mapping[str, Any], results: Ma
     if summary["reused_stages"]:
         footer += f"; kept from an earlier run, and not in the total: {', '.join(summary['reused_stages'])}"
     return Report(f"make demo: {decoder}", lead, sections, tiles, footer)
+
+
+def _successes(decoder: str, results: Mapping[str, EvalResult], compared: Compared) -> list[Successes]:
+    """On the tasks that were trained, on others, and of the new robot with pretraining and without."""
+    pair = compared.pooled.comparison
+    return [
+        Successes(
+            "Eight Sawyer tasks, unseen seeds",
+            {decoder: results["evaluate"]},
+            GOALS.get(decoder, OTHER_GOAL),
+            "Closed loop from two 64-pixel cameras; 95% Wilson intervals.",
+        ),
+        Successes("Tasks that training never saw (zero-shot)", {decoder: results["zero-shot"]}, note="No gradient step on any of these."),
+        Successes(
+            "A robot that pretraining never saw",
+            {"fine-tuned": results["evaluate_fine-tuned"], "from scratch": results["evaluate_from_scratch"]},
+            OTHER_GOAL,
+            f"Same data, steps and seeds; paired difference {pair.difference:+.0%}, 95% interval {pair.interval.low:+.0%} to "
+            f"{pair.interval.high:+.0%} ({pair.test}, p = {pair.p_value:.2g}).",
+        ),
+    ]
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [row["name"], f"{row['started_s']:.0f}", f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", row["command"]] for row in stages
+    ]
+    return Table("Every stage is a command", ("stage", "started at, s", "seconds", "CPU seconds", "command"), rows)
 
 
 def _losses(run: Path, name: str) -> Series:
