@@ -13,12 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from vla.data.format import write_atomic
+from vla.document import document, write_document
 from vla.evaluate.curves import COLOURS, Series, curves_svg
 from vla.evaluate.result import EvalResult, Rate
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""The browser itself refuses whatever is not in the file."""
 
 
 class Section(Protocol):
@@ -220,10 +219,7 @@ def gallery_of(result: EvalResult, folder: Path | None = None) -> tuple[Movie, .
 
 def write_report(path: str | Path, report: Report) -> Path:
     """Writes the page, replacing an older one as a whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _page(report).encode())
-    return path
+    return write_document(path, _page(report))
 
 
 def _page(report: Report) -> str:
@@ -231,14 +227,11 @@ def _page(report: Report) -> str:
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in report.tiles.items())
     links = "".join(f'<a href="#{_anchor(i)}">{escape(section.title)}</a>' for i, section in enumerate(report.sections))
     sections = "".join(_section(i, section) for i, section in enumerate(report.sections))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+    body = (
         f'<header><h1>{escape(report.title)}</h1><p class="lead">{escape(report.lead)}</p><div class="tiles">{tiles}</div>'
-        f"<nav>{links}</nav></header>\n<main>\n{sections}</main>\n<footer>{escape(report.footer)}</footer>\n</body>\n</html>\n"
+        f"<nav>{links}</nav></header>\n<main>\n{sections}</main>\n<footer>{escape(report.footer)}</footer>\n"
     )
+    return document(report.title, POLICY, style, body)
 
 
 def _section(index: int, section: Section) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.data.format import write_atomic
+from vla.document import document, write_document
 from vla.normalize import dimension_names
 from vla.serve.rollout import Request, Rollout
 
@@ -27,9 +27,7 @@ WIDTH, HEIGHT = 360, 110
 
 def write_page(rollout: Rollout, path: Path) -> Path:
     """Writes the page, replacing an older one as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(rollout).encode())
-    return path
+    return write_document(path, page(rollout))
 
 
 def page(rollout: Rollout) -> str:
@@ -69,11 +67,7 @@ def page(rollout: Rollout) -> str:
         f"policy {times[len(times) // 2] * 1e3:.1f} ms at the median"
     )
     lead += f"; {len(shown)} of them are shown" if len(shown) < len(rollout.requests) else ""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(rollout.name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+    body = (
         f"<header><h1>{escape(rollout.name)}</h1><p>{escape(lead)}</p></header>\n<main>\n"
         f'<section><div class="cameras">{cameras}</div><div id="instruction">{escape(first["instruction"])}</div>'
         '<div class="bar"><button id="play" type="button">Play</button>'
@@ -83,8 +77,9 @@ def page(rollout: Rollout) -> str:
         f'<i style="background:var(--now)"></i>the chunk of this request<i style="background:var(--done)"></i>carried out ({note})</p>'
         f'<div class="plots">{plots}</div></section>\n</main>\n'
         f'<script type="application/json" id="data">{json.dumps(data).replace("<", chr(92) + "u003c")}</script>\n'
-        f"<script>{script}</script>\n</body>\n</html>\n"
+        f"<script>{script}</script>\n"
     )
+    return document(rollout.name, policy, style, body)
 
 
 class Axis:
