@@ -25,6 +25,7 @@ from vla.evaluate.baselines import Actor
 from vla.evaluate.batching import one_thread
 from vla.evaluate.result import call_key, episode_seed
 from vla.evaluate.runner import evaluate
+from vla.sim.env import SimEnv
 from vla.sim.suites import load_suite
 
 CHECKPOINT = ROOT / "checkpoints" / "arms-small"
@@ -38,23 +39,26 @@ def plain_loop(policy: Actor, episodes: int, every_step: bool = True) -> int:
     suite, successes = load_suite(SUITE), 0
     for name in TASKS:
         env = suite.make(name, SIZE)
-        for episode in range(episodes):
-            env.reset(seed=episode_seed(SEED, name, episode))
-            observation = env.observation()
-            success, step = False, 0
-            while not success and step < env.max_steps:
-                if step % CHUNK == 0:
-                    if step and not every_step:
-                        observation = env.observation()
-                    key = call_key(SEED, name, episode, step // CHUNK)
-                    (chunk,) = policy.act_batch([observation], [key])
-                success = env.step(chunk.action_TA[step % CHUNK])[4]["success"]
-                step += 1
-                if every_step:
-                    observation = env.observation()
-            successes += success
+        successes += sum(plain_episode(policy, env, name, episode, every_step) for episode in range(episodes))
         env.close()
     return successes
+
+
+def plain_episode(policy: Actor, env: SimEnv, task: str, episode: int, every_step: bool) -> bool:
+    """Whether it succeeds; from the seeds that `vla eval` gives it."""
+    env.reset(seed=episode_seed(SEED, task, episode))
+    observation = env.observation()
+    success, step = False, 0
+    while not success and step < env.max_steps:
+        if step % CHUNK == 0:
+            if step and not every_step:
+                observation = env.observation()
+            (chunk,) = policy.act_batch([observation], [call_key(SEED, task, episode, step // CHUNK)])
+        success = env.step(chunk.action_TA[step % CHUNK])[4]["success"]
+        step += 1
+        if every_step:
+            observation = env.observation()
+    return success
 
 
 def project(policy: Actor, episodes: int) -> int:
