@@ -58,6 +58,7 @@ class Contents:
 
     @property
     def roster(self) -> Roster:
+        """Of its embodiments."""
         return Roster.of(self.embodiments)
 
     @property
@@ -70,6 +71,7 @@ class Contents:
         return self.model.build(self.roster)
 
     def collate(self, model: VLA) -> Collate:
+        """What makes batches for `model`, in training and serving alike."""
         return Collate(
             self.embodiments,
             self.normalizers,

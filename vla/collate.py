@@ -47,6 +47,7 @@ class Collate:
 
     @property
     def roster(self) -> Roster:
+        """Of its embodiments."""
         return Roster.of(self.embodiments)
 
     def observations(self, observations: Sequence[Observation]) -> Batch:

@@ -38,6 +38,7 @@ class StatsKey:
 
     @staticmethod
     def of(embodiment: Embodiment) -> StatsKey:
+        """Of a robot as it is now."""
         frames = "+".join(f"{field.name}:{field.frame}" for field in embodiment.action.fields)
         return StatsKey(embodiment.name, frames, embodiment.horizon, str(embodiment.rate_hz))
 
@@ -68,10 +69,12 @@ class Stats:
 
     @staticmethod
     def empty(width: int) -> Stats:
+        """Of rows of `width` numbers."""
         return Stats(width)
 
     @property
     def width(self) -> int:
+        """Numbers of a row."""
         return len(self.mean_A)
 
     @property
@@ -246,10 +249,12 @@ class Normalizer:
 
     @staticmethod
     def identity(width: int, reason: str) -> Normalizer:
+        """Changes nothing; `reason`: why, for it must be asked for."""
         return Normalizer("identity", (0.0,) * width, (1.0,) * width, (), reason)
 
     @property
     def width(self) -> int:
+        """Numbers of a row."""
         return len(self.offset)
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
@@ -319,9 +324,11 @@ class RobotStats:
 
     @staticmethod
     def empty(embodiment: Embodiment) -> RobotStats:
+        """For all that this robot shows."""
         return RobotStats(StatsKey.of(embodiment), Stats(embodiment.state.size), Stats(embodiment.action.size))
 
     def merge(self, other: RobotStats) -> None:
+        """Adds another part of the data. UserError where it is of another robot, frame, horizon or rate."""
         if other.key != self.key:
             raise UserError(f"statistics of {other.key} cannot merge into those of {self.key}")
         self.state.merge(other.state)

@@ -39,6 +39,7 @@ class Roster:
         return len(self.names)
 
     def index(self, name: str) -> int:
+        """The embodiment's place in banks. UnknownName lists those there are."""
         if name not in self.names:
             raise UnknownName("embodiment", name, self.names, "The model was not built for it; fine-tune one that is (finetune/forkme.py).")
         return self.names.index(name)

@@ -200,6 +200,7 @@ def _probe(function: str, timeout_s: float = 180.0, **environment: str) -> dict[
 
 
 def probe_torch() -> None:
+    """Prints its version, and the devices that it finds."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -209,6 +210,7 @@ def probe_torch() -> None:
 
 
 def probe_deepspeed() -> None:
+    """Prints its version, if it can be imported at all."""
     import deepspeed
 
     print(json.dumps({"version": deepspeed.__version__}))

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 0; UnknownName for a path that is nothing to show."""
     if args.runs or (args.path / "log.jsonl").is_file():
         return _runs(args)
     if _served(args.path):

@@ -191,6 +191,7 @@ class EvalResult:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EvalResult:
+        """The inverse of `to_json`, also of files from before some fields."""
         added = ("termination", "probe", "shard", "episodes", "stopping", "group_of")  # files of before have none of these
         known = {name: data[name] for name in EvalResult.__dataclass_fields__ if name in data or name not in added}
         rows = tuple(Row(**{name: value for name, value in row.items() if name in Row.__dataclass_fields__}) for row in data["rows"])

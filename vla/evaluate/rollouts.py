@@ -93,6 +93,7 @@ class Rollouts:
 
     @property
     def timeout_s(self) -> float:
+        """As `Watch` has it."""
         return self.watch.timeout_s
 
     def run(self, jobs: Iterable[Job]) -> None:

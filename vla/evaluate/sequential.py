@@ -66,6 +66,7 @@ class Sequential:
 
     @property
     def finished(self) -> bool:
+        """Whether it has a verdict, or no pair is left."""
         return self.verdict != "none" or self.pairs >= self.rule.pairs
 
     def add(self, a: bool, b: bool) -> Verdict:

@@ -41,6 +41,7 @@ class Names:
 
     @cached_property
     def actual(self) -> dict[str, str]:
+        """openpi's name -> the file's."""
         return {name.removeprefix("model.").replace(".vision_tower.vision_model.", ".vision_tower."): name for name in self.stored}
 
     def __contains__(self, name: str) -> bool:
@@ -96,6 +97,7 @@ class Names:
         return PaliGemma(library, tokenizer=tokenizer, prompt=prompt, pixels=PIXELS)
 
     def backbone_rules(self, targets: Mapping[str, Any]) -> dict[str, Rule]:
+        """Of `backbone.`: every tensor as it is."""
         pairs = ((name, name.replace(ours, theirs, 1)) for name in targets for ours, theirs in OURS.items() if name.startswith(ours))
         return {name: Take(self.of(theirs)) for name, theirs in pairs}
 

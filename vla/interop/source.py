@@ -36,6 +36,7 @@ class Source:
 
     @property
     def name(self) -> str:
+        """The folder's."""
         return self.folder.name
 
     def json(self, name: str) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class Source:
         return data
 
     def files(self, pattern: str = "*") -> list[str]:
+        """Names of the files in the folder itself, sorted."""
         return sorted(path.name for path in self.folder.glob(pattern))
 
     @cached_property

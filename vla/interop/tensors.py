@@ -36,6 +36,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
+        """That it takes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, first: int, last: int) -> Stored:

@@ -21,10 +21,12 @@ class Head:
 
     @property
     def upgrades(self) -> bool:
+        """Whether it asks for a websocket."""
         return self.headers.get("upgrade", "").lower() == "websocket"
 
     @property
     def keeps_alive(self) -> bool:
+        """Whether another request may follow."""
         return "close" not in self.headers.get("connection", "").lower()
 
     def length(self, limit: int) -> int:

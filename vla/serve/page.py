@@ -93,9 +93,11 @@ class Axis:
         self.span_A = np.maximum(self.high_A - self.low_A, 1e-9)
 
     def x(self, at_s: float) -> float:
+        """Where a time lies, in the units of the SVG."""
         return at_s / self.end_s * WIDTH
 
     def path(self, times: np.ndarray, values: np.ndarray, column: int) -> str:
+        """The points of a line, as SVG's `polyline` takes them; `values`: of number `column`."""
         x = times / self.end_s * WIDTH
         y = HEIGHT - 4 - (values - self.low_A[column]) / self.span_A[column] * (HEIGHT - 8)
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))

@@ -56,12 +56,14 @@ class Recorder:
         self._thread.start()
 
     def add(self, entry: Entry) -> None:
+        """Takes an entry to be written; one too many is dropped and counted."""
         try:
             self._queue.put_nowait(entry)
         except queue.Full:
             self.dropped += 1
 
     def close(self) -> None:
+        """After this, all that was taken is written."""
         self._queue.put(None)
         self._thread.join()
 

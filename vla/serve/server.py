@@ -73,11 +73,13 @@ class Server:
 
     @property
     def address(self) -> str:
+        """`host:port`, as a URL has it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def connections(self) -> int:
+        """That are open now."""
         return len(self._connections)
 
     def stop(self) -> None:

@@ -78,6 +78,7 @@ class Recorder:
 
 
 def episode_id(task: str, seed: int) -> str:
+    """`<task>-<seed>`."""
     return f"{task}-{seed:06d}"
 
 

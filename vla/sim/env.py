@@ -73,6 +73,7 @@ class Suite:
     mujoco: bool = True
 
     def task(self, name: str) -> Task:
+        """By name; UnknownName lists those there are."""
         for task in self.tasks:
             if task.name == name:
                 return task
