@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from vla.backbones.flash import dispatch
 from vla.backbones.four_bit import quantize
 from vla.backbones.images import Pixels, Shown, per_channel, stack_images
 from vla.backbones.masks import IMPLEMENTATIONS, attention_mask, flash_form
+from vla.backbones.parse import by_value, library_config
 from vla.backbones.prompts import Prompt, PromptEncoder
 from vla.backbones.recording_cache import RecordingCache, watch
 from vla.config import check_types
@@ -87,6 +88,25 @@ class LibraryConfig(ABC):
 
         return read_config(source, revision, cls, **changes)
 
+    @classmethod
+    def library_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """`library`, from a published config.json: what stands there, and the library's defaults for what does not."""
+        return by_value(library_config(data))
+
+    @classmethod
+    def pixels_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that a published preprocessor_config.json tells, beside the family's defaults."""
+        from vla.backbones.pretrained import pixels_of
+
+        return {"pixels": pixels_of(data, cls.default_pixels())}
+
+    @classmethod
+    def default_pixels(cls) -> Pixels:
+        """The family's own."""
+        (made,) = (f.default_factory for f in fields(cls) if f.name == "pixels")
+        assert callable(made)
+        return made()
+
     @abstractmethod
     def build(self) -> LibraryBackbone:
         """The backbone with fresh weights, frozen and adapted as the configuration says."""
@@ -125,6 +145,12 @@ class LibraryBackbone(Backbone):
         self.set_gradient_checkpointing(config.gradient_checkpointing)
 
     # What a family says.
+
+    def published_weights(self, origin: Origin) -> dict[str, Tensor]:
+        """The tensors at `origin` under our names. UserError or SchemaError where they are not this backbone's."""
+        from vla.backbones.pretrained import library_weights
+
+        return library_weights(self, origin)
 
     @abstractmethod
     def _make(self) -> None:

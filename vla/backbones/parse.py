@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ def library_config(library: Mapping[str, Any]) -> Any:
     for each in (config, *(getattr(config, name) for name in config.sub_configs)):
         each.dtype = None
     return config
+
+
+def by_value(config: Any) -> dict[str, Any]:
+    """Every field of a library's configuration, as JSON has them."""
+    return json.loads(config.to_json_string(use_diff=False))
 
 
 def library_model(config: Any) -> Any:

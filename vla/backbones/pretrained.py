@@ -6,13 +6,14 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from vla.backbones.images import Pixels
 from vla.backbones.library import LibraryBackbone, LibraryConfig, Origin
-from vla.backbones.prismatic import TOWERS
 from vla.backbones.prompts import pack_tokenizer
 from vla.errors import SchemaError, UnknownName, UserError
 
@@ -47,14 +48,14 @@ def read_config(source: str, revision: str, cls: type, **changes: Any) -> Librar
     family = getattr(importlib.import_module(module), name)
     if not issubclass(family, cls):
         raise UserError(f"{source} is a '{model_type}' model: load it by {family.__name__}.from_pretrained, not {cls.__name__}'s")
-    settings = {"library": _library(data, model_type), "tokenizer": _tokenizer(origin), "origin": origin}
-    settings |= _pixels(family, origin, model_type)
+    settings = {"library": family.library_of(data), "tokenizer": _tokenizer(origin), "origin": origin}
+    settings |= family.pixels_of(_json(origin, "preprocessor_config.json"))
     return family(**{**settings, **changes})
 
 
 def read_weights(backbone: LibraryBackbone, origin: Origin) -> list[str]:
     """Fills the backbone from safetensors. Raises UserError naming tensors that are missing, left over or of another shape."""
-    theirs = _prismatic_weights(backbone, origin) if not hasattr(backbone, "library_parts") else _library_weights(backbone, origin)
+    theirs = backbone.published_weights(origin)
     mine = backbone.state_dict()
     added = ("film.", "ego3d.")  # beside a published model, unless it was published with them
     fresh = {name for name in mine if ".lora_" in name or (name.startswith(added) and name not in theirs)}
@@ -124,60 +125,28 @@ def _json(origin: Origin, name: str) -> Mapping[str, Any]:
     return data
 
 
-def _library(data: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The whole configuration by value: what stands in the file, and the library's defaults for what does not."""
-    from vla.backbones.parse import library_config
-
-    if model_type in ("prismatic", "openvla"):
-        towers = data.get("timm_model_ids") or TOWERS.get(str(data.get("vision_backbone_id")))
-        if not towers:
-            raise UnknownName("Prismatic tower", data.get("vision_backbone_id"), TOWERS)
-        text = library_config({"model_type": "llama", **(data.get("text_config") or {})})
-        sides = data.get("image_sizes") or [224] * len(towers)
-        made = {"model_type": model_type, "timm_model_ids": list(towers), "image_sizes": sides, "text_config": _plain(text)}
-        return {**made, "timm_overrides": data["timm_overrides"]} if "timm_overrides" in data else made
-    return _plain(library_config(data))
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return json.loads(config.to_json_string(use_diff=False))
-
-
 def _tokenizer(origin: Origin) -> str:
     return pack_tokenizer(fetch(origin, "tokenizer.json").read_text())
 
 
-def _pixels(family: type, origin: Origin, model_type: str) -> dict[str, Any]:
-    """What preprocessor_config.json says beside the family's defaults."""
-    from dataclasses import fields, replace
-
-    data = _json(origin, "preprocessor_config.json")
-    (made,) = (f.default_factory for f in fields(family) if f.name == "pixels")
-    assert callable(made)
-    default = made()
-    if model_type in ("prismatic", "openvla"):
-        fit = {"resize-naive": "stretch", "letterbox": "letterbox"}
-        strategy = str(data.get("image_resize_strategy", "letterbox"))
-        if strategy not in fit:
-            raise UnknownName("image_resize_strategy", strategy, fit)
-        pairs = zip(data["means"], data["stds"], strict=True)
-        return {"tower_pixels": tuple(replace(default, mean=tuple(mean), std=tuple(std), fit=fit[strategy]) for mean, std in pairs)}
+def pixels_of(data: Mapping[str, Any], default: Pixels) -> Pixels:
+    """What preprocessor_config.json says beside a family's defaults."""
     size = data.get("size") or {}
     changes: dict[str, Any] = {name: tuple(data[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in data}
     if data.get("resample") in FILTERS:
         changes["filter"] = FILTERS[data["resample"]]
-    if model_type == "smolvlm" and "longest_edge" in size:
+    if default.longest and "longest_edge" in size:
         changes["longest"] = size["longest_edge"]
     if default.most_pixels:  # newer files say shortest_edge and longest_edge, and mean areas
         least, most = data.get("min_pixels", size.get("shortest_edge")), data.get("max_pixels", size.get("longest_edge"))
         changes |= {"least_pixels": least} if least else {}
         changes |= {"most_pixels": most} if most else {}
-    return {"pixels": replace(default, **changes)}
+    return replace(default, **changes)
 
 
-def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
+def library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
     """By the library's own loader, which knows older names."""
-    folder = _weights_folder(origin)
+    folder = weights_folder(origin)
     import transformers
 
     from vla.backbones.parse import library_config
@@ -199,21 +168,7 @@ def _library_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
     return {**found, "head.weight": whole.lm_head.weight.detach()} if with_head else found
 
 
-def _prismatic_weights(backbone: Any, origin: Origin) -> dict[str, Tensor]:
-    """OpenVLA's published layout: names as ours, save for the LayerScale and what was cut away."""
-    from safetensors.torch import load_file
-
-    found = {}
-    renames = {"vision_backbone.": "vision.", "language_model.model.": "language.", "language_model.lm_head.": "head."}
-    for file in sorted(_weights_folder(origin).glob("*.safetensors")):
-        for key, tensor in load_file(file).items():
-            for theirs, ours in renames.items():
-                key = key.replace(theirs, ours, 1) if key.startswith(theirs) else key
-            found[key.replace(".scale_factor", ".gamma")] = tensor
-    return {key: tensor for key, tensor in found.items() if not _cut_away(key, backbone)}
-
-
-def _weights_folder(origin: Origin) -> Path:
+def weights_folder(origin: Origin) -> Path:
     """A folder with safetensors and JSON: the given one, or the hub's in the cache."""
     folder = Path(origin.source)
     if not folder.is_dir():
@@ -225,13 +180,3 @@ def _weights_folder(origin: Origin) -> Path:
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{origin.source} has no *.safetensors; weights in other formats (pickles can run code) are not read")
     return folder
-
-
-def _cut_away(key: str, backbone: Any) -> bool:
-    if key.startswith("head."):
-        return backbone.head is None
-    match = re.match(r"vision\.(\w+)\.(blocks\.(\d+)|norm|fc_norm|attn_pool)\.", key)
-    if not match:
-        return False
-    tower = getattr(backbone.vision, match[1], None)
-    return tower is not None and (match[3] is None or int(match[3]) == len(tower.blocks))

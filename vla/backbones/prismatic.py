@@ -8,8 +8,9 @@ right after the beginning-of-sequence token. What the towers have after that blo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 
 from vla.backbones.film import FiLM, modulated, modulations
 from vla.backbones.images import Pixels, by_size, fit_square
-from vla.backbones.library import LibraryBackbone, LibraryConfig
-from vla.backbones.parse import library_config
+from vla.backbones.library import LibraryBackbone, LibraryConfig, Origin
+from vla.backbones.parse import by_value, library_config
 from vla.backbones.prompts import Prompt
-from vla.errors import UserError
+from vla.errors import UnknownName, UserError
 from vla.torchvision_cpu import prepare_torchvision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,6 +37,8 @@ TOWERS = {
     "dinosiglip-vit-so-384px": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"),
 }
 """`vision_backbone_id` of published configurations -> timm models."""
+FITS = {"resize-naive": "stretch", "letterbox": "letterbox"}
+"""`image_resize_strategy` of published configurations -> `Pixels.fit`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,25 @@ class Prismatic(LibraryConfig):
     tower_pixels: tuple[Pixels, ...] = field(default=())
     film: FiLM | None = None
 
+    @classmethod
+    def library_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        towers = data.get("timm_model_ids") or TOWERS.get(str(data.get("vision_backbone_id")))
+        if not towers:
+            raise UnknownName("Prismatic tower", data.get("vision_backbone_id"), TOWERS)
+        text = library_config({"model_type": "llama", **(data.get("text_config") or {})})
+        sides = data.get("image_sizes") or [224] * len(towers)
+        made = {"model_type": data["model_type"], "timm_model_ids": list(towers), "image_sizes": sides, "text_config": by_value(text)}
+        return {**made, "timm_overrides": data["timm_overrides"]} if "timm_overrides" in data else made
+
+    @classmethod
+    def pixels_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """One for each tower."""
+        strategy, default = str(data.get("image_resize_strategy", "letterbox")), cls.default_pixels()
+        if strategy not in FITS:
+            raise UnknownName("image_resize_strategy", strategy, FITS)
+        pairs = zip(data["means"], data["stds"], strict=True)
+        return {"tower_pixels": tuple(replace(default, mean=tuple(mean), std=tuple(std), fit=FITS[strategy]) for mean, std in pairs)}
+
     def build(self) -> PrismaticBackbone:
         return PrismaticBackbone(self)
 
@@ -62,6 +84,31 @@ class PrismaticBackbone(LibraryBackbone):
         "projector": ("projector.",),
         "language": ("language_model.model.",),
     }
+
+    def published_weights(self, origin: Origin) -> dict[str, Tensor]:
+        """OpenVLA's layout: names as ours, save for the LayerScale and what was cut away."""
+        from safetensors.torch import load_file
+
+        from vla.backbones.pretrained import weights_folder
+
+        found = {}
+        renames = {theirs: f"{ours}." for ours, names in self.published.items() for theirs in names} | {"language_model.lm_head.": "head."}
+        for file in sorted(weights_folder(origin).glob("*.safetensors")):
+            for key, tensor in load_file(file).items():
+                for theirs, ours in renames.items():
+                    key = key.replace(theirs, ours, 1) if key.startswith(theirs) else key
+                found[key.replace(".scale_factor", ".gamma")] = tensor
+        return {key: tensor for key, tensor in found.items() if not self._cut_away(key)}
+
+    def _cut_away(self, key: str) -> bool:
+        """Whether a published tensor, under our name, belongs to what is unused here."""
+        if key.startswith("head."):
+            return self.head is None
+        match = re.match(r"vision\.(\w+)\.(blocks\.(\d+)|norm|fc_norm|attn_pool)\.", key)
+        if not match:
+            return False
+        tower = getattr(self.vision, match[1], None)
+        return tower is not None and (match[3] is None or int(match[3]) == len(tower.blocks))
 
     def _make(self) -> None:
         prepare_torchvision()
