@@ -26,7 +26,7 @@ from vla.errors import UserError
 from vla.evaluate.baselines import Hold
 from vla.evaluate.history import History
 from vla.evaluate.wire import receive, send
-from vla.execute.ensemble import Ensemble, RealTime, ensemble_of
+from vla.execute.ensemble import Overlapping, ensemble_of
 from vla.execute.queue import ChunkQueue, NoCommand
 from vla.execute.realtime import Pacer
 from vla.sim.disturb import Disturbance
@@ -70,7 +70,7 @@ class Worker:
     def __init__(self, suite: Suite, setup: Mapping[str, Any]) -> None:
         self.suite, self.image_size, self.execute, self.delay = suite, setup["image_size"], setup["execute"], setup.get("delay", 0)
         self.offsets_s, self.varies = setup.get("offsets_s", [0.0]), setup.get("varies", False)
-        self.ensemble: Ensemble | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
+        self.ensemble: Overlapping | None = None if setup["ensemble"] is None else ensemble_of(setup["ensemble"])
         self.cameras = setup.get("cameras")
         self.disturbance = Disturbance(*setup["disturbance"]) if setup.get("disturbance") else None
         self.slots: dict[int, Slot] = {}
@@ -108,7 +108,7 @@ class Worker:
 
     def _plan_afresh(self, slot: Slot) -> None:
         """Nothing is queued, and nothing was seen before."""
-        warm = self.ensemble.warm if isinstance(self.ensemble, RealTime) else 0.0
+        warm = self.ensemble.warm if self.ensemble is not None else 0.0
         slot.pacer = Pacer(ChunkQueue(slot.env.embodiment, self.execute, self.ensemble), self.delay, warm)
         slot.late = slot.history = None
 
@@ -180,7 +180,7 @@ class Worker:
         arrays = {**images, "state": observation.state}
         assert slot.pacer is not None
         rest = slot.pacer.begin()
-        if isinstance(self.ensemble, RealTime) and rest is not None:
+        if self.ensemble is not None and self.ensemble.continues and rest is not None:
             answer |= {"frozen": rest.frozen, "warm": rest.warm}
             arrays["rest"] = rest.command_RA
         return answer, arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -37,6 +37,8 @@ class TemporalEnsemble:
     A larger decay trusts new chunks less; 0.01 is the paper's.
     """
 
+    continues: ClassVar[bool] = False
+    warm: ClassVar[float] = 0.0
     decay: float = 0.01
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class AdaptiveEnsemble:
     units, as there.
     """
 
+    continues: ClassVar[bool] = False
+    warm: ClassVar[float] = 0.0
     alpha: float = 0.1
     horizon: int = 7
 
@@ -88,6 +92,7 @@ class AdaptiveEnsemble:
 class RealTime(Newest):
     """The newest chunk alone, which was asked to continue the one before it (vla/execute/realtime.py). `warm`: see `Continuation`."""
 
+    continues: ClassVar[bool] = True
     warm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -101,7 +106,8 @@ class RealTime(Newest):
 
 
 Overlapping = TemporalEnsemble | AdaptiveEnsemble | RealTime
-"""Those that a simulator's process can be told by their `spec`."""
+"""Those that a simulator's process can be told by their `spec`. `continues`: whether a chunk is asked to go on from the one before it,
+`warm` as in `Continuation`."""
 
 
 def ensemble_of(spec: str) -> Overlapping:
