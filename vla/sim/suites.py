@@ -76,7 +76,8 @@ def _sawyer(name: str, noise_sd: float, max_steps: int) -> Task:
     return Task(name, row.instruction, _make_metaworld, max_steps, noise_sd, tail=5, group=row.group)
 
 
-ARMS = ("panda", "robosuite_ur5e", "robosuite_iiwa", "robosuite_kinova3")
+ARMS = {"panda": ("lift", "stack"), "robosuite_ur5e": ("lift",), "robosuite_iiwa": ("lift",), "robosuite_kinova3": ("lift",)}
+"""Arms of robosuite, with their tasks: stacking only where the expert's way of holding a cube was seen to work."""
 
 # Noise that the experts survive: over 10 seeds each, 77 of 80 noisy attempts succeeded.
 _OBJECTS = {
@@ -175,17 +176,17 @@ def _fetch_tracks() -> Suite:
     return replace(_fetch(), name="fetch-tracks", summary=summary, supervision="tracks", embodiment=load_embodiment("human_tracks"))
 
 
-def _arm(embodiment: str) -> Suite:
-    """robosuite's tasks for one arm; stacking only where the expert's way of holding a cube was seen to work."""
-    options = {"embodiment": embodiment}
-    lift = Task("lift", "lift the red cube", _make_arm, 120, 0.15, tail=3, options=options)
-    stack = Task("stack", "put the red cube onto the green one", _make_arm, 250, 0.1, tail=3, options=options)
-    both, name = embodiment == "panda", embodiment.removeprefix("robosuite_").capitalize()
+def _arm(embodiment: str, tasks: tuple[str, ...]) -> Suite:
+    options, name = {"embodiment": embodiment}, embodiment.removeprefix("robosuite_").capitalize()
+    known = {
+        "lift": ("lift the cube", Task("lift", "lift the red cube", _make_arm, 120, 0.15, tail=3, options=options)),
+        "stack": ("stack the cubes", Task("stack", "put the red cube onto the green one", _make_arm, 250, 0.1, tail=3, options=options)),
+    }
     return Suite(
         embodiment.replace("_", "-"),
-        f"{name} arm of robosuite: lift the cube" + (", stack the cubes" if both else ""),
+        f"{name} arm of robosuite: " + ", ".join(known[task][0] for task in tasks),
         load_embodiment(embodiment),
-        (lift, stack) if both else (lift,),
+        tuple(known[task][1] for task in tasks),
         held_out=True,
         licence="MIT",
     )
@@ -246,7 +247,7 @@ _SUITES: dict[str, Callable[[], Suite]] = {
     "fetch-tracks": _fetch_tracks,
     "fetch-video": _fetch_video,
     "aloha": _aloha,
-    **{name.replace("_", "-"): functools.partial(_arm, name) for name in ARMS},
+    **{name.replace("_", "-"): functools.partial(_arm, name, tasks) for name, tasks in ARMS.items()},
     "pusht": _pusht,
     **{
         name.replace("_", "-"): functools.partial(_libero, name) for name in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
