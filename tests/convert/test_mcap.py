@@ -137,6 +137,45 @@ def test_a_recording(tmp_path, compression):
     assert set(episode.id) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
+def write_two_cameras(path: Path, camera_hz: int, second_after_ms: int, jitter_ms: int = 0, seconds: int = 2) -> Path:
+    """Joints at 100 Hz and two cameras, the second so much later; a picture says its camera's count."""
+    rng = np.random.default_rng(0)
+    rows = [(10 * i, "/joints", i) for i in range(100 * seconds)]
+    for topic, phase_ms in (("/a", 0), ("/b", second_after_ms)):
+        late_ms = rng.integers(0, jitter_ms + 1, camera_hz * seconds)
+        rows += [(round(1000 * i / camera_hz) + phase_ms + int(late_ms[i]), topic, i) for i in range(camera_hz * seconds)]
+    with path.open("wb") as file:
+        writer = mcap_ros2.Writer(file)
+        kinds = {topic: writer.register_msgdef("sensor_msgs/msg/CompressedImage", COMPRESSED) for topic in ("/a", "/b")}
+        kinds["/joints"] = writer.register_msgdef("sensor_msgs/msg/JointState", JOINTS)
+        for ms, topic, number in sorted(rows):
+            time_ns = START_NS + ms * MS
+            message = {"header": header(time_ns), "format": "jpeg", "data": jpeg(4 * (number % 60))}
+            if topic == "/joints":
+                message = {"header": header(time_ns), "name": ["a"], "position": [ms], "velocity": [0], "effort": []}
+            writer.write_message(topic, kinds[topic], message, log_time=time_ns, publish_time=time_ns)
+        writer.finish()
+    return path
+
+
+@pytest.mark.parametrize(("after_ms", "jitter_ms"), [(0, 0), (5, 0), (5, 6), (17, 4)])
+def test_cameras_that_tremble_around_the_ticks_lose_no_picture(tmp_path, after_ms, jitter_ms):
+    (episode,) = read(write_two_cameras(tmp_path / "run.mcap", 30, after_ms, jitter_ms), rate_hz=30)
+    for camera in ("a", "b"):
+        pictures = episode.pictures[camera]
+        assert pictures.step.tolist() == list(range(episode.steps)) and episode.steps >= 58
+        counts = [int(np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0]) for data in pictures.data]
+        assert np.abs(np.diff(counts) - 4).max() <= 3  # each once, as JPEG keeps it
+
+
+def test_cameras_that_take_turns_are_both_seen_where_the_slower_is(tmp_path):
+    """At 15 Hz each, half a period apart: steps at 30 Hz see a new picture of one of them at a time."""
+    (episode,) = read(write_two_cameras(tmp_path / "run.mcap", 15, 33), rate_hz=30)
+    both = np.intersect1d(episode.pictures["a"].step, episode.pictures["b"].step)
+    assert len(both) >= 28 and min(len(episode.pictures[camera].step) for camera in "ab") == len(both)
+    assert (np.diff(both[1:]) == 2).all()  # at the first step both are known
+
+
 def test_only_what_is_wanted_is_synchronised(tmp_path):
     path = write(tmp_path / "a.mcap")
     (episode,) = read(path, {"joints/position", "cam/compressed"})

@@ -24,13 +24,18 @@ MAX_EPISODE_BYTES = 8 << 30
 MAX_TICKS = 1_000_000
 SAMPLED_MESSAGES = 20_000
 """So many messages are looked at to say what a recording holds."""
+PICTURES = ("encoded", "pixels")
+TREMBLE = 0.25
+"""Share of a step that pictures may be late by and still belong to it."""
+PER_TICK = 1.2
+"""Pictures a step from which on each step has a new one, however they tremble."""
 
 
 class Mcap(Reader):
     """A folder of .mcap files, or one. `rate_hz`: of the steps. `clock`: which time of a message counts: `log` (when it was received),
-    `publish`, or `header` (its own stamp). The episode runs while all topics do: from the first value of the last to begin to the
-    last of the first to end. A value older than `max_age_s` at a step, or a topic that ends so much before another, is damage,
-    unless it is one of the `latched` topics, which are sent when they change (texts are, always)."""
+    `publish`, or `header` (its own stamp). The episode runs while all topics do: from the first value of the last to begin, and as much
+    later as pictures are late at times, to the last of the first to end. A value older than `max_age_s` at a step, or a topic that ends so
+    much before another, is damage, unless it is one of the `latched` topics, which are sent when they change (texts are, always)."""
 
     def __init__(
         self,
@@ -90,7 +95,7 @@ class Mcap(Reader):
         tick_ns = np.array([start_ns + round(step * period_ns) for step in range(ticks)], np.int64)
         columns: dict[str, np.ndarray] = {}
         texts: dict[str, Sequence[str]] = {}
-        pictures: dict[str, Pictures] = {}
+        latest_of: dict[str, np.ndarray] = {}
         for name, track in tracks.items():
             latest = np.searchsorted(track.time_ns, tick_ns, side="right") - 1
             self._check_age(track, tick_ns, latest, f"{path}: {name}")
@@ -100,11 +105,22 @@ class Mcap(Reader):
             elif track.kind == "column":
                 columns[name] = _stacked([track.values[i] for i in latest], f"{path}: {name}")
             else:
-                new = np.flatnonzero(np.diff(latest, prepend=-1))  # a picture is of the step at which it is first the latest
-                kind = Encoded if track.kind == "encoded" else Pixels
-                pictures[name] = kind(new, [track.values[i] for i in latest[new]])
+                latest_of[name] = latest
+        pictures = self._pictures(tracks, latest_of)
         facts = {"file": part, "start_ns": int(start_ns), "orders": {name: list(t.order) for name, t in tracks.items() if t.order}}
         return RawEpisode(episode_id(part), ticks, columns, texts, pictures, (tick_ns - start_ns) / 1e9, facts=facts)
+
+    def _pictures(self, tracks: Mapping[str, _Track], latest: Mapping[str, np.ndarray]) -> dict[str, Pictures]:
+        """A picture is of the step at which it is first the latest. Cameras that take turns would have no step in common: where the slowest
+        has one, the others are shown as they are known then, as a policy would see them. `latest`: number of the picture at each step."""
+        new = {name: np.flatnonzero(np.diff(at, prepend=-1)) for name, at in latest.items()}
+        anchors = min((new[name] for name in new if not tracks[name].latched), key=len, default=np.zeros(0, np.int64))
+        found: dict[str, Pictures] = {}
+        for name, own in new.items():
+            steps = np.union1d(own, anchors)
+            kind = Encoded if tracks[name].kind == "encoded" else Pixels
+            found[name] = kind(steps, [tracks[name].values[i] for i in latest[name][steps]])
+        return found
 
     def _tracks(self, path: Path) -> dict[str, _Track]:
         """What was recorded, by name, in the order of its times."""
@@ -134,6 +150,7 @@ class Mcap(Reader):
         if not live:
             raise SchemaError(f"{path} holds no topic that runs with the robot; it has {sorted(tracks)}")
         start = max(int(track.time_ns[0]) for track in tracks.values())
+        start += _lag_ns([track.time_ns - start for track in live.values() if track.kind in PICTURES], self.rate_hz)
         ends = {name: int(track.time_ns[-1]) for name, track in live.items()}
         first, last = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
         if ends[last] - ends[first] > self.max_age_s * 1e9:
@@ -149,6 +166,19 @@ class Mcap(Reader):
         age_s = (tick_ns - track.time_ns[latest]) / 1e9
         if age_s.max() > self.max_age_s:
             raise Damaged(f"{where} is {age_s.max():.2f} s old at step {int(age_s.argmax())}; at most {self.max_age_s} s (`max_age_s`)")
+
+
+def _lag_ns(since_start: Sequence[np.ndarray], rate_hz: Fraction) -> int:
+    """How much later ticks have to be, so that pictures which come once a tick and tremble around it are there at each. Else a tick would
+    now and then see none, the next one two, of which one is lost; and a step without a picture of each camera is none to learn from."""
+    period_ns = 1e9 / float(rate_hz)
+    late_ns = 0.0
+    for time_ns in since_start:
+        if len(time_ns) < 2 or np.median(np.diff(time_ns)) * PER_TICK < period_ns:
+            continue  # so many that each tick has a new one
+        after_ns = time_ns - np.floor(time_ns / period_ns) * period_ns
+        late_ns = max(late_ns, after_ns[after_ns <= TREMBLE * period_ns].max(initial=0.0))
+    return int(np.ceil(late_ns))
 
 
 @dataclass
