@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vla.data.format import write_atomic
 from vla.errors import UserError
 from vla.sim.env import EVALUATION_SEEDS
 
@@ -215,10 +216,14 @@ def read_result(path: str | Path) -> EvalResult:
 
 
 def write_result(path: str | Path, result: EvalResult) -> Path:
-    """The file that `read_result` reads; its folder is made if need be."""
+    """The file that `read_result` reads, whole or not at all; its folder is made if need be."""
     path = Path(path)
+    text = json.dumps(result.to_json(), indent=1) + "\n"
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    write_atomic(path, text.encode())
     return path
 
 
