@@ -95,13 +95,13 @@ def test_embeddings_move_with_the_cells(codec):
     weight_VD = torch.zeros(codec.vocabulary, 1, dtype=torch.float64)
     grid = [torch.cartesian_prod(*row) @ torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64) for row in middles]
     weight_VD[4096:8192, 0] = grid[0]
-    found = codec.regrid(weight_VD, source=0, target=1)[4096:8192, 0]
+    found = codec.regrid(weight_VD, codec.cells(0), codec.cells(1))[4096:8192, 0]
     inside = torch.stack(
         [(new > old[0]) & (new < old[-1]) for new, old in zip(torch.cartesian_prod(*middles[1]).T, middles[0], strict=True)]
     ).all(0)
     assert inside.float().mean() > 0.9
     torch.testing.assert_close(found[inside], grid[1][inside], atol=1e-6, rtol=1e-6)
-    assert torch.equal(codec.regrid(weight_VD, 0, 1)[8192:], weight_VD[8192:])
+    assert torch.equal(codec.regrid(weight_VD, codec.cells(0), codec.cells(1))[8192:], weight_VD[8192:])
 
 
 def test_arms_without_rotation_and_robots_that_do_not_fit():

@@ -79,7 +79,7 @@ def test_embeddings_of_a_new_robots_cells_are_interpolated_at_their_values(codec
 
     weight_VD = torch.zeros(8194, 3)
     weight_VD[4096:8192] = coordinates(0)
-    found_VD = codec.regrid(weight_VD, source=0, target=1)
+    found_VD = codec.regrid(weight_VD, codec.cells(0), codec.cells(1))
     want_VD = coordinates(1)
     enclosed = (want_VD.abs() <= coordinates(0).amax(0)).all(1)
     assert enclosed.float().mean() > 0.9 and (coordinates(0) - want_VD).abs().max() > 0.05

@@ -10,13 +10,15 @@ import pytest
 import simplejpeg
 import torch
 
-from tests.train.toy import MODEL, NARROW, WIDE, toy_run
+from tests.train.toy import MODEL, NARROW, WIDE, robot, toy_run
 from vla.backbones.adapters import LoRA
 from vla.checkpoint import load_checkpoint
+from vla.codecs.grid import Grid
 from vla.data.mixture import Mixture
 from vla.data.reader import Dataset
 from vla.data.shard import DatasetInfo, ShardWriter
 from vla.decoders.masked import MaskedDiffusion
+from vla.decoders.tokens import AutoregressiveTokens
 from vla.errors import UserError
 from vla.model import Model
 from vla.policy import Policy
@@ -108,6 +110,35 @@ def test_full_everything_moves(pretrained, tasks, tmp_path):
 def test_frozen_backbone_stands_still(pretrained, tasks, tmp_path):
     after = tuned(pretrained, [tasks / "b"], tmp_path / "run", freeze=("backbone",))
     assert not moved(pretrained, after, "backbone.") and moved(pretrained, after, "decoder.")
+
+
+def test_a_grids_codes_keep_their_meaning_on_another_robot(tmp_path):
+    """One robot's embeddings and rows of the head are interpolated at the cells of another; rows that several share stay."""
+    arms = [robot(name, 4, 3) for name in ("one", "other")]
+    for number, arm in enumerate(arms):
+        write_task(tmp_path / arm.name, arm, range(20 * number, 20 * number + 6), sign=1 - 2 * number)
+    grid = Grid(rotation=(), gripper=3, translation_bins=(4, 6, 3))
+    settings = {"model": Model(MODEL.backbone, AutoregressiveTokens(codec=grid)), "normalization": "zscore"}
+    first = toy_run(mixture=Mixture.of([tmp_path / "one"], val_fraction=0), embodiments=arms[:1], steps=2, validate_every=0, **settings)
+    before = load_checkpoint(checkpoint := train(first, tmp_path / "run").checkpoint)[1]
+
+    def begun(*robots):
+        mixture = Mixture.of([tmp_path / each.name for each in robots], val_fraction=0)
+        return assemble(
+            toy_run(model=None, init=str(checkpoint), embodiments=robots, mixture=mixture, normalization="zscore")
+        ).model.decoder
+
+    codes = begun(arms[1]).codes
+    old = [[before[f"decoder.codes.codec.translation{axis}_EC"][0] for axis in range(3)]]
+    assert not torch.allclose(old[0][2], codes.codec.cells(0)[0][2])
+    for name in ("code_in.weight", "head.weight", "head.bias"):
+        was, now = before[f"decoder.codes.{name}"], codes.get_parameter(name)
+        rows_VD = was.view(len(was), -1)[: codes.codec.vocabulary]
+        found_VD = codes.codec.regrid(rows_VD, old, codes.codec.cells(0))
+        assert torch.equal(now.view(len(now), -1)[: codes.codec.vocabulary], found_VD) and not torch.equal(found_VD, rows_VD), name
+        assert torch.equal(now[codes.codec.vocabulary :], was[codes.codec.vocabulary :])
+    for robots in (arms[:1], arms):
+        assert torch.equal(begun(*robots).codes.head.weight, before["decoder.codes.head.weight"])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ it and nothing beside them is needed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,13 @@ class Codec(ABC, nn.Module):
 
     def fit(self, action_BTA: Tensor, spec: ActionSpec) -> None:
         """Fits what `fits` speaks of on chunks of the training data; what is fitted already (by a checkpoint) stays."""
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Before `fit`: what the codec of the checkpoint that a run starts from was fitted to, under the names of its buffers."""
+
+    def moved(self, weight_VD: Tensor) -> Tensor:
+        """After `fit`: rows learned on the adopted codec's codes -> rows for the codes as they mean now. float (vocabulary, D)."""
+        return weight_VD
 
     def require(self, spec: ActionSpec) -> None:
         """UserError, with the robots' names, where a row has numbers and its robot is not fitted: its codes would mean nothing."""

@@ -16,6 +16,7 @@ public code has 0 and 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -80,6 +81,7 @@ class GridCodec(Codec):
                     self.register_buffer(name, torch.zeros(len(roster), size))
                     self.roster_axes[name] = ("E", None)
         starts = np.cumsum([0, *(math.prod(bins) for _, bins in self.groups.values()), 2])
+        self._before: list[list[Tensor]] | None = None
         self.starts, self.vocabulary = [int(start) for start in starts], int(starts[-1])
 
     def length(self, horizon: int, width: int) -> int:
@@ -156,19 +158,34 @@ class GridCodec(Codec):
                 "of its numbers, or take a codec that does not ask what they are (Bins, FAST, VQCodes)"
             )
 
-    def regrid(self, weight_VD: Tensor, source: int, target: int) -> Tensor:
-        """Embeddings (or head rows) learned on robot `source`'s cells -> for robot `target`'s: each cell takes the trilinear
-        interpolation at its value (section III-D). float (vocabulary, D) in and out; the gripper's rows stay."""
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """A policy for one robot that comes from a policy of one other has that one's rows to be moved. Rows that several robots share mean
+        shares of each one's motion, and stay."""
+        fitted_E = weights.get("fitted_E")
+        if fitted_E is None or len(self.robots) != 1 or self.fitted_E.any() or int(fitted_E.count_nonzero()) != 1:
+            return
+        row = int(fitted_E.argmax())
+        self._before = [[weights[f"{group}{axis}_EC"][row] for axis in range(3)] for group in self.groups]
+
+    def moved(self, weight_VD: Tensor) -> Tensor:
+        return weight_VD if self._before is None else self.regrid(weight_VD, self._before, self.cells(0))
+
+    def cells(self, robot: int) -> list[list[Tensor]]:
+        """Of each group, what the cells of its three coordinates decode to, normalised: float (bins,) each."""
+        return [[getattr(self, f"{group}{axis}_EC")[robot] for axis in range(3)] for group in self.groups]
+
+    def regrid(self, weight_VD: Tensor, old: Sequence[Sequence[Tensor]], new: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Embeddings (or head rows) learned on cells `old` -> for cells `new`: each takes the trilinear interpolation at its value (section
+        III-D), the nearest there is beyond the old ones. float (vocabulary, D) in and out; the gripper's rows stay."""
         from scipy.interpolate import RegularGridInterpolator
 
         out_VD = weight_VD.clone()
-        for start, (group, (_, bins)) in zip(self.starts, self.groups.items(), strict=False):
+        for start, (_, bins), have, want in zip(self.starts, self.groups.values(), map(_rising, old), map(_rising, new), strict=False):
             size = math.prod(bins)
-            old, new = ([_rising(getattr(self, f"{group}{axis}_EC")[row]) for axis in range(3)] for row in (source, target))
             block = weight_VD[start : start + size].double().cpu().numpy().reshape(*bins, -1)
-            at = [np.clip(want, have[0], have[-1]) for want, have in zip(new, old, strict=True)]
+            at = [np.clip(value, known[0], known[-1]) for value, known in zip(want, have, strict=True)]
             places = np.stack(np.meshgrid(*at, indexing="ij"), axis=-1).reshape(-1, 3)
-            out_VD[start : start + size] = torch.from_numpy(RegularGridInterpolator(old, block)(places)).to(out_VD)
+            out_VD[start : start + size] = torch.from_numpy(RegularGridInterpolator(have, block)(places)).to(out_VD)
         return out_VD
 
 
@@ -205,6 +222,6 @@ def _numbers(group: str, parts: list[Tensor]) -> list[Tensor]:
     return [part.clamp(-1, 1) for part in moved]  # the sphere is around the cube
 
 
-def _rising(value_C: Tensor) -> np.ndarray:
-    value = value_C.double().cpu().numpy()
-    return value + np.arange(len(value)) * 1e-12  # interpolation wants them to rise, also where a narrow normal makes cells of no width
+def _rising(axes: Sequence[Tensor]) -> list[np.ndarray]:
+    """Interpolation wants values to rise, also where a narrow normal makes cells of no width."""
+    return [value_C.double().cpu().numpy() + np.arange(len(value_C)) * 1e-12 for value_C in axes]

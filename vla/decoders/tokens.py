@@ -110,10 +110,14 @@ class CodeTokens(nn.Module):
         return self.codec.decode(code_BN, like)
 
     def fit(self, target: Target) -> None:
-        """Fits the codec on labelled chunks."""
+        """Fits the codec on labelled chunks, and moves what a checkpoint learned of its codes to what they mean now."""
         self.codec.fit(
             hold(target.action_BTA, target.label_BTA) if self.codec.whole else target.action_BTA, labelled_spec(self.codec, target)
         )
+        with torch.no_grad():
+            for weight in (self.code_in.weight, self.head.weight, self.head.bias[:, None]):
+                rows_VD = weight[: self.codec.vocabulary]
+                rows_VD.copy_(self.codec.moved(rows_VD))
 
 
 def labelled_rows(target: Target) -> ActionSpec:

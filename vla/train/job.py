@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vla.backbones.adapters import over_plain
 from vla.checkpoint import Contents, load_checkpoint
+from vla.codecs.base import Codec
 from vla.collate import Collate
 from vla.config import to_json
 from vla.data.augment import Augment
@@ -337,6 +338,9 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         if part == "backbone":
             theirs = over_plain(model.backbone, theirs)
         report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
+        for name, module in model.get_submodule(part).named_modules():
+            if isinstance(module, Codec):
+                module.adopt({key.removeprefix(f"{name}."): tensor for key, tensor in theirs.items() if key.startswith(f"{name}.")})
         carried, adapted = carried + len(report["carried"]), adapted + len(report["adapted"])
     new = [name for name in contents.roster.names if name not in old.roster.names]
     fresh = [name for name in top if name not in parts]
