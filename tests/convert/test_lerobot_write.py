@@ -166,6 +166,8 @@ def test_files_roll_over(tmp_path, monkeypatch):
     assert cli.main(["export", "lerobot", str(dataset.folder), str(tmp_path / "out")]) == 0
     for pattern in ("data/*/*.parquet", "meta/episodes/*/*.parquet", "videos/*third_person/*/*.mp4"):
         assert len(list((tmp_path / "out").glob(pattern))) > 1, pattern
+    for number, path in enumerate(sorted((tmp_path / "out").glob("meta/episodes/*/*.parquet"))):
+        assert pq.read_table(path)["meta/episodes/file_index"].unique().to_pylist() == [number]
     reds = []
     for episode in convert_back(tmp_path / "out"):
         reds.append([round(decode_jpeg(data)[..., 0].mean() / 10) for data in episode.frames["third_person"].jpeg])

@@ -116,7 +116,7 @@ class LeRobotWriter:
         }
         row |= {f"videos/{name}/{key}": value for name, span in spans.items() for key, value in span.items()}
         row |= {f"stats/{name}/{key}": value for name, entries in stats.entries().items() for key, value in entries.items()}
-        self._rows.add_row({**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self._rows.add_row(row)
         self._stats.merge(stats)
         self.written.episodes, self.written.steps = index + 1, start + episode.steps
 
@@ -297,7 +297,7 @@ _OWN = {
 
 
 class _Table:
-    """Parquet files chunk-000/file-000.parquet, ... below a folder; a table added goes into one of them whole."""
+    """Parquet files chunk-000/file-000.parquet, ... below a folder; a table added goes into one of them whole. Rows say which is theirs."""
 
     def __init__(self, root: Path, folder: str, file_bytes: int, file_rows: int = 1 << 62) -> None:
         self.root, self.folder, self.file_bytes, self.file_rows = root, folder, file_bytes, file_rows
@@ -307,18 +307,26 @@ class _Table:
 
     def add(self, table: pa.Table) -> dict[str, int]:
         """Where it went: {chunk_index, file_index}."""
-        pq = require("pyarrow.parquet")
+        self._room_for(table)
+        self._write(table)
+        return self.place
+
+    def _room_for(self, table: pa.Table) -> None:
+        """Begins the next file where the table would make this one too large."""
         if self._writer is not None and (self._bytes + table.nbytes > self.file_bytes or self._rows + len(table) > self.file_rows):
             self._writer.close()
             self._writer = None
         if self._writer is None:
             self._number, self._bytes, self._rows = self._number + 1, 0, 0
+
+    def _write(self, table: pa.Table) -> None:
+        pq = require("pyarrow.parquet")
+        if self._writer is None:
             path = self.root / self.folder / "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet".format(**self.place)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(path, table.schema, compression="snappy", write_page_checksum=True)
         self._writer.write_table(table)
         self._bytes, self._rows = self._bytes + table.nbytes, self._rows + len(table)
-        return self.place
 
     @property
     def place(self) -> dict[str, int]:
@@ -333,7 +341,9 @@ class _Table:
         pa = require("pyarrow")
         if self._waiting:
             schema = self._writer.schema if self._writer is not None else None
-            self.add(pa.Table.from_pylist(self._waiting, schema))
+            self._room_for(pa.Table.from_pylist(self._waiting))
+            theirs = {f"{self.folder}/{key}": value for key, value in self.place.items()}
+            self._write(pa.Table.from_pylist([{**row, **theirs} for row in self._waiting], schema))
             self._waiting = []
 
     def close(self) -> None:
