@@ -230,7 +230,8 @@ def resample(action_TA: np.ndarray, space: Space, from_hz: Fraction, to_hz: Frac
     """Actions at one rate -> `steps` actions at another; float64.
 
     Row i holds from i/from_hz to (i+1)/from_hz. A `step` field is integrated, sampled and differenced, so the motion per
-    second is unchanged; others are interpolated linearly (rotations along the geodesic), gripper openings held.
+    second is unchanged; others are interpolated linearly (rotations along the geodesic, angles that jump by more than half a turn
+    the short way round), gripper openings held.
     """
     if from_hz == to_hz:
         return action_TA[:steps]
@@ -254,7 +255,9 @@ def resample(action_TA: np.ndarray, space: Space, from_hz: Fraction, to_hz: Frac
         elif field.unit in ROTATION_UNITS:
             out[:, where] = _slerp(part, np.minimum(np.arange(steps) * ratio, old_n - 1), field.unit)
         else:
-            out[:, where] = _interpolate(part, np.minimum(np.arange(steps) * ratio, old_n - 1))
+            turned = np.unwrap(part, axis=0) if field.unit == "rad" else part
+            between = _interpolate(turned, np.minimum(np.arange(steps) * ratio, old_n - 1))
+            out[:, where] = between - (turned - part)[np.minimum(held_N, old_n - 1)]
     return out
 
 

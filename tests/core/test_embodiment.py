@@ -137,6 +137,16 @@ def test_a_gripper_is_held_from_its_own_row_on():
         assert resample(rows, space, from_hz, to_hz, len(want))[:, 0].tolist() == want
 
 
+def test_an_angle_that_goes_round_is_not_taken_back_through_zero():
+    """Half way between 3.0 and -3.0 lies pi, for one that turns there and back; joints that do not jump are as they were."""
+    space = Space((Field("yaw", 1, "rad"), Field("joint", 1, "rad"), Field("x", 1, "m")))
+    action_TA = np.stack([[2.8, 3.0, -3.0, -2.8, 3.1], [5.0, 6.0, 7.0, 8.0, 9.0], [3.0, -3.0, 3.0, -3.0, 3.0]], -1)
+    found = resample(action_TA, space, Fraction(10), Fraction(20), 10)
+    np.testing.assert_allclose(found[::2], action_TA, atol=1e-12)
+    np.testing.assert_allclose(found[1:8:2, 0], [2.9, np.pi, -2.9, -2.8 - (2 * np.pi - 5.9) / 2], atol=1e-12)
+    np.testing.assert_allclose(found[1:8:2, 1:], (action_TA[1:, 1:] + action_TA[:-1, 1:]) / 2, atol=1e-12)
+
+
 def robot(**changes):
     space = Space((Field("x", 2, "m", "step"),))
     base = {
