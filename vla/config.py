@@ -82,6 +82,8 @@ KINDS = {
 """kind -> where it lives. One line per part; third parties add theirs by `load_plugin`, not here."""
 
 _PLUGINS: dict[str, type] = {}
+MOST_SHOWN = 60
+"""Characters of a mistyped value in a message; of a longer one its type alone."""
 
 
 def to_json(config: Any) -> Any:
@@ -173,11 +175,29 @@ def register(module: types.ModuleType) -> list[str]:
 
 
 def check_types(config: Any) -> None:
-    """Raises SchemaError where a setting has another plain type than its annotation (a mistyped recipe)."""
+    """Raises SchemaError where a setting is of another type than its annotation says (a mistyped recipe).
+
+    A list passes for a tuple. Annotations of other forms than those that settings have here (Literal, say) are not looked into.
+    """
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
-        want, value = hints[f.name], getattr(config, f.name)
-        if want is float and isinstance(value, int) and not isinstance(value, bool):
-            continue
-        if want in (int, float, str, bool) and not (isinstance(value, want) and not (want is int and isinstance(value, bool))):
-            raise SchemaError(f"{type(config).__name__}.{f.name} must be {want.__name__}, not {value!r}")
+        value = getattr(config, f.name)
+        if not _is(value, hints[f.name]):
+            shown = repr(value) if len(repr(value)) < MOST_SHOWN else f"a {type(value).__name__}"
+            raise SchemaError(f"{type(config).__name__}.{f.name} must be {f.type}, not {shown}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint in (int, float):  # True is an int to Python, and in a recipe a mistake
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is(value, choice) for choice in inner)
+    if origin is tuple:
+        wants = [inner[0]] * len(value) if isinstance(value, (tuple, list)) and inner[1:] == (...,) else inner
+        return isinstance(value, (tuple, list)) and len(value) == len(wants) and all(map(_is, value, wants))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_is(key, inner[0]) and _is(item, inner[1]) for key, item in value.items())
+    return origin is not None or not isinstance(hint, type) or isinstance(value, hint)

@@ -37,6 +37,18 @@ from vla.train.run import differences, load_recipe
         ({"model": None}, "neither a model nor a checkpoint"),
         ({"model": "pi0"}, "model must be a vla.model.Model.* not a str"),
         ({"workers": -1}, "workers must not be negative"),
+        ({"microbatch": -4}, "microbatch must be at least 1"),
+        ({"microbatch": 2.0}, "microbatch must be int"),
+        ({"spike_sigmas": math.nan}, "spike_sigmas must not be negative"),
+        ({"freeze": "backbone"}, r"freeze must be tuple\[str, ...\], not 'backbone'"),
+        ({"history_s": 0.0}, r"history_s must be tuple\[float"),
+        ({"goal_gap_s": 2.0}, r"goal_gap_s must be tuple\[float, float\]"),
+        ({"ema_decay": "0.9"}, "ema_decay must be float"),
+        ({"optim": "adamw"}, "optim must be AdamW"),
+        ({"schedule": "cosine"}, "schedule must be Cosine"),
+        ({"zero": 2}, "zero must be Zero"),
+        ({"lora": True}, "lora must be LoRA"),
+        ({"features": "runs/features"}, "features must be Features"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(changes, says):
@@ -179,3 +191,30 @@ def test_a_plug_in_is_imported_by_its_files_name_and_is_one_class(tmp_path, monk
 def test_a_setting_of_the_wrong_type_is_named():
     with pytest.raises(SchemaError, match="lr must be float"):
         AdamW(lr="1e-3")
+    with pytest.raises(SchemaError, match="scales must be Mapping"):
+        AdamW(scales={"backbone": "0.1"})
+    assert toy_run(freeze=["backbone"], ema_decay=None, history_s=(-1, 0)).freeze == ["backbone"]  # a list for a tuple, an int for a float
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Cosine(warmup_steps=0.03), "warmup_steps must be int"),  # a share of the run, elsewhere: here 33 times the peak rate
+        (lambda: Cosine(warmup_steps=-1), "steps of 0 or more"),
+        (lambda: WSD(decay_steps=-1), "steps of 0 or more"),
+        (lambda: WSD(final=2.0), "0 to 1 of the peak"),
+        (lambda: Constant(warmup_steps=0.5), "warmup_steps must be int"),
+        (lambda: AdamW(grad_clip=-1.0), "grad_clip of 0"),  # would turn every gradient round
+        (lambda: AdamW(weight_decay=math.nan), "weight_decay"),
+        (lambda: AdamW(eps=0.0), "0 < eps"),
+        (lambda: Zero(2, {"offload_optimizer": True}), "offload_optimizer must be a block"),
+    ],
+)
+def test_a_rate_or_a_clip_that_would_undo_training_is_refused(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+def test_a_block_of_zero_that_is_null_is_none():
+    assert Zero(2, {"offload_optimizer": None}).device_of("offload_optimizer") == "none"
+    assert Zero(2, {"offload_optimizer": {"device": "cpu"}}).device_of("offload_optimizer") == "cpu"

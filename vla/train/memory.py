@@ -82,9 +82,9 @@ def estimate(
     weights = size * count / (world if zero.stage == 3 else 1)
     gradients = size * trained / (world if zero.stage >= 2 else 1)
     optimizer, copies, host = 12 * trained / world, copies / world, 0.0
-    if _offloaded(zero, "offload_optimizer"):
+    if zero.device_of("offload_optimizer") != "none":
         host, optimizer, copies = host + optimizer + copies, 0.0, 0.0
-    if _offloaded(zero, "offload_param"):
+    if zero.device_of("offload_param") != "none":
         host, weights = host + weights, 0.0
     return Memory(weights + packed, gradients, optimizer, copies, 0.0, activations, host)
 
@@ -106,7 +106,3 @@ def activation_bytes(model: nn.Module, forward: Callable[[], Any]) -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     return float(sum(storage.nbytes() for storage in kept.values()))
-
-
-def _offloaded(zero: Zero, block: str) -> bool:
-    return zero.settings.get(block, {}).get("device", "none") != "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,9 @@ class AdamW:
         check_types(self)
         if not 0 < self.lr < 10 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"AdamW needs 0 < lr < 10 and betas in [0, 1); got lr {self.lr}, betas {self.betas}")
+        if not (0 < self.eps < 1 and 0 <= self.weight_decay < math.inf and 0 <= self.grad_clip < math.inf):
+            values = f"eps {self.eps}, weight_decay {self.weight_decay}, grad_clip {self.grad_clip}"
+            raise UserError(f"AdamW needs 0 < eps < 1, and weight_decay and grad_clip of 0 (none) or more; got {values}")
         if not all(0 < scale <= 1000 for scale in self.scales.values()):
             raise UserError(f"a module's factor on the learning rate is above 0 (to hold it still, freeze it); got {dict(self.scales)}")
         if self.moment_bits not in (8, 32):
@@ -75,6 +78,9 @@ class Cosine:
     warmup_steps: int = 100
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_schedule(self)
+
     def factor(self, step: int, steps: int) -> float:
         """Share of the peak rate at `step` (from 0) of `steps`."""
         done = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
@@ -90,6 +96,9 @@ class WSD:
     decay_steps: int = 1000
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_schedule(self)
+
     def factor(self, step: int, steps: int) -> float:
         left = min(1.0, (steps - step) / max(self.decay_steps, 1))
         return _warm(step, self.warmup_steps, self.final + (1 - self.final) * left)
@@ -102,8 +111,20 @@ class Constant:
     kind: ClassVar[str] = "schedule.constant"
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        _check_schedule(self)
+
     def factor(self, step: int, steps: int) -> float:
         return _warm(step, self.warmup_steps, 1.0)
+
+
+def _check_schedule(schedule: Cosine | WSD | Constant) -> None:
+    """UserError for what is no number of steps or no share. A share of the run as `warmup_steps` would be a rate above the peak."""
+    check_types(schedule)
+    values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}
+    if not (min(values["warmup_steps"], values.get("decay_steps", 0)) >= 0 and 0 <= values.get("final", 0.0) <= 1):
+        said = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise UserError(f"{type(schedule).__name__} needs steps of 0 or more, and a final rate of 0 to 1 of the peak; got {said}")
 
 
 def _warm(step: int, warmup_steps: int, then: float) -> float:
@@ -125,9 +146,15 @@ class Zero:
         if self.stage not in (1, 2, 3):
             raise UnknownName("ZeRO stage", self.stage, (1, 2, 3))
         for block in ("offload_optimizer", "offload_param"):
-            device = self.settings.get(block, {}).get("device", "none")
-            if device not in ("none", "cpu"):  # what lies on an NVMe disk is in DeepSpeed's hands, and in no training state of ours
-                raise UnknownName(f"device of {block}", device, ("none", "cpu"))
+            if self.device_of(block) not in ("none", "cpu"):  # on an NVMe disk it is in DeepSpeed's hands, and in no training state of ours
+                raise UnknownName(f"device of {block}", self.device_of(block), ("none", "cpu"))
+
+    def device_of(self, block: str) -> str:
+        """Where `offload_optimizer` or `offload_param` says that its part lies: `none` without such a block, or where it is null."""
+        found = self.settings.get(block) or {}
+        if not isinstance(found, Mapping):
+            raise UserError(f"ZeRO's {block} must be a block such as {{'device': 'cpu'}}, not {found!r}")
+        return found.get("device") or "none"
 
     @staticmethod
     def of(text: str) -> Zero | None:

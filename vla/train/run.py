@@ -111,6 +111,13 @@ class Run:
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, Model | None):
+            raise UserError(
+                f"run '{self.name}': model must be a vla.model.Model, such as Model(Tiny(), Parallel()) or preset('pi0').model(), "
+                f"not a {type(self.model).__name__}"
+            )
+        if isinstance(self.embodiments, str) or not self.embodiments:
+            raise UserError(f"run '{self.name}': embodiments must be a tuple of robots, such as ('metaworld_sawyer',)")
         check_types(self)
         if self.precision not in PRECISIONS:
             raise UnknownName("precision", self.precision, PRECISIONS)
@@ -119,11 +126,11 @@ class Run:
         for tracker in self.trackers:
             if tracker not in TRACKERS:
                 raise UnknownName("tracker", tracker, TRACKERS)
-        for name in ("steps", "batch_size", "keep_last", "log_every", "max_skips"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "microbatch", "keep_last", "log_every", "max_skips"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"run '{self.name}': {name} must be at least 1, not {getattr(self, name)}")
         for name in ("validate_every", "val_batches", "save_every", "keep_best", "workers", "threads", "spike_sigmas"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UserError(f"run '{self.name}': {name} must not be negative (0: never, or as the machine has it)")
         if self.keep_best and not (self.validate_every and self.save_every and self.save_every % self.validate_every == 0):
             raise UserError(
@@ -134,17 +141,10 @@ class Run:
             raise UserError(f"run '{self.name}': seed must be from 0 to 2**31 - 1, not {self.seed}")
         if self.timeout_s <= 0:
             raise UserError(f"run '{self.name}': timeout_s must be above 0, not {self.timeout_s}")
-        if isinstance(self.embodiments, str) or not self.embodiments:
-            raise UserError(f"run '{self.name}': embodiments must be a tuple of robots, such as ('metaworld_sawyer',)")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"run '{self.name}': ema_decay must be in (0, 1), or None; not {self.ema_decay}")
         if max(self.history_s, default=1) != 0 or list(self.history_s) != sorted(self.history_s):
             raise UserError(f"run '{self.name}': history_s must rise and end at 0.0 (now), not {self.history_s}")
-        if not isinstance(self.model, Model | None):
-            raise UserError(
-                f"run '{self.name}': model must be a vla.model.Model, such as Model(Tiny(), Parallel()) or preset('pi0').model(), "
-                f"not a {type(self.model).__name__}"
-            )
         if self.model is None and self.init is None:
             raise UserError(f"run '{self.name}' has neither a model nor a checkpoint to start from (init)")
 
