@@ -100,6 +100,16 @@ def test_a_changed_run_is_told_and_refused_where_it_matters(go):
     go(resume=True, save_every=3, steps=8, allow_changed=True)
 
 
+def test_a_run_may_begin_to_average_or_to_train_a_part_as_it_resumes(go):
+    go(save_every=3, ema_decay=None, freeze=("backbone",))
+    before, _ = checkpoint.load_state(go(resume=True, ema_decay=None, freeze=("backbone",)).checkpoint.parent)
+    after, _ = checkpoint.load_state(go(resume=True, allow_changed=True, steps=8).checkpoint.parent)
+    began = [name for name in before if name.startswith("weight/backbone.")]
+    assert any(not torch.equal(before[name], after[name]) for name in began)
+    averaged = {name: tensor for name, tensor in after.items() if name.startswith("ema/")}
+    assert len(averaged) > len(began) and any(not torch.equal(after[f"weight/{name[4:]}"], mean) for name, mean in averaged.items())
+
+
 @pytest.mark.thorough
 def test_another_model_is_refused_even_where_changes_are_allowed(go):
     go(save_every=3)

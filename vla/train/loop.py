@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vla.errors import UserError
 from vla.noise import Noise
@@ -20,6 +21,7 @@ from vla.train.engine import Engine, Update, make_engine
 from vla.train.features import remember
 from vla.train.job import Job, assemble, augmented, step_batches
 from vla.train.log import Books, Log, Watch, memory_mb
+from vla.train.moments import MOMENTS
 from vla.train.picture import save_picture
 from vla.train.ranks import Ranks
 from vla.train.report import announce
@@ -165,9 +167,21 @@ def _restore(engine: Engine, job: Job, folder: Path, run: Run) -> Progress:
         raise UserError(f"{folder} holds another model: {', '.join(wrong[:3])}. Choose another --out, and start from it with --init.")
     if progress.step > run.steps:
         raise UserError(f"{folder} is at step {progress.step}; the run has only {run.steps} steps")
-    engine.load_state(state, progress.updates)
+    trained = [name for name, p in job.model.named_parameters() if p.requires_grad]
+    engine.load_state(_with_what_lacks(state, trained), progress.updates)
     engine.ranks.first_does(lambda: checkpoint.point(folder.parents[1], "last", folder))
     return progress
+
+
+def _with_what_lacks(state: Mapping[str, Tensor], trained: Sequence[str]) -> dict[str, Tensor]:
+    """A run may be changed as it resumes: what has not been averaged yet is averaged from here on, and what stood still has no moments."""
+    found = dict(state)
+    for name in trained:
+        weight = found[f"weight/{name}"]
+        found.setdefault(f"ema/{name}", weight)
+        for moment in MOMENTS:
+            found.setdefault(f"{moment}/{name}", torch.zeros_like(weight))
+    return found
 
 
 def _skipped(run: Run, done: Progress, update: Update) -> dict[str, Any]:
