@@ -147,6 +147,14 @@ def test_what_a_run_lacks_is_said_before_it_starts(shards):
         assemble(toy_run(init="nowhere"), shards, shards)
 
 
+def test_a_held_out_loss_that_cannot_be_measured_is_said_or_refused(shards):
+    whole = replace(Mixture.load(shards / "toy.yaml", shards), val_fraction=0.0)
+    with pytest.raises(UserError, match=r"keep_best goes by the held-out loss.*'toy' holds no episode out.*Raise val_fraction"):
+        assemble(toy_run(mixture=whole, validate_every=2, save_every=2, keep_best=1), shards, shards)
+    notes = {every: assemble(toy_run(mixture=whole, validate_every=every), shards, shards).notes for every in (0, 2)}
+    assert [any("validate_every measures nothing" in note for note in notes[every]) for every in (0, 2)] == [False, True]
+
+
 def test_training_refuses_damaged_shards(tmp_path):
     from tests.train.toy import write_shards
 

@@ -167,6 +167,8 @@ def assemble(
             notes += model.backbone.load_pretrained()
         if origin and not resumed:
             notes += _carry(run, model, contents, *origin)
+    held_out = _held_out(run, mixture, by_name)
+    notes += _unmeasured(run, mixture, held_out)
     if codes_alone and not model.decoder.latent_codes:
         fix = "Add a source with actions, or take a decoder that learns codes, such as LatentActions."
         raise UserError(f"run '{run.name}': its sources have no actions, and a {contents.model.decoder.kind} learns no codes. {fix}")
@@ -175,7 +177,7 @@ def assemble(
     if model.decoder.text_tokens:
         notes += _reasoning_notes(run, mixture)
     facts = {"data": mixture.fingerprint(), "robots": {robot.name: robot.to_json() for robot in robots}}
-    job = Job(contents, model, mixture, train, _held_out(run, mixture, by_name), facts, tuple(notes), 0.5 if run.goal_gap_s else 0.0)
+    job = Job(contents, model, mixture, train, held_out, facts, tuple(notes), 0.5 if run.goal_gap_s else 0.0)
     if model.decoder.fits and not resumed and not next(model.parameters()).is_meta:
         model.decoder.fit(_first_targets(job, min(model.decoder.fits, run.steps * run.batch_size)))
     return job
@@ -273,6 +275,16 @@ def _held_out(run: Run, mixture: Mixture, robots: Mapping[str, Embodiment]) -> P
     if mixture.val_fraction == 0:
         return None
     return Pipeline(mixture, robots, "val", run.seed, history_s=run.history_s, latents=run.latents, goal_gap_s=run.goal_gap_s)
+
+
+def _unmeasured(run: Run, mixture: Mixture, held_out: Pipeline | None) -> list[str]:
+    """What to say of a run that asks for a held-out loss where there is none. UserError where it is to choose by it."""
+    if held_out is not None:
+        return []
+    why = f"the mixture '{mixture.name}' holds no episode out (val_fraction 0)"
+    if run.keep_best:
+        raise UserError(f"run '{run.name}': keep_best goes by the held-out loss, and {why}. Raise val_fraction, or set keep_best=0")
+    return [f"note: {why}: validate_every measures nothing"] if run.validate_every else []
 
 
 def _normalizers(
