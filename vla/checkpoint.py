@@ -223,15 +223,21 @@ def put_in_place(temporary: Path, folder: Path) -> None:
 def saving(folder: Path, temporary: Path) -> Iterator[None]:
     """What the system refuses inside is one line that says what is free; `temporary` is gone afterwards."""
     try:
-        yield
-    except OSError as error:
-        there = next(parent for parent in folder.absolute().parents if parent.is_dir())
-        free = shutil.disk_usage(there).free
-        raise UserError(
-            f"could not save {folder}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact."
-        ) from error
+        with writing(folder):
+            yield
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses inside is a UserError of one line that says what is free where `path` lies."""
+    try:
+        yield
+    except OSError as error:
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(there).free
+        raise UserError(f"could not save {path}: {error.strerror}. {free / 1e6:.0f} MB are free there; older saves are intact.") from error
 
 
 def verify_folder(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -20,8 +20,9 @@ from vla.errors import Damaged, UnsafeChange, UserError
 from vla.model import Model
 from vla.train import checkpoint
 from vla.train.job import assemble
-from vla.train.log import Watch
+from vla.train.log import Log, Watch
 from vla.train.loop import train
+from vla.train.ranks import Ranks
 
 
 class Told(Watch):
@@ -181,6 +182,30 @@ def test_no_space_leaves_the_checkpoint_before_intact(go, shards, tmp_path):
     told = Told()
     go(told, resume=True, save_every=3, steps=6)
     assert any("goes on at step 3" in line for line in told.lines)
+
+
+def test_no_space_for_a_line_of_the_log_is_one_line_and_costs_none_before(go, tmp_path):
+    go(save_every=3, steps=3)
+    log = tmp_path / "run" / "log.jsonl"
+    lines, size = log.read_text(), log.stat().st_size
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run, facts = toy_run(), json.loads((tmp_path / "run" / "run.json").read_text())
+    try:
+        for limit in (size - 1, size + 1):  # as the log is taken up again; as a line is added
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with (
+                pytest.raises(UserError, match=r"could not save .*log\.jsonl: .* MB are free there"),
+                closing(Log(tmp_path / "run", Ranks(0, 1, torch.device("cpu")), 3, run, Watch())) as made,
+            ):
+                made.write("train", 4, loss=1.0)
+            assert log.read_text().startswith(lines)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        with pytest.raises(UserError, match=r"could not save .*run\.json"):
+            checkpoint.record_run(tmp_path / "run", facts, True, False, print)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == facts
 
 
 def test_the_acting_checkpoint_acts(go, shards):

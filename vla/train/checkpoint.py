@@ -35,6 +35,7 @@ from vla.checkpoint import (
     saving,
     steps_saved,
     write_folder,
+    writing,
 )
 from vla.errors import Damaged, UnsafeChange, UserError
 from vla.train.engine import Limits, Update
@@ -177,8 +178,9 @@ def record_run(out: Path, facts: Mapping[str, Any], fresh: bool, allow_changed: 
         if unsafe and not allow_changed:
             raise UnsafeChange(f"the run differs from the one in {out}: {'; '.join(unsafe)}. Choose another --out, or add --allow-changed.")
     part = path.with_name(".run.json.partial")
-    part.write_text(json.dumps(facts, indent=1))
-    part.replace(path)
+    with writing(path):
+        part.write_text(json.dumps(facts, indent=1))
+        part.replace(path)
 
 
 def _write_state(folder: Path, state: Mapping[str, Tensor], progress: Progress) -> dict[str, str]:

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla.checkpoint import writing
 from vla.errors import UserError
 from vla.train.engine import Update
 from vla.train.ranks import Ranks
@@ -103,11 +105,13 @@ class Log:
         self._trackers: tuple[Any, ...] = ()
         if not ranks.first:
             return
-        path = out / "log.jsonl"
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if start else []
-            path.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", buffering=1)  # a line at a time, so that a killed run leaves whole lines
+        self._path, part = out / "log.jsonl", out / ".log.jsonl.partial"
+        with writing(self._path):
+            if self._path.is_file():
+                kept = [line for line in self._path.read_text().splitlines() if _step(line) <= start] if start else []
+                part.write_text("".join(f"{line}\n" for line in kept))
+                part.replace(self._path)  # whatever ends the process, or is refused, what was logged is there
+            self._file = self._path.open("a", buffering=1)  # a line at a time, so that a killed run leaves whole lines
         if run.tensorboard:
             self._board = _summary_writer()(str(out / "tensorboard"), purge_step=start + 1)
         self._trackers = tuple(_tracker(name, out, run) for name in run.trackers)
@@ -117,7 +121,8 @@ class Log:
         if self._file is None:
             return
         row = {"kind": kind, "step": step, **_finite(facts)}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in _scalars(facts):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -127,7 +132,8 @@ class Log:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # each line was flushed: what is left is what was refused, and said
+                self._file.close()
         if self._board is not None:
             self._board.close()
         for tracker in self._trackers:
