@@ -10,8 +10,10 @@ import torch
 
 from tests.train.test_checkpoint import Told
 from tests.train.toy import MODEL, NARROW, WIDE, robot, toy_run
+from vla.alignment import Align
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.data.mixture import Mixture
+from vla.decoders.dit import DiT
 from vla.decoders.masked import MaskedDiffusion
 from vla.errors import Damaged, StatsMissing, UnknownName, UserError
 from vla.model import Model
@@ -109,6 +111,20 @@ def test_another_decoder_carries_all_but_the_decoder_and_says_so(trained, shards
     _, old = load_checkpoint(trained[0] / "checkpoints" / "last" / "pretrained_model")
     assert torch.equal(job.model.get_parameter("state_in.weight_EIO"), old["state_in.weight_EIO"])
     assert any("fresh: decoder (the checkpoint's decoder is decoder.parallel)" in note for note in job.notes)
+
+
+def test_a_part_that_the_checkpoint_does_not_have_is_fresh(trained, shards, tmp_path):
+    aligned = toy_run(init=str(trained[0]), model=replace(MODEL, align=Align()), goal_gap_s=(0.1, 0.3))
+    job = assemble(aligned, shards, shards)
+    _, old = load_checkpoint(trained[0] / "checkpoints" / "last" / "pretrained_model")
+    assert torch.equal(job.model.get_parameter("decoder.query_TD"), old["decoder.query_TD"])
+    assert any("fresh: align (the checkpoint's decoder is decoder.parallel, and it has no align)" in note for note in job.notes)
+    # pi0's decoder takes the state itself, so that its checkpoint has no map of it beside the backbone.
+    inside = assemble(toy_run(model=Model(MODEL.backbone, DiT(state_in_suffix=True))), shards, shards)
+    start = save_checkpoint(tmp_path / "start", inside.contents, inside.model.state_dict())
+    job = assemble(toy_run(init=str(start), seed=1), shards, shards)
+    assert torch.equal(job.model.get_parameter("backbone.word_in.weight"), inside.model.get_parameter("backbone.word_in.weight"))
+    assert any("fresh: state_in, decoder (the checkpoint's decoder is decoder.dit, and it has no state_in)" in note for note in job.notes)
 
 
 def test_only_the_architecture_takes_no_numbers(trained, shards):

@@ -339,7 +339,9 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
     """Loads the parts of the starting checkpoint that the run asks for. Returns what to say about it."""
     top = [name for name, _ in model.named_children()]
     same = to_json(old.model.decoder) == to_json(contents.model.decoder)
-    parts = tuple(name for name in top if same or name != "decoder") if run.init_parts is None else run.init_parts
+    lacks = [name for name in top if model.get_submodule(name).state_dict() and not any(key.startswith(f"{name}.") for key in weights)]
+    fitting = tuple(name for name in top if name not in lacks and (same or name != "decoder"))
+    parts = fitting if run.init_parts is None else run.init_parts
     carried = adapted = 0
     for part in parts:
         if part not in top:
@@ -360,4 +362,5 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
         f"from {run.init}: {', '.join(parts) or 'the architecture alone'} ({carried} tensors as they are, {adapted} fitted to these robots)"
     )
     line += f"; new robots: {', '.join(new)}" if new else ""
-    return [line + (f"; fresh: {', '.join(fresh)} (the checkpoint's decoder is {old.model.decoder.kind})" if fresh else "")]
+    without = f", and it has no {' or '.join(lacks)}" if lacks else ""
+    return [line + (f"; fresh: {', '.join(fresh)} (the checkpoint's decoder is {old.model.decoder.kind}{without})" if fresh else "")]

@@ -51,7 +51,7 @@ class Run:
     `mixture`: path of a mixture file, or the object. `embodiments`: names or .py files, in bank order. `batch_size`: samples per
     optimizer step over all ranks and micro-batches; `microbatch`: most samples of one forward pass on one rank (None: all of the
     rank's share). `model`: None takes that of the checkpoint `init`. `init`: folder of a checkpoint to start from; `init_parts`:
-    which top modules to carry (None: all where the decoders agree, else all but the decoder; (): its architecture alone, fresh).
+    which top modules to carry (None: all that it has, but for another decoder; (): its architecture alone, fresh).
     `freeze`: prefixes of parameter names. `lora`: adapters in the backbone, whose adapted weights stand still. `history_s`: times of the
     observed frames relative to now. `goal_gap_s`: (least, most) seconds ahead of an image that tells half of the samples what to do,
     instead of words (vla/goals.py); samples without a frame so far ahead are told by words. `latents`: name of the latent codes that
