@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,17 @@ from tests.latent_action.dots import CONFIG, write_dots
 from tests.latent_action.dots import STEPS as DOT_STEPS
 from vla.cli import main
 from vla.codecs.quantizer import NSVQ, VQ, ResidualVQ
+from vla.data.mixture import Mixture
 from vla.data.reader import Dataset
 from vla.errors import Damaged, UnsafeChange, UserError
 from vla.latent_action.checkpoint import load_latent
 from vla.latent_action.moving_distractor import ROBOT, write_moving_distractor
 from vla.latent_action.probe import agreement, true_moves
 from vla.latent_action.report import health_report
+from vla.latent_action.run import LatentRun
 from vla.latent_action.train import frame_pairs, train_latent
 from vla.noise import Noise
+from vla.train.checkpoint import lock
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"steps": 24, "batch": 8, "log_every": 5, "save_every": 4, "min_perplexity_share": 0.0}
@@ -72,6 +78,69 @@ def test_another_run_is_not_resumed(dots, tmp_path):
         train_latent(CONFIG, pairs.samples, out=tmp_path, resume=True, **SETTINGS)
     with pytest.raises(UserError, match="folder"):
         train_latent(CONFIG, pairs.samples, resume=True, steps=2, batch=2)
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(dots, tmp_path):
+    run, labelled, video = _small_run(steps=4, save_every=2), Mixture.of([dots[0]], "dots", 0.0), Mixture.of([dots[1]], "dots", 0.0)
+    run.train(tmp_path, video)
+    again = run.train(tmp_path, video, resume=True)
+    assert again.hash() == load_latent(tmp_path).hash()
+    with pytest.raises(UnsafeChange, match="another data"):  # finished
+        run.train(tmp_path, labelled, resume=True)
+    with pytest.raises(UnsafeChange, match="another model, steps"):
+        replace(run, steps=8, model=replace(CONFIG, gap_s=(0.1, 0.3))).train(tmp_path, video, resume=True)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(UnsafeChange, match="another data"):  # killed before its end
+        run.train(tmp_path, labelled, resume=True)
+    assert run.train(tmp_path, video, resume=True).hash() == again.hash()
+
+
+def test_a_run_killed_before_its_report_writes_it_when_it_is_resumed(dots, tmp_path, monkeypatch):
+    run, video = _small_run(), Mixture.of([dots[1]], "dots", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr("vla.latent_action.run.write_report", _kill)
+        run.train(tmp_path, video)
+    assert (tmp_path / "model").is_dir() and not (tmp_path / "health.json").exists()
+    run.train(tmp_path, video, resume=True)
+    assert (tmp_path / "health.json").is_file() and (tmp_path / "codes.png").is_file()
+
+
+def test_a_launcher_and_a_second_job_are_refused(tmp_path, monkeypatch):
+    write_dots(tmp_path / "data" / "video", episodes=4, labelled=False)
+    (tmp_path / "mixture.yaml").write_text("name: dots\nwhy: a dot\nsources:\n  - path: video\n    weight: 1\n")
+    recipe = tmp_path / "dots.py"
+    recipe.write_text(
+        "from tests.latent_action.dots import CONFIG\nfrom vla.latent_action.run import LatentRun\n"
+        "RUN = LatentRun('dots', 'mixture.yaml', steps=2, batch_size=8, model=CONFIG, min_perplexity_share=0.0)\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vla", "train", str(recipe), "--data-root", str(tmp_path / "data"), "--out", str(out)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = _run(command)
+    assert alone.returncode == 2 and "one process, not on 2 ranks" in alone.stderr and not out.exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    with lock(out):
+        second = _run(command)
+    assert second.returncode == 2 and "is in use by process" in second.stderr and not out.exists()
+
+
+def test_no_space_for_the_log_is_one_line(dots, tmp_path):
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"could not save .*log\.jsonl.* MB are free there"):
+            train_latent(CONFIG, frame_pairs(CONFIG, [dots[1]]).samples, steps=1, batch=4, out=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def _small_run(**changes):
+    return LatentRun("dots", "dots.yaml", batch_size=8, model=CONFIG, min_perplexity_share=0.0, **{"steps": 2, **changes})
+
+
+def _kill(*_):
+    raise _Killed
 
 
 @pytest.fixture(name="recipe")

@@ -109,9 +109,13 @@ def _latents(name_or_folder: str) -> str:
 
 def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
     from vla.errors import UserError
+    from vla.train.checkpoint import lock
     from vla.train.job import open_mixture
     from vla.train.progress import Bar
+    from vla.train.ranks import Ranks
 
+    if Ranks.world_size() > 1:
+        raise UserError(f"a latent-action model trains on one process, not on {Ranks.world_size()} ranks: start it without a launcher")
     meaningless = sorted([*_given(args, ("zero", "workers", "latents")), *(["allow_changed"] if args.allow_changed else [])])
     if meaningless:
         wrong = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
@@ -126,7 +130,7 @@ def _train_latent(recipe: LatentRun, args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"{args.recipe} is sound; nothing was trained")
         return 0
-    with Bar() as bar:
+    with lock(out), Bar() as bar:
 
         def progress(step: int, steps: int, row: Mapping[str, Any]) -> None:
             bar.step(step, steps)

@@ -29,6 +29,11 @@ def save_latent(folder: Path, model: LatentActionModel, run: Mapping[str, Any] |
     return write_folder(folder, write)
 
 
+def run_of(folder: Path) -> dict[str, Any]:
+    """What `save_latent` was told of the run that made a model."""
+    return json.loads((folder / "config.json").read_text())["run"]
+
+
 def load_latent(folder: str | Path) -> LatentActionModel:
     """The model in evaluation mode. UserError where the folder holds something else; Damaged where it does not fit its manifest."""
     folder = Path(folder)

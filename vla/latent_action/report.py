@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EPISODES = 24
 """Looked at per source: enough to tell a dead code from a rare one, in seconds on a CPU."""
+REPORT = ("health.json", "codes.png")
+"""What is written, in this order."""
 TILE = 64
 """Width and height of a frame in the picture, pixels."""
 
@@ -32,8 +34,8 @@ TILE = 64
 def write_report(out: Path, model: LatentActionModel, datasets: Sequence[Dataset], pairs: Pipeline) -> dict[str, Any]:
     """Writes `out`/health.json and `out`/codes.png; returns what the first holds. `pairs`: a pipeline of frame pairs to draw from."""
     health = health_report(model, datasets)
-    (out / "health.json").write_text(json.dumps(health, indent=1))
-    codes_picture(model, model.collate(pairs.samples(range(64)))).save(out / "codes.png")
+    (out / REPORT[0]).write_text(json.dumps(health, indent=1))
+    codes_picture(model, model.collate(pairs.samples(range(64)))).save(out / REPORT[1])
     return health
 
 

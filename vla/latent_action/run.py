@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vla.config import check_types
+from vla.config import check_types, to_json
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.device import device_here
 from vla.errors import UserError
-from vla.latent_action.checkpoint import load_latent
+from vla.latent_action.checkpoint import load_latent, run_of
 from vla.latent_action.model import LatentActionConfig, LatentActionModel
-from vla.latent_action.report import write_report
+from vla.latent_action.report import REPORT, write_report
+from vla.latent_action.state import refuse_changes
 from vla.latent_action.train import Progress, train_latent
 
 
@@ -57,23 +60,28 @@ class LatentRun:
     ) -> LatentActionModel:
         """Trains on the mixture's training episodes; writes `out`/model, log.jsonl, state/, health.json and codes.png.
 
-        `first`: folder of the first stage, where the model has one. `resume`: go on from `out`/state, if there is one; a run that is
-        finished already is returned as it is.
+        `first`: folder of the first stage, where the model has one. `resume`: go on from `out`/state, if there is one; of a run that is
+        finished already the model is returned, and what was left of its report written.
         """
-        if (out / "model").exists():
-            if resume:
-                return load_latent(out)
+        finished, data = (out / "model").exists(), mixture.fingerprint()
+        if finished and not resume:
             raise UserError(f"{out} holds a latent-action model already; choose another --out")
         if (out / "state").exists() and not resume:
             raise UserError(f"{out} holds a run that was not finished; go on with --resume, or choose another --out")
         try:
-            device_here(self.device)
+            device_here("cpu" if finished else self.device)
         except UserError as error:
             raise UserError(f"run '{self.name}': {error}; its recipe has a tiny variant for a CPU") from error
         if self.threads:
             torch.set_num_threads(self.threads)
         robots = {robot.name: robot for source in mixture.sources if (robot := source.dataset.info.robot)}
         pairs = Pipeline(mixture, robots, "train", self.seed, history_s=self.model.offsets_s, future_gap_s=self.model.gap_s)
+        datasets = [source.dataset for source in mixture.sources]
+        if finished:
+            model = self._finished(out, data)
+            if not all((out / name).is_file() for name in REPORT):
+                write_report(out, model, datasets, pairs)
+            return model
         model = train_latent(
             self.model,
             pairs.samples,
@@ -88,6 +96,15 @@ class LatentRun:
             first=first,
             save_every=self.save_every,
             resume=resume,
+            data=data,
         )
-        write_report(out, model, [source.dataset for source in mixture.sources], pairs)
+        write_report(out, model, datasets, pairs)
+        return model
+
+    def _finished(self, out: Path, data: Mapping[str, Any]) -> LatentActionModel:
+        """The model in `out`. UnsafeChange where this run would have made another."""
+        model = load_latent(out)
+        mine = {"steps": self.steps, "batch": self.batch_size, "seed": self.seed, "learning_rate": self.learning_rate, "data": data}
+        known = run_of(out / "model")
+        refuse_changes(out, {**mine, "model": to_json(self.model)}, {**known, "model": to_json(model.config)})
         return model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from vla.checkpoint import save_tensors, verify_folder, write_folder
+from vla.checkpoint import save_tensors, verify_folder, write_folder, writing
 from vla.errors import UnsafeChange
 from vla.latent_action.model import LatentActionModel
 
@@ -53,9 +54,7 @@ def load_state(
         return None
     folder = verify_folder(out / "state")
     data = json.loads((folder / "state.json").read_text())
-    changed = sorted(name for name in {*facts, *data["facts"]} if facts.get(name) != data["facts"].get(name))
-    if changed:
-        raise UnsafeChange(f"{out} was trained with another {', '.join(changed)}; resume it as it was, or choose another --out")
+    refuse_changes(out, facts, data["facts"])
     tensors = load_file(folder / "state.safetensors")
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -71,13 +70,28 @@ def load_state(
     return Watched(data["step"], count_NK, data["unexplained"], data["change"], data["seconds"], data["row"])
 
 
-def restart_log(out: Path, step: int) -> IO[str]:
+def refuse_changes(out: Path, facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """UnsafeChange where a run is to go on as another. What an older version did not write down is not compared."""
+    now = json.loads(json.dumps(dict(facts)))  # as it was read: lists for tuples
+    if changed := sorted(name for name in now if known.get(name, now[name]) != now[name]):
+        raise UnsafeChange(f"{out} was trained with another {', '.join(changed)}; resume it as it was, or choose another --out")
+
+
+@contextmanager
+def restart_log(out: Path, step: int) -> Iterator[IO[str]]:
     """`out/log.jsonl`, cut back to the rows up to `step`, ready to be written on; a row at a time, so that it can be watched."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "log.jsonl"
+    path, part = out / "log.jsonl", out / ".log.jsonl.partial"
     kept = []
     for line in path.read_text().splitlines() if step and path.is_file() else []:
         if line.endswith("}") and json.loads(line)["step"] <= step:  # a kill may have cut the last row
             kept.append(line + "\n")
-    path.write_text("".join(kept))
-    return open(path, "a", buffering=1)
+    with writing(path):
+        part.write_text("".join(kept))
+        part.replace(path)
+        file = open(path, "a", buffering=1)  # noqa: SIM115  # closed below
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # each row was flushed: what is left is what was refused, and said
+            file.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla.checkpoint import writing
 from vla.data.mixture import Mixture
 from vla.data.pipeline import Pipeline
 from vla.decoders.base import total_loss
@@ -49,6 +50,7 @@ def train_latent(
     first: Path | None = None,
     save_every: int = 0,
     resume: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> LatentActionModel:
     """Trains on positions 0 .. steps * batch - 1 and returns the model, in evaluation mode.
 
@@ -58,6 +60,7 @@ def train_latent(
 
     `first`: folder of the first stage's model, where the configuration has a `first_stage`. `save_every`: steps between states in
     `out/state`, from which `resume` goes on as if nothing had happened, bit for bit; without a state it starts from the beginning.
+    `data`: JSON facts of what the samples are, which a resumed run must find unchanged.
     """
     if steps < 1 or batch < 2:
         raise UserError(f"{steps} steps of {batch} pairs: give at least 1 step and 2 pairs")
@@ -66,7 +69,7 @@ def train_latent(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = config.build()
-    facts = {"model": model.hash(), "steps": steps, "batch": batch, "seed": seed, "learning_rate": learning_rate}
+    facts = {"model": model.hash(), "steps": steps, "batch": batch, "seed": seed, "learning_rate": learning_rate, "data": data}
     _start(model, config, first)
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(_learned(model), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -85,7 +88,8 @@ def train_latent(
             if step % log_every == 0 or last:
                 row = {"step": step, **row, "seconds": round(time.monotonic() - start_s, 3)}
                 if log is not None:
-                    log.write(json.dumps(row) + "\n")
+                    with writing(Path(log.name)):
+                        log.write(json.dumps(row) + "\n")
                 if progress is not None:
                     progress(step, steps, row)
             if step >= CHECK_AFTER * steps and (step % log_every == 0 or last):
@@ -97,7 +101,7 @@ def train_latent(
     row = row or (done.row if done else {})
     model.eval()
     if out is not None:
-        run = {"steps": steps, "batch": batch, "seed": seed, "learning_rate": learning_rate, "last": row}
+        run = {**facts, "last": row}
         save_latent(out / "model", model, run)
     return model
 
