@@ -57,5 +57,8 @@ def run(args: argparse.Namespace) -> int:
     tried = learn(decisions[~held_N], args.steps, args.seed)
     share = explained(tried, decisions[held_N])
     learn(decisions, args.steps, args.seed).save(args.out, found.policy)
-    print(f"{args.out}: explains {share:.0%} of the returns of held-out episodes (0% says no more than their mean)")
+    if share is None:
+        print(f"{args.out}: how much it explains is not known: all held-out episodes came to the same end. Give more --episodes")
+    else:
+        print(f"{args.out}: explains {share:.0%} of the returns of held-out episodes (0% says no more than their mean)")
     return 0

@@ -110,10 +110,13 @@ def learn(decisions: Decisions, steps: int, seed: int = 0) -> Value:
 
 
 @torch.no_grad()
-def explained(value: Value, decisions: Decisions) -> float:
-    """The share of the returns' variance that it predicts; 0 for a constant, below for worse."""
+def explained(value: Value, decisions: Decisions) -> float | None:
+    """The share of the returns' variance that it predicts; 0 for a constant, below for worse. None where all came to the same."""
+    variance = float(decisions.return_N.var(correction=0)) if len(decisions) else 0.0
+    if variance == 0:
+        return None
     error_N = value(decisions.state_ND, decisions.action_NTA).sigmoid() - decisions.return_N
-    return 1 - float(error_N.square().mean() / decisions.return_N.var(correction=0).clamp(min=1e-12))
+    return 1 - float(error_N.square().mean()) / variance
 
 
 class Remembering(Policy):
