@@ -11,6 +11,7 @@ import torch
 from tests.train.test_checkpoint import Told
 from tests.train.toy import MODEL, NARROW, WIDE, robot, toy_run
 from vla.alignment import Align
+from vla.backbones.adapters import LoRA
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.data.mixture import Mixture
 from vla.decoders.dit import DiT
@@ -125,6 +126,17 @@ def test_a_part_that_the_checkpoint_does_not_have_is_fresh(trained, shards, tmp_
     job = assemble(toy_run(init=str(start), seed=1), shards, shards)
     assert torch.equal(job.model.get_parameter("backbone.word_in.weight"), inside.model.get_parameter("backbone.word_in.weight"))
     assert any("fresh: state_in, decoder (the checkpoint's decoder is decoder.dit, and it has no state_in)" in note for note in job.notes)
+
+
+def test_a_part_of_another_shape_is_named_with_what_to_do(trained, shards, tmp_path):
+    lora = LoRA(rank=2, parts=("language",))
+    adapted = assemble(toy_run(init=str(trained[0]), model=None, lora=lora), shards, shards)
+    start = str(save_checkpoint(tmp_path / "adapted", adapted.contents, adapted.model.state_dict()))
+    with pytest.raises(UserError, match=r"the backbone of .*adapted does not fit this run's.*model=None.*--merge-adapters"):
+        assemble(toy_run(init=start), shards, shards)
+    wider = Model(replace(MODEL.backbone, width=64), MODEL.decoder)
+    with pytest.raises(UserError, match=r"the backbone of .* does not fit this run's: weight '.*leave 'backbone' out of init_parts[.]"):
+        assemble(toy_run(init=str(trained[0]), model=wider), shards, shards)
 
 
 def test_only_the_architecture_takes_no_numbers(trained, shards):

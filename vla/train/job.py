@@ -23,7 +23,7 @@ from vla.data.mixture import Mixture, Source
 from vla.data.pipeline import Pipeline
 from vla.data.statistics import compute_stats
 from vla.embodiment import Embodiment, load_embodiment
-from vla.errors import StatsMissing, UnknownName, UserError
+from vla.errors import SchemaError, StatsMissing, UnknownName, UserError
 from vla.model import VLA, Model
 from vla.noise import Noise
 from vla.normalize import RobotNormalizer, StatsKey
@@ -351,7 +351,13 @@ def _carry(run: Run, model: VLA, contents: Contents, old: Contents, weights: Map
             theirs = model.decoder.adopt(theirs)
         if part == "backbone":
             theirs = over_plain(model.backbone, theirs)
-        report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
+        try:
+            report = carry_over(model.get_submodule(part), contents.roster, theirs, old.roster)
+        except SchemaError as error:
+            adapted_too = part == "backbone" and getattr(old.model.backbone, "lora", None) is not None
+            merged = ", or merge its adapters first (`vla export checkpoint --merge-adapters`)" if adapted_too else ""
+            fix = f"Take the checkpoint's model (model=None), leave '{part}' out of init_parts{merged}."
+            raise SchemaError(f"run '{run.name}': the {part} of {run.init} does not fit this run's: {error}. {fix}") from error
         for name, module in model.get_submodule(part).named_modules():
             if isinstance(module, Codec):
                 module.adopt({key.removeprefix(f"{name}."): tensor for key, tensor in theirs.items() if key.startswith(f"{name}.")})
