@@ -101,6 +101,15 @@ def test_a_changed_run_is_told_and_refused_where_it_matters(go):
     go(resume=True, save_every=3, steps=8, allow_changed=True)
 
 
+@pytest.mark.parametrize(("size", "says"), [(16, "positions 24 to 47 are never seen"), (4, "positions 12 to 23 are seen again")])
+def test_another_batch_size_says_which_samples_that_costs(go, size, says):
+    go(save_every=3, steps=3)
+    told = Told()
+    result = go(told, resume=True, allow_changed=True, steps=4, batch_size=size)
+    assert any(says in line for line in told.lines)
+    assert checkpoint.load_state(result.checkpoint.parent)[1].batch_size == size
+
+
 def test_a_run_may_begin_to_average_or_to_train_a_part_as_it_resumes(go):
     go(save_every=3, ema_decay=None, freeze=("backbone",))
     before, _ = checkpoint.load_state(go(resume=True, ema_decay=None, freeze=("backbone",)).checkpoint.parent)

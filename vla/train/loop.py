@@ -84,7 +84,7 @@ def train(
         facts = {**run.to_json(), **job.facts}
         ranks.first_does(lambda: checkpoint.record_run(out, facts, not found.name, allow_changed, watch.say))
         engine = make_engine(run, job.model, ranks)
-        start = _restore(engine, job, found, run) if found.name else Progress(0, 0, run.batch_size, run.seed)
+        start = _restore(engine, job, found, run, watch) if found.name else Progress(0, 0, run.batch_size, run.seed)
         log = ranks.all_do(lambda: Log(out, ranks, start.step, run, watch))
         stack.callback(log.close)
         if ranks.first and not found.name:
@@ -159,7 +159,7 @@ def _found(out: Path, resume: bool, watch: Watch) -> str:
     return str(folder or "")
 
 
-def _restore(engine: Engine, job: Job, folder: Path, run: Run) -> Progress:
+def _restore(engine: Engine, job: Job, folder: Path, run: Run, watch: Watch) -> Progress:
     state, progress = checkpoint.load_state(folder)
     shapes = {f"weight/{name}": tuple(getattr(p, "ds_shape", p.shape)) for name, p in job.model.named_parameters()}
     wrong = [name for name, shape in shapes.items() if name not in state or tuple(state[name].shape) != shape]
@@ -167,10 +167,16 @@ def _restore(engine: Engine, job: Job, folder: Path, run: Run) -> Progress:
         raise UserError(f"{folder} holds another model: {', '.join(wrong[:3])}. Choose another --out, and start from it with --init.")
     if progress.step > run.steps:
         raise UserError(f"{folder} is at step {progress.step}; the run has only {run.steps} steps")
+    if progress.batch_size != run.batch_size and engine.ranks.first:
+        before, now = progress.step * progress.batch_size, progress.step * run.batch_size
+        watch.say(
+            f"note: step {progress.step} lies elsewhere in the order for batches of {run.batch_size} instead of {progress.batch_size}: "
+            f"positions {min(before, now)} to {max(before, now) - 1} are {'never seen' if now > before else 'seen again'}"
+        )
     trained = [name for name, p in job.model.named_parameters() if p.requires_grad]
     engine.load_state(_with_what_lacks(state, trained), progress.updates)
     engine.ranks.first_does(lambda: checkpoint.point(folder.parents[1], "last", folder))
-    return progress
+    return replace(progress, batch_size=run.batch_size, seed=run.seed)
 
 
 def _with_what_lacks(state: Mapping[str, Tensor], trained: Sequence[str]) -> dict[str, Tensor]:
