@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.latent_action.dots import CONFIG, STEPS, write_dots
 from vla.cli import main
@@ -15,6 +16,7 @@ from vla.data.pipeline import Pipeline
 from vla.data.quarantine import TooManyBad
 from vla.data.reader import Dataset
 from vla.errors import SchemaError, StatsMissing, UnknownName, UserError
+from vla.latent_action.encoder import SpatioTemporal
 from vla.latent_action.label import encode_dataset, label, label_hash, one_after_another
 from vla.latent_action.pairs import anchor_pairs, later_anchors
 from vla.latent_action.train import frame_pairs, train_latent
@@ -73,6 +75,23 @@ def test_labelling_agrees_with_training_pairs(video, trained):
     rows = [anchor for anchor in range(100) if anchor % STEPS < STEPS - 2]
     samples = [pipeline.at_anchor("video", anchor, 0.2) for anchor in rows]
     assert (model.encode(model.collate(samples)).numpy() == code_XN[rows]).mean() > 0.99
+
+
+def test_an_encoder_that_is_told_the_gap_is_told_the_same_in_labelling(video):
+    """A frame every 0.1 s for a gap of 0.24: the frames of a pair are 0.2 s apart, in training too."""
+    config = replace(CONFIG, gap_s=(0.24, 0.24), encoder=SpatioTemporal(width=16, depth=1, heads=2, queries=2, patch=8))
+    torch.manual_seed(0)
+    model = config.build().eval()
+    pipeline = frame_pairs(config, [video.folder])
+    rows = [anchor for anchor in range(100) if anchor % STEPS < STEPS - 2]
+    samples = [pipeline.at_anchor("video", anchor, 0.24) for anchor in rows]
+    assert {round(sample.gap_s, 6) for sample in samples} == {0.2}
+    told = []
+    model.encoder.register_forward_hook(lambda module, given, out: told.append(given[2]))
+    code_XN, _ = encode_dataset(video, model, 0.24)
+    labelled_XN = model.encode(model.collate(samples)).numpy()
+    assert torch.unique(torch.cat(told[:-1])).numel() <= 2  # that of a pair, and for an episode's last ones the nominal one
+    assert (labelled_XN == code_XN[rows]).all()
 
 
 def test_altered_frames_have_no_code(video, trained):

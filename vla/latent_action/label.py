@@ -154,7 +154,10 @@ def _encode(dataset: Dataset, model: LatentActionModel, gap_s: float, pairs: lis
         before = None
         if model.config.history_s:
             before = fit([image for window in images for image in window[:-2]], side).unflatten(0, (len(rows), -1))
-        batch = FramePairs(now, later, torch.full((len(rows),), gap_s), torch.arange(len(rows)), before)
+        # As in training, the time that lies between the frames, which is not often gap_s to the hair. An episode's last ones, which are
+        # nearer than any pair of training, say gap_s: in that time nothing more happened.
+        apart_B = torch.tensor([pairs[row].apart_s if pairs[row].apart_s > gap_s / 2 else gap_s for row in rows])
+        batch = FramePairs(now, later, apart_B, torch.arange(len(rows)), before)
         code_BN[rows] = model.encode(batch.to(next(model.parameters()).device)).cpu().numpy()
     return code_BN, bad
 
