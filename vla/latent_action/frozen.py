@@ -139,6 +139,7 @@ class _TimmTower(FrozenFeatures):
 class _TransformersTower(FrozenFeatures):
     def __init__(self, config: TransformersTower) -> None:
         super().__init__()
+        prepare_torchvision()
         from transformers import AutoConfig, AutoModel
 
         self.config = config
