@@ -32,7 +32,7 @@ def evidence(results: Path) -> str:
             _heads(results),
             _bimodal(results),
             *(_from_scratch(results, *each) for each in FROM_SCRATCH),
-            _new_robot(results / "new_robot.json", NEW_ROBOT),
+            _new_robot(results / "new_robot.json", NEW_ROBOT, PICTURE),
             _new_robot(results / "new_robot_before.json", NEW_ROBOT_BEFORE),
             _few_labels(results),
             _sampling(results),
@@ -160,7 +160,11 @@ NEW_ROBOT = (
 NEW_ROBOT_BEFORE = f"## A new robot, before\n\n{BEFORE}"
 
 
-def _new_robot(path: Path, head: str) -> str:
+PICTURE = "![Success by number of demonstrations, a line for each way to start; controls are dashed](images/new_robot.png)\n"
+"""Drawn by `benchmarks/pictures.py`; faint points are single trainings."""
+
+
+def _new_robot(path: Path, head: str, picture: str = "") -> str:
     found = load(path)
     if found is None:
         return head + "\n```bash\npython -m benchmarks.new_robot --json\n```\n\nNot run yet.\n"
@@ -169,6 +173,7 @@ def _new_robot(path: Path, head: str) -> str:
         f"```bash\n{found['command']}\n```\n",
         f"{found['seeds']} seeds, {found['episodes']} episodes each; {found['steps']} steps of fine-tuning, {found['pretrain_steps']} of "
         f"pretraining; {found['cpu_seconds'] / 60:.0f} CPU minutes.\n",
+        *([picture] if picture else []),
     ]
     for robot, rows in found["robots"].items():
         lines.append(f"`{robot}`, {rows['task']}:\n")

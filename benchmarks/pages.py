@@ -1,6 +1,6 @@
-"""Writes docs/performance.md and docs/results.md from benchmarks/results/*.json, so that no number on them is typed by hand.
+"""Writes docs/performance.md and docs/results.md, and the pictures on them, from benchmarks/results/*.json: no number is typed by hand.
 
-python -m benchmarks.pages           # write both pages
+python -m benchmarks.pages           # write both pages and draw their pictures
 python -m benchmarks.pages --check   # exit 1 where a page is not what its results say
 python -m benchmarks.pages --commands
 
@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks.cases import CASES, Row
 from benchmarks.command import ROOT
-from benchmarks.evidence import evidence, load
+from benchmarks.evidence import ARMS, evidence, load
+from benchmarks.pictures import new_robot
 
 RESULTS = ROOT / "benchmarks" / "results"
 HEADER = "<!-- Written by `python -m benchmarks.pages` from benchmarks/results/. Do not edit. -->\n"
@@ -37,9 +38,20 @@ def main() -> int:
             stale += [path] if not path.is_file() or path.read_text() != text else []
         else:
             path.write_text(text)
+    if not args.check:  # other versions of matplotlib draw other bytes
+        draw()
     for path in stale:
         print(f"{path.relative_to(ROOT)} is not what benchmarks/results/ says. Run: python -m benchmarks.pages", file=sys.stderr)
     return 1 if stale else 0
+
+
+def draw(results: Path = RESULTS, images: Path = ROOT / "docs" / "images") -> list[Path]:
+    """The pictures on the pages, as far as there are results."""
+    found = load(results / "new_robot.json")
+    if found is None:
+        return []
+    new_robot(found, ARMS, images / "new_robot.png")
+    return [images / "new_robot.png"]
 
 
 def pages(results: Path = RESULTS) -> dict[Path, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks.cases import CASES
 from benchmarks.evidence import _codes, evidence
-from benchmarks.pages import RESULTS, ROOT, pages, performance
+from benchmarks.pages import RESULTS, ROOT, draw, pages, performance
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
@@ -31,6 +32,13 @@ def test_codes_are_shown_by_source_and_by_what_a_probe_reads():
     lines = _codes({"sawyer": row})
     assert "| sawyer | displacement of hand | 0.60 | 0.50, 0.70 | 81% | 3% |" in lines
     assert "| sawyer | action of move | 0.20 | 0.20 | 81% | 3% |" in lines and _codes({}) == []
+
+
+def test_pictures_are_drawn_of_what_there_is(tmp_path):
+    (picture,) = draw(RESULTS, tmp_path)
+    with Image.open(picture) as drawn, Image.open(ROOT / "docs" / "images" / picture.name) as shown:
+        assert drawn.size == shown.size and len(drawn.convert("RGB").getcolors(1 << 20)) > 100
+    assert f"(images/{picture.name})" in evidence(RESULTS) and draw(tmp_path, tmp_path) == []
 
 
 def test_every_command_names_a_module_that_is_there():
