@@ -47,7 +47,7 @@ class Unfamiliar:
     def lines(self) -> list[str]:
         """One for each number that is often far out, with what it was and what training had."""
         return [
-            f"state {self._names[at]} was {self._value_P[at]:.4g} and such in {self._far_P[at]} of {self.seen} observations, far from "
-            f"training's {self._offset_P[at]:.4g} ± {self._scale_P[at]:.4g}. Is it in the embodiment's unit, and in its place?"
+            f"state {self._names[at]} was far from training's {self._offset_P[at]:.4g} ± {self._scale_P[at]:.4g} in {self._far_P[at]} of "
+            f"{self.seen} observations, {self._value_P[at]:.4g} at the farthest. Is it in the embodiment's unit, and in its place?"
             for at in np.flatnonzero(self._far_P > OFTEN * self.seen).tolist()
         ]

@@ -41,7 +41,7 @@ def test_degrees_where_training_had_radians_are_said_by_name_and_value(method):
     assert look(seen(trained, method), now) == []
     now[:, 1] = np.degrees(now[:, 1])
     (line,) = look(seen(trained, method), now)
-    assert f"[1] was {now[:, 1].max():.4g} and such in 20 of 20 observations" in line
+    assert "[1] was far from" in line and f"in 20 of 20 observations, {now[:, 1].max():.4g} at the farthest" in line
 
 
 def test_what_training_had_rarely_is_not_said():

@@ -343,5 +343,5 @@ def test_a_state_unlike_those_of_training_is_acted_on_and_said(caplog):
             told |= {"state": np.tile(told["state"], (2, 1)), "request": {"offsets_s": list(known.offsets_s)}}
             assert client.infer(told)["actions"].shape == (robot.horizon, robot.command.size)
         lines = statistics(server.address)["unfamiliar"]
-    assert len(lines) == robot.state.size and "57 and such in 2 of 3 observations" in lines[0]
+    assert len(lines) == robot.state.size and "in 2 of 3 observations, 57 at the farthest" in lines[0]
     assert [record.message for record in caplog.records if "57" in record.message] == ["; ".join(lines).replace("2 of 3", "1 of 2")]
