@@ -39,10 +39,12 @@ class Ranks:
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        ranks = Ranks(rank, world, device)
         if world > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        return Ranks(rank, world, device)
+            ranks._part()  # the first, through which all meet, may leave at once over a mistake in the recipe
+        return ranks
 
     @staticmethod
     def number() -> int:
@@ -102,7 +104,8 @@ class Ranks:
         raise failure
 
     def _part(self) -> None:
-        """Before ranks leave: each has heard why. A process that ends can take with it what it sent last; from here on that is nothing."""
+        """Before ranks may leave: each has come so far. A process that ends can take with it what it sent last; from here on that is
+        nothing."""
         with suppress(RuntimeError):
             self.sum(torch.zeros((), device=self.device))
 
