@@ -35,7 +35,8 @@ def evidence(results: Path) -> str:
             _new_robot(results / "new_robot.json", NEW_ROBOT, PICTURE),
             _new_robot(results / "new_robot_before.json", NEW_ROBOT_BEFORE),
             _few_labels(results),
-            _sampling(results),
+            _sampling(results / "sampling.json", "## How chunks are drawn\n"),
+            _sampling(results / "sampling_before.json", f"## How chunks are drawn, by a weaker policy\n\n{BEFORE}"),
             _latency(results),
             _shipped(results),
             _probes(results),
@@ -305,9 +306,9 @@ def _interval(row: dict[str, Any]) -> tuple[float, float]:
     return found.low, found.high
 
 
-def _sampling(results: Path) -> str:
-    found = load(results / "sampling.json")
-    title = f"## How chunks are drawn\n\n{BEFORE}\nThe same episodes in every row; `decisions` are the chunks that an episode asked for.\n"
+def _sampling(path: Path, title: str) -> str:
+    found = load(path)
+    title += "\nThe same episodes in every row; `decisions` are the chunks that an episode asked for.\n"
     if found is None:
         return f"{title}\nNot measured yet.\n"
     where = f"--suite {found['suite']}" + f" --tasks {found['tasks']}" * bool(found["tasks"])
@@ -333,8 +334,7 @@ def _trained(found: dict[str, Any]) -> str:
 
 def _latency(results: Path) -> str:
     found = load(results / "latency.json")
-    title = f"## Success against delay\n\n{BEFORE}\n"
-    title += "A chunk arrives so many control steps after its observation; till then the old one goes on.\n"
+    title = "## Success against delay\n\nA chunk arrives so many control steps after its observation; till then the old one goes on.\n"
     if found is None:
         return f"{title}\nNot measured yet.\n"
     delays = ",".join(dict.fromkeys(str(row["delay_steps"]) for row in found["rows"]))
