@@ -98,6 +98,7 @@ def measure(case: Case, args: argparse.Namespace, ceilings: Ceilings) -> dict[st
     fuse(optimized)
     acting: dict[str, VLA | Captured] = {"plain": model, "optimized": optimized}
     if args.compiled:
+        torch._dynamo.reset()  # or graphs of earlier rows would count against the limit of this one's
         acting["compiled"] = copy.deepcopy(model)
         compile_layers(acting["compiled"])
     if device.type == "cuda":
