@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("scratch", "scratch_longer", "pretrained", "permuted", "one_robot", "latent", "latent_permuted")
-"""Of `benchmarks/new_robot.py`, in the order of the legend."""
 DASHED = {"permuted": "pretrained", "latent_permuted": "latent"}
-"""A control -> what it is the control of; both have one colour."""
+"""Of `benchmarks/new_robot.py`, a control -> what it is the control of; both have one colour."""
 
 
 def new_robot(found: Mapping[str, Any], names: Mapping[str, str], path: Path) -> None:
     """A panel for each robot: success by number of demonstrations, with Wilson's intervals; faint points are single trainings. `names`:
-    arm -> its label."""
+    arm -> its label, in the order of the legend."""
     from matplotlib.figure import Figure
 
     from vla.evaluate.curves import COLOURS
@@ -22,7 +20,7 @@ def new_robot(found: Mapping[str, Any], names: Mapping[str, str], path: Path) ->
     robots = found["robots"]
     figure = Figure(figsize=(1.5 + 4.2 * len(robots), 4.4), layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(robots), sharey=True, squeeze=False)[0]
-    arms = [arm for arm in SHOWN if any(arm in by_arm for rows in robots.values() for by_arm in rows["demonstrations"].values())]
+    arms = [arm for arm in names if any(arm in by_arm for rows in robots.values() for by_arm in rows["demonstrations"].values())]
     solid = [arm for arm in arms if arm not in DASHED]
     for panel, (robot, rows) in zip(panels, robots.items(), strict=True):
         counts = list(rows["demonstrations"])

@@ -112,7 +112,8 @@ class Mcap(Reader):
 
     def _pictures(self, tracks: Mapping[str, _Track], latest: Mapping[str, np.ndarray]) -> dict[str, Pictures]:
         """A picture is of the step at which it is first the latest. Cameras that take turns would have no step in common: where the slowest
-        has one, the others are shown as they are known then, as a policy would see them. `latest`: number of the picture at each step."""
+        has one, the others are shown as they are known then, as a policy would see them. `latest`: the number of the picture at each step,
+        int64 (steps,)."""
         new = {name: np.flatnonzero(np.diff(at, prepend=-1)) for name, at in latest.items()}
         anchors = min((new[name] for name in new if not tracks[name].latched), key=len, default=np.zeros(0, np.int64))
         found: dict[str, Pictures] = {}
@@ -169,8 +170,9 @@ class Mcap(Reader):
 
 
 def _lag_ns(since_start: Sequence[np.ndarray], rate_hz: Fraction) -> int:
-    """How much later ticks have to be, so that pictures which come once a tick and tremble around it are there at each. Else a tick would
-    now and then see none, the next one two, of which one is lost; and a step without a picture of each camera is none to learn from."""
+    """How much later ticks have to be, in ns, so that pictures which come once a tick and tremble around it are there at each. Else a tick
+    would now and then see none, the next one two, of which one is lost; and a step without a picture of each camera is none to learn from.
+    `since_start`: when the pictures of each camera were taken, int64 ns (N,)."""
     period_ns = 1e9 / float(rate_hz)
     late_ns = 0.0
     for time_ns in since_start:
