@@ -218,3 +218,12 @@ def test_a_rate_or_a_clip_that_would_undo_training_is_refused(make, says):
 def test_a_block_of_zero_that_is_null_is_none():
     assert Zero(2, {"offload_optimizer": None}).device_of("offload_optimizer") == "none"
     assert Zero(2, {"offload_optimizer": {"device": "cpu"}}).device_of("offload_optimizer") == "cpu"
+
+
+def test_where_there_are_no_recipes_the_folder_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownName, match=f"Choices: none. Looked from {tmp_path}: .*from its root"):
+        load_recipe("pretrain/demo.py")
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(UnknownName, match=r"'mien.py'. Choices: mine.py.$"):
+        load_recipe("mien.py")

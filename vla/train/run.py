@@ -192,7 +192,9 @@ def load_recipe(recipe: str | Path) -> Run | LatentRun:
     path = Path(f"{name}.py" if colon else recipe)
     if not path.is_file():
         folders = {path.parent, Path("pretrain"), Path("finetune")}
-        raise UnknownName("recipe", path, {found for folder in folders for found in folder.glob("*.py")})
+        recipes = {found for folder in folders for found in folder.glob("*.py")}
+        fix = "" if recipes else f"Looked from {Path.cwd()}: recipes are named by their path, the project's own from its root."
+        raise UnknownName("recipe", path, recipes, fix)
     spec = importlib.util.spec_from_file_location(f"vla_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
