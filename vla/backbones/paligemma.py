@@ -33,6 +33,8 @@ class PaliGemma(LibraryConfig):
 
 
 class PaliGemmaBackbone(LibraryBackbone):
+    """SigLIP, one linear map, Gemma 1 or 2. The prefix sees itself whole, and positions count from 1."""
+
     projector: Any
 
     causal = False

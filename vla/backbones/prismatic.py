@@ -55,6 +55,7 @@ class Prismatic(LibraryConfig):
 
     @classmethod
     def library_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Towers by their names in timm, or by Prismatic's one name for them (TOWERS)."""
         towers = data.get("timm_model_ids") or TOWERS.get(str(data.get("vision_backbone_id")))
         if not towers:
             raise UnknownName("Prismatic tower", data.get("vision_backbone_id"), TOWERS)
@@ -77,6 +78,8 @@ class Prismatic(LibraryConfig):
 
 
 class PrismaticBackbone(LibraryBackbone):
+    """One or two towers of timm whose patches are joined feature by feature, an MLP, Llama 2."""
+
     config: Prismatic
     projector: _Projector
     published: ClassVar[Mapping[str, tuple[str, ...]]] = {

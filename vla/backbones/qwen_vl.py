@@ -58,6 +58,8 @@ class Qwen3VL(LibraryConfig):
 
 
 class QwenVLBackbone(LibraryBackbone):
+    """The tower, which holds its projector, and the language model of either version; what differs is read from the configuration."""
+
     library_parts: ClassVar[Mapping[str, str]] = {"vision": "visual", "language": "language_model"}
     published: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vision": ("visual.", "model.visual."),

@@ -38,6 +38,8 @@ class SmolVLM(LibraryConfig):
 
 
 class SmolVLMBackbone(LibraryBackbone):
+    """SigLIP, patches folded into fewer tokens by the connector, SmolLM2."""
+
     projector: Any
     library_parts: ClassVar[Mapping[str, str]] = {"vision": "vision_model", "projector": "connector", "language": "text_model"}
     published: ClassVar[Mapping[str, tuple[str, ...]]] = {
